@@ -1,0 +1,36 @@
+"""What a client is told when Foreshard itself answers: the fields of an ErrorResponse."""
+
+from __future__ import annotations
+
+
+class ForeshardError(Exception):
+    """Base of every error that Foreshard raises on purpose; its text is one line fit for an operator."""
+
+
+class SqlError(ForeshardError):
+    """What a client is told: the fields of an ErrorResponse.
+
+    sqlstate is the five-character code of PostgreSQL's appendix A; 0A000 for what is not built yet.
+    """
+
+    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    def encode(self, severity: str = "ERROR") -> bytes:
+        """The whole ErrorResponse message ('E', length, fields)."""
+        fields = [("S", severity), ("V", severity), ("C", self.sqlstate), ("M", self.message)]
+        if self.detail:
+            fields.append(("D", self.detail))
+        if self.hint:
+            fields.append(("H", self.hint))
+        body = b"".join(code.encode() + text.encode() + b"\0" for code, text in fields) + b"\0"
+        return b"E" + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def not_built(what: str, hint: str, detail: str = "") -> SqlError:
+    """The answer to what Foreshard does not do yet."""
+    return SqlError("0A000", f"Foreshard does not support {what} yet", detail, hint)

@@ -1,0 +1,1 @@
+"""The console and what it shows."""

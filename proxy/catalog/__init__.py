@@ -1,0 +1,1 @@
+"""Tables, keys, parents and registered functions: an immutable snapshot."""

@@ -1,0 +1,1 @@
+"""Control database, schema plan and apply, checks, and the controller."""

@@ -1,0 +1,1 @@
+"""The demo: the standard library's sources through real trigger functions."""

@@ -1,0 +1,1 @@
+"""Embedded PostgreSQL shards: found, initialised, started, adopted, stopped."""

@@ -1,0 +1,1 @@
+"""Placement bookkeeping above the kernels."""

@@ -1,0 +1,1 @@
+"""Profiles of trigger functions: priors, versions, persistence format."""

@@ -1,0 +1,1 @@
+"""Statement text and catalog to a route."""

@@ -1,0 +1,1 @@
+"""Trigger functions: capture, outbox, lanes, workers, measurement."""

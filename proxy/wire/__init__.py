@@ -1,0 +1,1 @@
+"""The compiled I/O shell of the relay: sockets, frontends, backends, pools."""
