@@ -1,0 +1,67 @@
+"""The `foreshard` command: a table of subcommands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from foreshard.proxy import __version__
+from foreshard.proxy.errors import ForeshardError
+
+# name -> (module with configure(parser) and run(arguments) -> exit code, one line of help; None hides it)
+COMMANDS: dict[str, tuple[str, str | None]] = {
+    "serve": ("foreshard.proxy.server", "start the proxy, its controller and its workers"),
+    "demo": ("foreshard.proxy.demo.command", "run the demo on embedded shards"),
+    "plan": ("foreshard.proxy.control.command_plan", "show what the shards lack, as SQL"),
+    "apply": ("foreshard.proxy.control.command_apply", "make what plan shows"),
+    "check": ("foreshard.proxy.control.command_check", "look at versions, settings, privileges and clocks"),
+    "worker": ("foreshard.proxy.triggers.worker", "run trigger functions of one shard"),
+    "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
+    "router": ("foreshard.proxy.router", None),
+    "controller": ("foreshard.proxy.control.controller", None),
+}
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser; arguments of `only` are configured, so that other commands' modules stay unimported."""
+    parser = argparse.ArgumentParser(
+        prog="foreshard",
+        description="A PostgreSQL sharding proxy that places rows by the predicted cost of their trigger functions.",
+        epilog="Exit codes: 0 done, 1 failed or found something missing, 2 wrong usage or configuration, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"foreshard {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module_name, summary) in COMMANDS.items():
+        extra = {"help": summary} if summary else {}
+        command = commands.add_parser(name, description=summary, **extra)
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        if name == only:
+            importlib.import_module(module_name).configure(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; errors are one line on standard error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    only = next((word for word in words if word in COMMANDS), None)
+    arguments = build_parser(only).parse_args(words)
+    try:
+        return int(importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except ForeshardError as error:
+        if arguments.debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"foreshard: {line}", file=sys.stderr)
+        return EXIT_USAGE if type(error).__name__ == "ConfigError" else EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Configuration: the frozen structs every process works from, and how they are read from YAML."""
+
+from foreshard.proxy.config.model import (
+    Config,
+    EmbeddedConfig,
+    LimitsConfig,
+    PlacementConfig,
+    PoolConfig,
+    ProfilePrior,
+    ShardConfig,
+    TableConfig,
+    TriggerConfig,
+    WorkersConfig,
+)
+
+__all__ = [
+    "Config",
+    "EmbeddedConfig",
+    "LimitsConfig",
+    "PlacementConfig",
+    "PoolConfig",
+    "ProfilePrior",
+    "ShardConfig",
+    "TableConfig",
+    "TriggerConfig",
+    "WorkersConfig",
+]

@@ -1,0 +1,116 @@
+"""The configuration as values: one frozen struct per section, units last in names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One shard: a PostgreSQL database. The order in the file is the shard's index and never changes."""
+
+    name: str
+    dsn: str
+    weight: float = 1.0
+
+
+class EmbeddedConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Shards that Foreshard itself starts, each a PostgreSQL instance below `data`."""
+
+    shards: int = 3
+    data: Path = Path("./data")
+
+
+class TableConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A declared table. Sharded root: key only. Child: key, parent, via. Reference: reference only."""
+
+    name: str
+    key: str | None = None
+    parent: str | None = None
+    via: str | None = None
+    reference: bool = False
+
+
+class ProfilePrior(msgspec.Struct, frozen=True, kw_only=True):
+    """Expected cost of one call until it has been measured; None where nothing is known."""
+
+    cpu_s: float | None = None
+    memory_byte_s: float | None = None
+    io_bytes: float | None = None
+    network_bytes: float | None = None
+
+
+class TriggerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered trigger function."""
+
+    name: str
+    table: str
+    on: tuple[str, ...]  # of "insert", "update", "delete"
+    function: str  # "module:callable"
+    columns: tuple[str, ...] | None = None  # for update: fire only when one of these changed
+    timeout_s: float = 30.0
+    memory_bytes_max: int | None = None
+    attempts_max: int = 5
+    backoff_s: float = 0.5  # before the first retry; doubles each time
+    profile: ProfilePrior = ProfilePrior()
+
+
+class PlacementConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shard is chosen for a new root row."""
+
+    policy: str = "bounded"  # bounded, key-hash, cost-hash, two-choices, least-loaded
+    bound: float = 1.05
+    # What one shard can give per second: a cost vector is divided by these, the largest quotient is its scalar.
+    cpu_s_per_s: float = 1.0
+    memory_bytes: float = 1e9
+    io_bytes_per_s: float = 200e6
+    network_bytes_per_s: float = 100e6
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Backends per shard."""
+
+    size: int = 20  # most backends per shard
+    wait_timeout_s: float = 30.0  # a client waits this long for a backend, then hears 53300
+    idle_timeout_s: float = 600.0  # an idle backend is closed after this
+    connect_timeout_s: float = 5.0
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may send."""
+
+    clients_max: int = 1000
+    startup_bytes_max: int = 10_000
+    message_bytes_max: int = 256 * 1024 * 1024
+    startup_timeout_s: float = 10.0
+    statement_cache_entries_max: int = 10_000
+
+
+class WorkersConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Local worker processes."""
+
+    per_shard: int = 1
+    batch_events_max: int = 32
+    poll_interval_s: float = 1.0
+    preload: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration. `shards` is filled for embedded deployments too, once their ports are known."""
+
+    path: Path  # the file it came from; relative paths in it are relative to its folder
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 6432
+    shards: tuple[ShardConfig, ...] = ()
+    embedded: EmbeddedConfig | None = None
+    control: str | None = None  # DSN; None: the first shard's database
+    run_directory: Path = Path("./run")  # shared state, sockets, pid file
+    schema: Path | None = None  # SQL file that `apply` runs on every shard before anything else
+    functions_path: Path | None = None  # folder put on sys.path of workers; default: the file's folder
+    tables: tuple[TableConfig, ...] = ()
+    triggers: tuple[TriggerConfig, ...] = ()
+    placement: PlacementConfig = PlacementConfig()
+    pool: PoolConfig = PoolConfig()
+    limits: LimitsConfig = LimitsConfig()
+    workers: WorkersConfig = WorkersConfig()
