@@ -33,7 +33,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foreshard",
         description="A PostgreSQL sharding proxy that places rows by the predicted cost of their trigger functions.",
-        epilog="Exit codes: 0 done, 1 failed or found something missing, 2 wrong usage or configuration, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 failed or something missing, 2 usage or configuration, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"foreshard {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
