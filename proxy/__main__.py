@@ -38,8 +38,10 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foreshard {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, summary) in COMMANDS.items():
-        extra = {"help": summary} if summary else {}
-        command = commands.add_parser(name, description=summary, **extra)
+        if summary is None:
+            command = commands.add_parser(name)
+        else:
+            command = commands.add_parser(name, description=summary, help=summary)
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         if name == only:
             importlib.import_module(module_name).configure(command)
