@@ -1,0 +1,187 @@
+"""Embedded shards: PostgreSQL instances s0, s1, ... below one data directory.
+
+What lies there:
+    cluster.json     the port of each instance, remembered from start to start
+    lock             held while instances are started or stopped
+    NAME.log         what instance NAME said
+    instances/NAME   its data directory; `instances` is a link to a folder below /var/lib when root's PostgreSQL
+                     account could not enter the data directory (`make clean` follows it)
+
+Invariants
+1. A folder instances/NAME is complete: it is made under another name and renamed.
+2. At most one starter acts on a data directory at a time (the lock); instances that run already are adopted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from foreshard.proxy.config import Config, ShardConfig
+from foreshard.proxy.embedded.binaries import Account, choose_account, find_binaries, is_reachable, public_folder
+from foreshard.proxy.embedded.instance import (
+    DATABASE,
+    USER,
+    Instance,
+    choose_port,
+    copy_template,
+    is_free,
+    make_template,
+)
+from foreshard.proxy.errors import ForeshardError
+
+LAUNCH_ATTEMPTS_MAX = 3  # another process may take the chosen port first
+
+
+class EmbeddedCluster:
+    """The instances below one data directory. `start` starts or adopts, `stop` stops all, whoever started them."""
+
+    def __init__(self, data: Path, shards: int, *, durable: bool = True) -> None:
+        self.data = data.absolute()
+        self.durable = durable
+        self.started: list[str] = []  # names that the last `start` had to launch; the others were adopted
+        self._names = [f"s{index}" for index in range(shards)]
+        self._instances: list[Instance] = []
+
+    def start(self) -> tuple[ShardConfig, ...]:
+        """Make, start or adopt every instance; returns when all accept connections."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            self._open()
+            self._make_folders()
+            ports = self._read_ports()
+            adopted = {instance.name for instance in self._instances if instance.adopt()}
+            waiting = [instance for instance in self._instances if instance.name not in adopted]
+            self.started = [instance.name for instance in waiting]
+            try:
+                self._launch(waiting, ports)
+            except BaseException:
+                for instance in waiting:
+                    if instance.signal_stop() is not None:
+                        instance.wait_stopped()
+                raise
+            self._write_ports()
+        return tuple(ShardConfig(name=instance.name, dsn=instance.dsn) for instance in self._instances)
+
+    def stop(self, names: list[str] | None = None) -> None:
+        """Stop the named instances, or all of them; connected clients are disconnected."""
+        if not self.data.is_dir():
+            return
+        with self._lock():
+            if not self._instances:
+                self._open()
+            chosen = [instance for instance in self._instances if names is None or instance.name in names]
+            for instance in chosen:
+                instance.signal_stop()
+            for instance in chosen:
+                instance.wait_stopped()
+
+    def pids(self) -> dict[str, int]:
+        """Postmaster's pid by name, of the instances that run."""
+        found = {instance.name: instance.read_postmaster() for instance in self._instances}
+        return {name: file.pid for name, file in found.items() if file is not None}
+
+    def _open(self) -> None:
+        binaries, account = find_binaries(), choose_account()
+        folder = self._instances_folder(account)
+        self._instances = [
+            Instance(name, folder / name, self.data / f"{name}.log", binaries, account) for name in self._names
+        ]
+        self._binaries, self._account, self._folder = binaries, account, folder
+
+    def _instances_folder(self, account: Account) -> Path:
+        """Where instances lie, made when missing; behind a link when the account cannot reach the data directory."""
+        link = self.data / "instances"
+        if link.is_symlink() or not link.exists():
+            target = link
+            if account.is_other and not is_reachable(self.data):
+                digest = hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:16]
+                target = public_folder("lib") / digest
+                if not link.is_symlink():
+                    link.symlink_to(target)
+            target.mkdir(mode=0o755, exist_ok=True)
+        return link.resolve()
+
+    def _make_folders(self) -> None:
+        missing = [instance for instance in self._instances if not instance.folder.exists()]
+        if not missing:
+            return
+        template = self._folder / "template"
+        log = self.data / "initdb.log"
+        if not template.exists():
+            make_template(template, self._binaries, self._account, log)
+        for instance in missing:
+            copy_template(template, instance.folder, self._binaries, self._account, log, self.durable)
+        shutil.rmtree(template)
+
+    def _launch(self, waiting: list[Instance], ports: dict[str, int]) -> None:
+        """Start all at once, then wait for each; who lost its port to someone else gets another."""
+        for _ in range(LAUNCH_ATTEMPTS_MAX):
+            for instance in waiting:
+                port = ports.pop(instance.name, 0)
+                instance.launch(port if port and is_free(port) else choose_port(), self.durable)
+            waiting = [instance for instance in waiting if not instance.wait_ready()]
+        for instance in waiting:
+            raise ForeshardError(f"embedded shard {instance.name} did not start: {instance.log_tail()}")
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.data / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read_ports(self) -> dict[str, int]:
+        return read_ports(self.data) or {}
+
+    def _write_ports(self) -> None:
+        known = self._read_ports() | {instance.name: instance.port for instance in self._instances}
+        draft = self.data / "cluster.json.draft"
+        draft.write_text(json.dumps({"ports": known}, indent=1) + "\n")
+        draft.rename(self.data / "cluster.json")
+
+
+def read_ports(data: Path) -> dict[str, int] | None:
+    """The remembered ports of a data directory; None before its first start."""
+    try:
+        ports = json.loads((data / "cluster.json").read_text())["ports"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return {str(name): int(port) for name, port in ports.items()}
+
+
+def resolve_shards(config: Config) -> Config:
+    """The configuration with `shards` filled from the remembered ports; starts nothing."""
+    if config.embedded is None or config.shards:
+        return config
+    ports = read_ports(config.embedded.data)
+    names = [f"s{index}" for index in range(config.embedded.shards)]
+    if ports is None or not all(name in ports for name in names):
+        raise ForeshardError(
+            f"the embedded shards below {config.embedded.data} have never been started: "
+            "run `foreshard apply`, then `foreshard serve`"
+        )
+    shards = tuple(
+        ShardConfig(name=name, dsn=f"postgresql://{USER}@127.0.0.1:{ports[name]}/{DATABASE}") for name in names
+    )
+    return msgspec.structs.replace(config, shards=shards)
+
+
+@contextlib.contextmanager
+def running_shards(config: Config) -> Iterator[Config]:
+    """The configuration with its shards running: embedded ones that did not run are started, and stopped at the end."""
+    if config.embedded is None:
+        yield config
+        return
+    cluster = EmbeddedCluster(config.embedded.data, config.embedded.shards)
+    shards = cluster.start()
+    try:
+        yield msgspec.structs.replace(config, shards=shards)
+    finally:
+        cluster.stop(cluster.started)
