@@ -1,10 +1,11 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
-from foreshard._core.shared cimport RESOURCE_COUNT, SharedState
+from foreshard._core.shared cimport Common, Shard, SharedState
 
 
 cdef enum:
     CANDIDATE_COUNT = 4
+    WRITE_PROFILES_MAX = 64     # profiles of one write given from Python
     BUCKET_ROWS_SHARE = 64      # a backend asks for its next bucket after this many rows, or bucket_cost_share()
 
 
@@ -32,7 +33,7 @@ cdef enum Reason:
 
 
 cdef struct Decision:           # one placement, for EXPLAIN
-    double predicted[RESOURCE_COUNT]
+    double predicted[4]     # per resource
     double cost                 # scalar, seconds of a shard
     double threshold            # heavy from here
     bint heavy
@@ -48,6 +49,8 @@ cdef struct Decision:           # one placement, for EXPLAIN
 
 cdef class Placer:
     cdef readonly SharedState state
+    cdef Shard* shards          # of the state
+    cdef Common* common         # of the state
     cdef int policy             # a Policy
     cdef double bound
     cdef uint64_t salt          # of this process
@@ -56,7 +59,7 @@ cdef class Placer:
     cdef Decision decision      # the last one made
 
     # Shard for a new root row whose key the shard will generate, or -1 when no shard is up. The cost and
-    # features[3] rows are charged to it. only_shard >= 0: that shard is the only candidate.
+    # features[0] rows are charged to it. only_shard >= 0: that shard is the only candidate.
     cdef int place(self, const double* features, const int* profile_indexes, int profile_count,
                    int only_shard) noexcept nogil
     # The same for a key the client supplied, by its hash under home_seed() (buckets.home_hash for a bigint).
@@ -65,7 +68,7 @@ cdef class Placer:
     # Charge a write that has no choice (update, delete, child) to its shard; answers the scalar cost.
     cdef double charge(self, int shard, const double* features, const int* profile_indexes,
                        int profile_count) noexcept nogil
-    # Scalar predicted cost; by_resource (RESOURCE_COUNT) is overwritten.
+    # Scalar predicted cost; by_resource (4 of them) is overwritten.
     cdef double predict(self, const double* features, const int* profile_indexes, int profile_count,
                         double* by_resource) noexcept nogil
     # A bucket that the shard owns, another one each time; -1 when it owns none.
@@ -76,3 +79,15 @@ cdef class Placer:
     # What is behind place and place_key, for costs that are known already.
     cdef int place_cost(self, double cost, double rows, uint64_t key_hash, bint keyed, int only_shard) noexcept nogil
     cdef void decide(self, double cost, uint64_t key_hash, bint keyed, int only_shard) noexcept nogil
+
+    cdef void learn_threshold(self, double cost) noexcept nogil
+    cdef void settle(self, int shard, int reason) noexcept nogil
+    cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil
+    cdef void propose(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil
+    cdef void weigh(self, double cost) noexcept nogil
+    cdef bint lighter(self, int one, int other) noexcept nogil
+    cdef int lightest(self, int first, int end, bint spare_crowded) noexcept nogil
+    cdef void decide_bounded(self) noexcept nogil
+    cdef int lightest_of_all(self) noexcept nogil
+    cdef int next_up(self, int shard) noexcept nogil
+    cdef int read_write(self, object features, object profiles, double* x, int* indexes) except -1

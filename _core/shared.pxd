@@ -1,14 +1,14 @@
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
+from foreshard._core.model cimport Model
+
 
 cdef enum:
-    RESOURCE_COUNT = 4      # CPU seconds, memory byte-seconds, I/O bytes, network bytes: always in this order
-    FEATURE_COUNT = 4       # 1, size, complexity, volume
     POLICY_COUNT = 5        # rows of the ledgers, in the order of POLICIES
 
 
-cdef enum ModelFlag:
-    MODEL_DEGRADED = 1      # predictions too far off: cost counts as the mean
+cdef enum ProfileFlag:
+    PROFILE_DEGRADED = 1    # predictions too far off: cost counts as the mean
 
 
 cdef struct Header:         # written once, when the file is made
@@ -23,7 +23,7 @@ cdef struct Header:         # written once, when the file is made
 cdef struct Common:
     uint64_t map_sequence   # controller; odd while the map changes
     uint64_t epoch          # controller; of the bucket map
-    double capacities[RESOURCE_COUNT]   # controller; what a shard can give per second
+    double capacities[4]    # controller; what a shard can give per second of each resource
     uint64_t unused[2]
     double heavy_threshold  # router; running 95th percentile of predicted cost
     double heavy_samples    # router
@@ -41,21 +41,13 @@ cdef struct Shard:          # two cache lines: one per writer
     uint64_t unused_too[6]
 
 
-cdef struct ResourceModel:
-    double coefficients[FEATURE_COUNT]
-    double floor            # of one call's prediction
-    double ceiling
-    double mean             # of one call's measured cost; stands in when the model is degraded
-    double unused
-
-
-cdef struct Model:          # controller; one profile (function, operation)
+cdef struct Profile:        # controller; one (function, operation)
     uint64_t sequence       # odd while it changes
     uint64_t samples
     uint64_t version
-    uint64_t flags          # of ModelFlag
-    ResourceModel resources[RESOURCE_COUNT]
-    uint64_t unused[4]
+    uint64_t flags          # of ProfileFlag
+    Model model
+    double means[4]         # measured cost of one call per resource; stands in when the profile is degraded
 
 
 cdef class SharedState:
@@ -64,17 +56,21 @@ cdef class SharedState:
     cdef readonly str path          # of the mapped file; "" for memory of this process alone
     cdef Common* common
     cdef uint16_t* owners           # BUCKET_COUNT shard indexes
-    cdef Shard* shards              # shard_count of them
-    cdef Model* models              # profile_count of them
-    cdef double* ledgers            # POLICY_COUNT x shard_count measured costs
+    cdef Shard* shard_states        # shard_count of them
+    cdef Profile* profiles          # profile_count of them
+    cdef double* ledger_costs       # POLICY_COUNT x shard_count measured costs
     cdef Header* header
-    cdef object mapping             # mmap that owns all of it
-    cdef object region              # memoryview over it, which keeps the address valid
+    cdef Py_buffer region           # over the mmap that owns all of it; keeps the address valid
 
     cdef int shard_of_bucket(self, int bucket) noexcept nogil
     # Cost on a shard: measured + placed - settled, never below measured.
     cdef double load(self, int shard) noexcept nogil
-    # Adds to by_resource the predicted cost of all calls of one profile for a statement with these features.
+    # Adds to by_resource the predicted cost of one profile for a statement; features[0] is its number of rows.
     cdef void add_prediction(self, int profile, const double* features, double* by_resource) noexcept nogil
     # Largest of the resources after dividing by capacity: seconds of a shard.
     cdef double scalar(self, const double* by_resource) noexcept nogil
+
+    cdef int map_parts(self, object mapping, str path, int shard_count, int profile_count) except -1
+    cdef void fill(self, uint64_t fingerprint) noexcept
+    cdef int checked(self, int shard) except -1
+    cdef Profile* profile_at(self, int profile) except NULL
