@@ -32,7 +32,9 @@ class SharedState:
     path: str
 
     @staticmethod
-    def create(path: str | PathLike[str], shard_count: int, profile_count: int, fingerprint: int = 0) -> SharedState: ...
+    def create(
+        path: str | PathLike[str], shard_count: int, profile_count: int, fingerprint: int = 0
+    ) -> SharedState: ...
     @staticmethod
     def open(
         path: str | PathLike[str],
@@ -41,7 +43,9 @@ class SharedState:
         fingerprint: int | None = None,
     ) -> SharedState: ...
     @staticmethod
-    def attach(path: str | PathLike[str], shard_count: int, profile_count: int, fingerprint: int = 0) -> SharedState: ...
+    def attach(
+        path: str | PathLike[str], shard_count: int, profile_count: int, fingerprint: int = 0
+    ) -> SharedState: ...
     @staticmethod
     def private(shard_count: int, profile_count: int = 0) -> SharedState: ...
     @property

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
 import numpy as np
@@ -340,7 +340,8 @@ cdef class SharedState:
         for i in range(BUCKET_COUNT):
             buckets += self.owners[i] == shard
         return ShardLoad(
-            state.weight, state.up != 0, state.measured, state.placed, state.settled, state.rows, self.load(shard), buckets
+            state.weight, state.up != 0, state.measured, state.placed, state.settled, state.rows, self.load(shard),
+            buckets,
         )
 
     def shards(self) -> list[ShardLoad]:
