@@ -1,5 +1,7 @@
 """Configuration: the frozen structs every process works from, and how they are read from YAML."""
 
+from foreshard.proxy.config.crosscheck import qualified
+from foreshard.proxy.config.load import load_config
 from foreshard.proxy.config.model import (
     Config,
     EmbeddedConfig,
@@ -24,4 +26,6 @@ __all__ = [
     "TableConfig",
     "TriggerConfig",
     "WorkersConfig",
+    "load_config",
+    "qualified",
 ]
