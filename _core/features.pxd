@@ -10,7 +10,7 @@ cdef enum:
 
 
 # What a column's type means to features: the low four bits; for SHAPE_ARRAY, `shape >> 4` is the elements' shape.
-cdef enum Shape:
+cpdef enum:
     SHAPE_SCALAR = 0        # counted by its bytes: text, enumerations, unknown types
     SHAPE_ARRAY = 1
     SHAPE_JSON = 2          # json and jsonb

@@ -1,0 +1,500 @@
+"""What is known about the cost of one (trigger function, operation), learned one measurement at a time.
+
+Per resource a linear model over `[1, size, complexity, volume]` with coefficients >= 0, kept in information form:
+    gram   <- 0.995 gram   + x x' / p^2          p = the cost predicted before this measurement
+    moment <- 0.995 moment + x y' / p^2          y' = measured, clipped at 2.5 deviations of the relative residual
+    coefficients = argmin over w >= 0 of w' gram w / 2 - moment . w + ridge toward the mean
+solved by a few sweeps of coordinate descent from the coefficients before. Dividing by p^2 makes errors relative: a row
+that costs a millisecond counts as much as one that costs a second. (Huber 1964 for the clipping, Page 1954 for drift.)
+
+Rules:
+1. An unknown measurement (None, NaN, negative, infinite) is skipped, never taken for zero.
+2. Nothing here is ever NaN: collinear, dead and hugely scaled features included. The ridge is relative to each
+   feature's own weight in the gram matrix, so units do not matter.
+3. Predictions lie between 2 % of the mean and the ceiling.
+4. Before the first measurement a prior predicts; the first measurement sets the scale.
+5. When measured cost drifts away (Page-Hinkley on clipped log ratios) the evidence shrinks to 5 %.
+6. When the 95th percentile of the last q-errors of the scalar cost exceeds 4 the profile is degraded until it is below
+   3 again: its cost counts as the mean, and that is visible.
+"""
+
+cimport cython
+from libc.math cimport INFINITY, NAN, exp, fabs, fmax, fmin, isfinite, isnan, log, sqrt
+from libc.stdlib cimport qsort
+from libc.string cimport memset
+
+cdef double DECAY = 0.995           # of evidence per sample: the last 200 samples count
+cdef double RIDGE = 0.05            # in samples
+cdef double CLIP = 2.5              # deviations
+cdef int SWEEPS = 4
+cdef double FLOOR = 0.02            # of the mean
+cdef double VARIANCE_MIN = 0.0025   # relative residuals: 5 % deviation, so that clipping never closes
+cdef double RATE_MIN = 0.01         # of the running variance
+cdef double DRIFT_SLACK = 0.15      # of a log ratio, per sample
+cdef double DRIFT_TRIP = 6.0
+cdef double DRIFT_KEEPS = 0.05      # of the evidence
+cdef double BIAS_RATE = 0.002
+cdef double DEGRADED_FROM = 4.0     # q-error
+cdef double DEGRADED_UNTIL = 3.0
+cdef int DEGRADED_SAMPLES = 32      # no verdict before this many
+cdef int FRESH_MAX = 16             # ratios between two takings of order statistics
+cdef double VALUE_MAX = 1e18        # of a feature or a measurement
+cdef double MEAN_MIN = 1e-30        # what is below is nothing
+
+
+# --- rolling order statistics ------------------------------------------------------------------------------------
+
+cdef int compare_doubles(const void* left, const void* right) noexcept nogil:
+    cdef double difference = (<const double*> left)[0] - (<const double*> right)[0]
+    return (difference > 0) - (difference < 0)
+
+
+cdef void clear_window(Window* window) noexcept:
+    """Forget all ratios."""
+    memset(window, 0, sizeof(Window))
+    window.q_median = 1.0
+    window.q_p95 = 1.0
+
+
+@cython.cdivision(True)
+cdef void add_ratio(Window* window, double ratio) noexcept:
+    """Add one log ratio; take the order statistics anew when there are few or enough are fresh."""
+    window.ratios[window.next] = ratio
+    window.next = (window.next + 1) % WINDOW
+    window.count = min(window.count + 1, <int> WINDOW)
+    window.fresh += 1
+    if window.fresh >= FRESH_MAX or window.count <= FRESH_MAX:
+        take_statistics(window)
+
+
+@cython.cdivision(True)
+cdef void take_statistics(Window* window) noexcept:
+    """Median and 95th percentile of q-errors, and the conformal 95 % upper bound of the log ratio."""
+    cdef double[WINDOW] ordered
+    cdef int index
+    cdef int rank
+    cdef int count = window.count
+    window.fresh = 0
+    if count == 0:
+        return
+    for index in range(count):
+        ordered[index] = fabs(window.ratios[index])
+    qsort(&ordered[0], count, sizeof(double), compare_doubles)
+    window.q_median = exp((ordered[(count - 1) // 2] + ordered[count // 2]) / 2)
+    window.q_p95 = exp(ordered[min(count - 1, (count * 95) // 100)])
+    for index in range(count):
+        ordered[index] = window.ratios[index]
+    qsort(&ordered[0], count, sizeof(double), compare_doubles)
+    rank = ((count + 1) * 95 + 99) // 100       # ceil: the split-conformal rank
+    if rank <= count:
+        window.upper = ordered[rank - 1]
+    else:                                       # too few to say: beyond the largest seen
+        window.upper = fmax(ordered[count - 1], 0.0) + log(2.0)
+
+
+# --- one resource ------------------------------------------------------------------------------------------------
+
+cdef void clear_fit(Fit* fit) noexcept:
+    memset(fit, 0, sizeof(Fit))
+    fit.variance = 1.0
+    clear_window(&fit.window)
+
+
+cdef inline double dot(const Fit* fit, const double* x) noexcept:
+    """The model's value, floored."""
+    cdef double total = 0
+    cdef int index
+    for index in range(FEATURES):
+        total += fit.coefficients[index] * x[index]
+    return fmax(total, FLOOR * fit.mean)
+
+
+cdef void restart_at(Fit* fit, double mean) noexcept:
+    """Nothing is known but the mean."""
+    memset(&fit.gram, 0, sizeof(fit.gram))
+    memset(&fit.moment, 0, sizeof(fit.moment))
+    memset(&fit.coefficients, 0, sizeof(fit.coefficients))
+    fit.coefficients[0] = mean
+    fit.mean = mean
+    fit.evidence = 0
+    fit.variance = 1.0
+
+
+@cython.cdivision(True)
+cdef void solve(Fit* fit) noexcept:
+    """Coordinate descent under coefficients >= 0, from where they are, with a small ridge toward the mean."""
+    cdef int row
+    cdef int column
+    cdef double rest
+    cdef double ridge
+    for _ in range(SWEEPS):
+        for row in range(FEATURES):
+            if not fit.gram[row][row] > 1e-200:
+                fit.coefficients[row] = 0
+                continue
+            ridge = RIDGE * fit.gram[row][row] / fit.evidence
+            rest = fit.moment[row] + (ridge * fit.mean if row == 0 else 0.0)
+            for column in range(FEATURES):
+                if column != row:
+                    rest -= fit.gram[row][column] * fit.coefficients[column]
+            fit.coefficients[row] = fmax(0.0, rest / (fit.gram[row][row] + ridge))
+    for row in range(FEATURES):
+        if not isfinite(fit.coefficients[row]):
+            restart_at(fit, fit.mean)
+            return
+
+
+cdef void add_evidence(Fit* fit, const double* x, double value, double weight) noexcept:
+    """Decay what is known and add one sample to it."""
+    cdef int row
+    cdef int column
+    for row in range(FEATURES):
+        for column in range(FEATURES):
+            fit.gram[row][column] = DECAY * fit.gram[row][column] + weight * x[row] * x[column]
+        fit.moment[row] = DECAY * fit.moment[row] + weight * x[row] * value
+    fit.evidence = DECAY * fit.evidence + 1
+
+
+@cython.cdivision(True)
+cdef double log_ratio(const Fit* fit, double measured, double predicted) noexcept:
+    """log(measured / predicted); both lifted by the floor, so that a zero is far off, not infinitely far."""
+    cdef double lift = FLOOR * fit.mean
+    if predicted + lift <= 0:
+        return 0.0
+    return log((measured + lift) / (predicted + lift))
+
+
+@cython.cdivision(True)
+cdef void watch_drift(Fit* fit, double ratio) noexcept:
+    """Page-Hinkley on log ratios clipped at +-1, both ways; a trip shrinks the evidence."""
+    cdef int row
+    cdef int column
+    cdef double clipped = fmin(fmax(ratio, -1.0), 1.0)
+    cdef double excess = clipped - fit.bias
+    fit.bias += BIAS_RATE * excess
+    fit.risen = fmax(0.0, fit.risen + excess - DRIFT_SLACK)
+    fit.fallen = fmax(0.0, fit.fallen - excess - DRIFT_SLACK)
+    if fmax(fit.risen, fit.fallen) <= DRIFT_TRIP:
+        return
+    for row in range(FEATURES):
+        for column in range(FEATURES):
+            fit.gram[row][column] *= DRIFT_KEEPS
+        fit.moment[row] *= DRIFT_KEEPS
+    fit.evidence *= DRIFT_KEEPS
+    fit.variance = 1.0
+    fit.settled = 1.0 / DRIFT_KEEPS / 4     # the running values move fast again, but do not start over
+    fit.risen = fit.fallen = fit.bias = 0
+    fit.resets += 1
+    clear_window(&fit.window)
+
+
+@cython.cdivision(True)
+cdef void learn_resource(Fit* fit, const double* x, double measured) noexcept:
+    """One known measurement of one resource."""
+    cdef double predicted
+    cdef double residual
+    cdef double limit
+    cdef double clipped
+    cdef double base
+    cdef double ratio
+    if fit.mean < MEAN_MIN:
+        # The first sample, or the first that is not zero: it sets the scale.
+        restart_at(fit, measured / (fit.samples + 1))
+        if fit.mean < MEAN_MIN:
+            fit.samples += 1
+            fit.settled += 1
+            return
+    predicted = dot(fit, x)
+    ratio = log_ratio(fit, measured, predicted)
+    residual = measured / predicted - 1
+    limit = CLIP * sqrt(fit.variance)
+    residual = fmin(fmax(residual, -limit), limit)
+    clipped = predicted * (1 + residual)
+    fit.samples += 1
+    fit.settled += 1
+    fit.variance += fmax(1 / (fit.settled + 4), RATE_MIN) * (residual * residual - fit.variance)
+    fit.variance = fmax(fit.variance, VARIANCE_MIN)
+    fit.mean += fmax(1 / fit.settled, 1 - DECAY) * (clipped - fit.mean)
+    # A prediction far too low would give its sample an enormous weight: half the measured value bounds it.
+    base = fmax(predicted, clipped / 2)
+    add_evidence(fit, x, clipped, 1 / (base * base))
+    solve(fit)
+    add_ratio(&fit.window, ratio)
+    watch_drift(fit, ratio)
+
+
+# --- one profile -------------------------------------------------------------------------------------------------
+
+cdef int read_features(features, double* x) except -1:
+    """Four features as doubles; what is negative or not a number is 0."""
+    cdef int index
+    for index in range(FEATURES):
+        x[index] = features[index]
+        if not x[index] > 0:
+            x[index] = 0
+        elif x[index] > VALUE_MAX:
+            x[index] = VALUE_MAX
+    return 0
+
+
+cdef int read_costs(values, double* costs, double missing) except -1:
+    """Four resources as doubles; `missing` for None, NaN, negative and infinite ones."""
+    cdef int index
+    for index in range(RESOURCES):
+        costs[index] = NAN if values[index] is None else values[index]
+        if not (costs[index] >= 0 and isfinite(costs[index])):
+            costs[index] = missing
+        elif costs[index] > VALUE_MAX:
+            costs[index] = VALUE_MAX
+    return 0
+
+
+@cython.final
+cdef class Learner:
+    """Owns the models of one profile. Made by the controller; its state is kept in the control database."""
+
+    def __init__(self, ceilings=(None,) * RESOURCES, capacities=(1.0, 1e9, 200e6, 100e6), priors=(None,) * RESOURCES):
+        cdef int resource
+        read_costs(ceilings, self.ceilings, INFINITY)
+        read_costs(capacities, self.capacities, INFINITY)
+        self.set_priors(priors)
+        for resource in range(RESOURCES):
+            if self.capacities[resource] <= 0:
+                raise ValueError("capacities are above 0")
+            clear_fit(&self.fits[resource])
+        clear_window(&self.window)
+        self.samples = 0
+        self.degraded = False
+
+    def set_priors(self, priors):
+        """Expected cost of one call per resource, None where nothing is known; used until it is measured."""
+        read_costs(priors, self.priors, NAN)
+
+    def update(self, features, measured):
+        """Learn from one call; answers the scalar cost predicted before it (seconds of a shard).
+
+        measured -- one value per resource, None where unknown.
+        """
+        cdef double[FEATURES] x
+        cdef double[RESOURCES] costs
+        cdef double before
+        read_features(features, x)
+        read_costs(measured, costs, NAN)
+        before = self.predict_scalar(features)
+        self.learn(x, costs)
+        return before
+
+    @cython.cdivision(True)
+    cdef void learn(self, const double* x, const double* measured) noexcept:
+        """The hot half of `update`: NaN where unknown."""
+        cdef int resource
+        cdef bint known = False
+        cdef double before = 0
+        cdef double after = 0
+        cdef double estimate
+        for resource in range(RESOURCES):
+            if isnan(measured[resource]):
+                continue
+            known = True
+            estimate = self.estimate(resource, x)
+            before = fmax(before, estimate / self.capacities[resource])
+            after = fmax(after, measured[resource] / self.capacities[resource])
+            learn_resource(&self.fits[resource], x, measured[resource])
+        if not known:
+            return
+        self.samples += 1
+        self.judge(before, after)
+
+    @cython.cdivision(True)
+    cdef void judge(self, double before, double after) noexcept:
+        """Note the q-error of one scalar prediction, and whether the profile can be relied on."""
+        cdef double lift = FLOOR * self.mean_scalar()
+        if before + lift <= 0 or after + lift <= 0:
+            return
+        add_ratio(&self.window, log((after + lift) / (before + lift)))
+        if self.window.count < DEGRADED_SAMPLES:
+            return
+        if self.degraded:
+            self.degraded = self.window.q_p95 > DEGRADED_UNTIL
+        else:
+            self.degraded = self.window.q_p95 > DEGRADED_FROM
+
+    @cython.cdivision(True)
+    cdef double mean_scalar(self) noexcept:
+        """Scalar of the mean cost vector."""
+        cdef double largest = 0
+        cdef int resource
+        for resource in range(RESOURCES):
+            largest = fmax(largest, self.fits[resource].mean / self.capacities[resource])
+        return largest
+
+    cdef double estimate(self, int resource, const double* x) noexcept:
+        """What the model says, degraded or not; 0 when nothing is known."""
+        cdef double value
+        if self.fits[resource].samples > 0:
+            value = dot(&self.fits[resource], x)
+        else:
+            value = 0.0 if isnan(self.priors[resource]) else self.priors[resource]
+        return fmin(value, self.ceilings[resource])
+
+    cdef double predicted(self, int resource, const double* x) noexcept:
+        """What counts: the model, or the mean when the profile is degraded."""
+        if self.degraded and self.fits[resource].samples > 0:
+            return fmin(self.fits[resource].mean, self.ceilings[resource])
+        return self.estimate(resource, x)
+
+    @cython.cdivision(True)
+    cdef double scalar(self, const double* cost) noexcept:
+        """Largest of the resources after dividing by capacity."""
+        cdef double largest = 0
+        cdef int resource
+        for resource in range(RESOURCES):
+            largest = fmax(largest, cost[resource] / self.capacities[resource])
+        return largest
+
+    def predict(self, features):
+        """Predicted cost of one call per resource; 0 where nothing is known."""
+        cdef double[FEATURES] x
+        cdef int resource
+        read_features(features, x)
+        return tuple([self.predicted(resource, x) for resource in range(RESOURCES)])
+
+    def predict_scalar(self, features):
+        """Predicted cost of one call in seconds of a shard."""
+        cdef double[FEATURES] x
+        cdef double[RESOURCES] cost
+        cdef int resource
+        read_features(features, x)
+        for resource in range(RESOURCES):
+            cost[resource] = self.predicted(resource, x)
+        return self.scalar(cost)
+
+    def upper_bound(self, features):
+        """Scalar cost that 95 % of calls with these features stay below (rolling split conformal)."""
+        return self.predict_scalar(features) * exp(self.window.upper)
+
+    def models(self):
+        """Per resource (coefficients, floor, ceiling, mean), for the hot path; all zero where nothing is known."""
+        cdef Fit* fit
+        cdef double mean
+        cdef int resource
+        cdef int index
+        found = []
+        for resource in range(RESOURCES):
+            fit = &self.fits[resource]
+            if fit.samples > 0:
+                coefficients = tuple([fit.coefficients[index] for index in range(FEATURES)])
+                mean = fit.mean
+            else:
+                mean = 0.0 if isnan(self.priors[resource]) else self.priors[resource]
+                coefficients = (mean, 0.0, 0.0, 0.0)
+            found.append((coefficients, FLOOR * mean, self.ceilings[resource], mean))
+        return found
+
+    def means(self):
+        """Mean measured cost per resource, None where it was never known."""
+        return tuple([fit.mean if fit.samples > 0 else None for fit in self.fits[:RESOURCES]])
+
+    def resource_samples(self):
+        """Known measurements per resource."""
+        return tuple([int(fit.samples) for fit in self.fits[:RESOURCES]])
+
+    def resets(self):
+        """Drift resets so far, over all resources."""
+        return int(sum([fit.resets for fit in self.fits[:RESOURCES]]))
+
+    def q_error(self, resource=None):
+        """(median, 95th percentile) of the last q-errors, of the scalar cost or of one resource; None without any.
+
+        Each is the model's prediction before the measurement against the measurement.
+        """
+        cdef Window* window = &self.window
+        if resource is not None:
+            if not 0 <= resource < RESOURCES:
+                raise IndexError(resource)
+            window = &self.fits[resource].window
+        if window.count == 0:
+            return None
+        take_statistics(window)
+        return (window.q_median, window.q_p95)
+
+    def state(self):
+        """Everything needed to go on after a restart, as plain values. The windows of q-errors are not kept."""
+        cdef int resource
+        return {
+            "samples": self.samples,
+            "degraded": bool(self.degraded),
+            "fits": [dump_fit(&self.fits[resource]) for resource in range(RESOURCES)],
+        }
+
+    def restore(self, state):
+        """Take over what `state` gave; False (and nothing changed) when it is not usable."""
+        cdef Fit[RESOURCES] fits
+        cdef int resource
+        try:
+            samples = int(state["samples"])
+            degraded = bool(state["degraded"])
+            if len(state["fits"]) != RESOURCES or samples < 0:
+                return False
+            for resource in range(RESOURCES):
+                if not load_fit(state["fits"][resource], &fits[resource]):
+                    return False
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            return False
+        for resource in range(RESOURCES):
+            self.fits[resource] = fits[resource]
+        self.samples = samples
+        self.degraded = degraded
+        clear_window(&self.window)
+        return True
+
+
+# --- persistence -------------------------------------------------------------------------------------------------
+
+cdef dict dump_fit(Fit* fit):
+    """One fit as plain values."""
+    cdef int row
+    cdef int column
+    return {
+        "gram": [[fit.gram[row][column] for column in range(FEATURES)] for row in range(FEATURES)],
+        "moment": [fit.moment[row] for row in range(FEATURES)],
+        "coefficients": [fit.coefficients[row] for row in range(FEATURES)],
+        "evidence": fit.evidence,
+        "samples": fit.samples,
+        "settled": fit.settled,
+        "mean": fit.mean,
+        "variance": fit.variance,
+        "bias": fit.bias,
+        "risen": fit.risen,
+        "fallen": fit.fallen,
+        "resets": fit.resets,
+    }
+
+
+cdef int load_fit(state, Fit* fit) except -1:
+    """Fill a fit from plain values; 0 when one is missing, negative where it may not be, or not finite."""
+    cdef int row
+    cdef int column
+    clear_fit(fit)
+    for row in range(FEATURES):
+        for column in range(FEATURES):
+            fit.gram[row][column] = state["gram"][row][column]
+            if not isfinite(fit.gram[row][column]):
+                return 0
+        fit.moment[row] = state["moment"][row]
+        fit.coefficients[row] = state["coefficients"][row]
+        if not (isfinite(fit.moment[row]) and 0 <= fit.coefficients[row] < INFINITY):
+            return 0
+    fit.evidence = state["evidence"]
+    fit.samples = state["samples"]
+    fit.settled = state["settled"]
+    fit.mean = state["mean"]
+    fit.variance = state["variance"]
+    fit.bias = state["bias"]
+    fit.risen = state["risen"]
+    fit.fallen = state["fallen"]
+    fit.resets = state["resets"]
+    for value in (fit.evidence, fit.samples, fit.settled, fit.mean, fit.variance, fit.risen, fit.fallen, fit.resets):
+        if not 0 <= value < INFINITY:
+            return 0
+    return fit.evidence > 0 or fit.samples == 0 or fit.mean == 0
