@@ -32,6 +32,7 @@ LAYERS = [
     "proxy.move",
     "proxy.admin",
     "proxy.router",
+    "proxy.children",
     "proxy.server",
     "proxy.demo",
     "proxy.__main__",

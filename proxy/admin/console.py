@@ -1,0 +1,86 @@
+"""The console: what a client hears that connects to the database `foreshard`.
+
+`Console.execute` takes the text of one simple query and returns result sets, or raises `SqlError`; bytes, sockets and
+transaction status are the session's. Where PgBouncer shows the same thing, command and column names are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from foreshard.proxy.admin import views, views_state
+from foreshard.proxy.admin.results import ResultSet, make_result
+from foreshard.proxy.admin.sources import ConsoleSources
+from foreshard.proxy.errors import SqlError, not_built
+
+View = Callable[[ConsoleSources], Awaitable[ResultSet]]
+
+CONSOLE_DATABASE = "foreshard"
+HELP_HINT = "SHOW HELP lists what the console knows."
+
+# name -> (what it shows, how); in the order SHOW HELP prints.
+COMMANDS: dict[str, tuple[str, View]] = {
+    "SHARDS": ("shards, their weight, buckets, load and backends", views_state.show_shards),
+    "POOLS": ("backends and waiting clients per shard, database and user", views.show_pools),
+    "CLIENTS": ("client connections, and why a session is pinned to a backend", views.show_clients),
+    "SERVERS": ("backend connections", views.show_servers),
+    "TABLES": ("declared tables, their keys and parents", views.show_tables),
+    "BUCKETS": ("the bucket map: bucket, shard and range of placed keys", views_state.show_buckets),
+    "PLACEMENT": ("how new rows are placed, and why they went where they went", views_state.show_placement),
+    "BALANCE": (
+        "load per shard under the policy in use, and what the others would have made of it",
+        views_state.show_balance,
+    ),
+    "PROFILES": ("what is known about the cost of each trigger function", views_state.show_profiles),
+    "TRIGGERS": ("registered trigger functions", views.show_triggers),
+    "OUTBOX": ("events not handled yet and dead letters, per shard and function", views.show_outbox),
+    "CONFIG": ("the configuration in force, secrets left out", views.show_config),
+    "VERSION": ("the version of Foreshard", views.show_version),
+}
+
+
+class Console:
+    """Answers console commands from what the router lends it. Made once per router; keeps no state of its own."""
+
+    def __init__(self, sources: ConsoleSources) -> None:
+        self._sources = sources
+
+    async def execute(self, sql: str) -> list[ResultSet]:
+        """Run the commands of one query string; an empty list for an empty one.
+
+        SqlError 42601 for what is no command, 0A000 for SQL that only a shard could answer.
+        """
+        return [await self._show(words) for words in split_commands(sql)]
+
+    async def _show(self, words: list[str]) -> ResultSet:
+        verb, *rest = (word.upper() for word in words)
+        if verb != "SHOW":
+            asked = f"It was asked: {' '.join(words)}"
+            raise SqlError("0A000", "the console answers SHOW commands only", asked, HELP_HINT)
+        if len(rest) != 1:
+            raise SqlError("42601", "SHOW takes one name", hint=HELP_HINT)
+        if rest[0] == "HELP":
+            return show_help()
+        if rest[0] not in COMMANDS:
+            raise SqlError("42704", f"there is nothing called {words[1]!r} to show", hint=HELP_HINT)
+        return await COMMANDS[rest[0]][1](self._sources)
+
+
+def refuse_extended() -> SqlError:
+    """The answer to Parse, Bind and their like on a console connection."""
+    return not_built(
+        "the extended query protocol in the console",
+        "Use the simple protocol: psql, psycopg without parameters, or prefer_query_mode=simple.",
+    )
+
+
+def show_help() -> ResultSet:
+    """Every command with one line on what it shows."""
+    rows = [(f"SHOW {name}", text) for name, (text, _) in COMMANDS.items()]
+    return make_result("command shows", [("SHOW HELP", "this list"), *rows])
+
+
+def split_commands(sql: str) -> list[list[str]]:
+    """Words of each command of a query string; comments to the end of the line are dropped, empty commands too."""
+    text = "\n".join(line.partition("--")[0] for line in sql.splitlines())
+    return [words for words in (command.split() for command in text.split(";")) if words]

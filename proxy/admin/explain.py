@@ -1,0 +1,110 @@
+"""EXPLAIN (FORESHARD): a route and, for a placed row, the decision behind it, as lines of text.
+
+The explanation is a dictionary (`Explanation`) that the router fills from the template and the placer; nothing here
+decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from foreshard.proxy.admin.results import Column, ResultSet
+
+RESOURCES = (("cpu", "s"), ("memory", "byte s"), ("io", "bytes"), ("network", "bytes"))
+REASONS = {
+    "none-up": "no shard is up",
+    "only-shard": "one shard is up",
+    "transaction": "the transaction already writes there",
+    "parent": "its parent lives there",
+    "candidate-0": "its first candidate is below its cap",
+    "lighter-of-two": "its first candidate is above its cap, this is the lighter of the next two",
+    "heavy-lightest": "the row is heavy, this is the lightest candidate",
+    "fallback": "every candidate is down, this is the next shard that is up",
+    "key-hash": "policy key-hash: the hash of the key",
+    "cost-hash": "policy cost-hash: the hash of the predicted cost",
+    "two-choices": "policy two-choices: the lighter of two",
+    "least-loaded": "policy least-loaded: the lightest of all",
+}
+ROUTES = {
+    "empty": "Nothing to run",
+    "default": "Default shard",
+    "keyed": "By key",
+    "scatter": "All shards, rows concatenated",
+    "any": "Any shard",
+    "place": "Place by predicted cost",
+    "refuse": "Refused",
+    "transaction": "Transaction control",
+    "multi": "Several statements",
+}
+
+
+class Explanation(TypedDict, total=False):
+    """What is known about one statement's route."""
+
+    route: str  # a key of ROUTES
+    operation: str  # select, insert, update, delete, other
+    table: str | None  # qualified name of the declared table
+    shards: Sequence[str]  # names of the shards it would go to
+    buckets: Sequence[int]  # buckets of its keys, for "keyed"
+    pin: str | None  # why it ties the session to its backend
+    refusal: str | None  # what the client would hear
+    functions: Sequence[str]  # "name on operation" of the trigger functions the write fires
+    features: Sequence[float] | None  # sums over the rows: [rows, size, complexity, volume]
+    decision: dict[str, Any] | None  # Placer.explain() or last_decision()
+
+
+def explain_result(explanation: Explanation, shard_names: Sequence[str]) -> ResultSet:
+    """The explanation as PostgreSQL would show a plan: one text column named QUERY PLAN."""
+    lines = explain_lines(explanation, shard_names)
+    return ResultSet((Column("QUERY PLAN"),), tuple((line,) for line in lines), "EXPLAIN")
+
+
+def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[str]:
+    """The explanation, most important first; indented lines belong to the line above them."""
+    decision = explanation.get("decision")
+    shards = list(explanation.get("shards") or ())
+    if not shards and decision and decision["chosen"] is not None:
+        shards = [shard_names[decision["chosen"]]]
+    head = ROUTES.get(explanation["route"], explanation["route"])
+    lines = [f"{head}: {', '.join(shards)}" if shards else head]
+    facts: list[tuple[str, Any]] = [
+        ("Refusal", explanation.get("refusal")),
+        ("Operation", explanation.get("operation")),
+        ("Table", explanation.get("table")),
+        ("Buckets", ", ".join(str(bucket) for bucket in explanation.get("buckets") or ())),
+        ("Pins the session", explanation.get("pin")),
+        ("Fires", ", ".join(explanation.get("functions") or ())),
+    ]
+    lines += [f"  {name}: {value}" for name, value in facts if value]
+    features = explanation.get("features")
+    if features is not None:
+        rows, size, complexity, volume = features
+        lines.append(f"  Features: rows {rows:g}, size {size:g} bytes, complexity {complexity:g}, volume {volume:g}")
+    if decision:
+        lines += _decision_lines(decision, shard_names)
+    return lines
+
+
+def _decision_lines(decision: dict[str, Any], shard_names: Sequence[str]) -> list[str]:
+    predicted = ", ".join(
+        f"{name} {amount:.4g} {unit}" for (name, unit), amount in zip(RESOURCES, decision["predicted"], strict=True)
+    )
+    weight = "heavy" if decision["heavy"] else "light"
+    lines = [
+        f"  Predicted: {predicted}",
+        f"  Cost: {decision['cost']:.4g} s of a shard, {weight} (heavy from {decision['heavy_threshold']:.4g} s)",
+        f"  Policy: {decision['policy']}",
+        f"  Reason: {REASONS.get(decision['reason'], decision['reason'])}",
+    ]
+    candidates = decision["candidates"]
+    if candidates:
+        lines.append("  Candidates:")
+    for index, candidate in enumerate(candidates):
+        bucket = "any bucket" if candidate["bucket"] is None else f"bucket {candidate['bucket']}"
+        crowded = ", too many rows" if candidate["crowded"] else ""
+        lines.append(
+            f"    {index}: {bucket} on {shard_names[candidate['shard']]}, load {candidate['load']:.4g} s, "
+            f"cap {candidate['cap']:.4g} s{crowded}"
+        )
+    return lines

@@ -1,0 +1,133 @@
+"""What the console shows from shared state: shards, bucket map, placement, ledgers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from urllib.parse import urlsplit
+
+from foreshard._core.placement import CANDIDATE_COUNT
+from foreshard.proxy.admin.results import Cell, ResultSet, make_result
+from foreshard.proxy.admin.sources import ConsoleSources
+from foreshard.proxy.placement import max_over_mean
+from foreshard.proxy.profiles import profile_keys
+
+PLACED_KEY_BASE = 1 << 52
+PLACED_KEY_SHIFT = 40
+
+
+async def show_shards(sources: ConsoleSources) -> ResultSet:
+    """Shards with their share of buckets and load; loads are in seconds of a shard."""
+    config, state = sources.config, sources.state
+    _, owners = state.bucket_map()
+    bucket_counts = Counter(int(owner) for owner in owners)
+    active, idle = _count_backends(sources)
+    rows: list[tuple[Cell, ...]] = []
+    for index, (shard, load) in enumerate(zip(config.shards, state.shards(), strict=True)):
+        url = urlsplit(shard.dsn)
+        rows.append(
+            (
+                index,
+                shard.name,
+                url.hostname,
+                url.port or 5432,
+                url.path.lstrip("/") or None,
+                load.weight,
+                load.up,
+                bucket_counts[index],
+                int(load.rows),
+                load.load,
+                load.measured,
+                max(load.placed - load.settled, 0.0),
+                active[shard.name],
+                idle[shard.name],
+            )
+        )
+    return make_result(
+        "index:bigint shard host port:bigint database weight:float up:bool buckets:bigint rows_placed:bigint "
+        "load_s:float measured_s:float pending_s:float sv_active:bigint sv_idle:bigint",
+        rows,
+    )
+
+
+def _count_backends(sources: ConsoleSources) -> tuple[Counter[str], Counter[str]]:
+    """Active and idle backends by shard name."""
+    active: Counter[str] = Counter()
+    idle: Counter[str] = Counter()
+    for pool in sources.pools():
+        active[pool.get("shard", "")] += pool.get("sv_active", 0)
+        idle[pool.get("shard", "")] += pool.get("sv_idle", 0)
+    return active, idle
+
+
+async def show_buckets(sources: ConsoleSources) -> ResultSet:
+    """Every bucket with its shard and the contiguous range of its placed keys."""
+    epoch, owners = sources.state.bucket_map()
+    names = [shard.name for shard in sources.config.shards]
+    rows = []
+    for bucket, owner in enumerate(owners):
+        first_key = PLACED_KEY_BASE | bucket << PLACED_KEY_SHIFT
+        rows.append((bucket, names[int(owner)], first_key, first_key + (1 << PLACED_KEY_SHIFT) - 1, epoch))
+    return make_result("bucket:bigint shard first_key:bigint last_key:bigint epoch:bigint", rows)
+
+
+async def show_placement(sources: ConsoleSources) -> ResultSet:
+    """The policy and what it works with now."""
+    placement, state = sources.config.placement, sources.state
+    capacities = state.capacities()
+    loads = state.loads()
+    rows = [
+        ("policy", placement.policy, "how a shard is chosen for a new root row"),
+        ("bound", f"{placement.bound:g}", "a shard takes light rows up to this multiple of its fair share"),
+        ("candidates", str(CANDIDATE_COUNT), "buckets proposed for each row"),
+        ("heavy_threshold_s", f"{state.heavy_threshold:.6g}", "rows predicted to cost this much are heavy"),
+        ("rows_placed", str(int(sum(shard.rows for shard in state.shards()))), "root rows placed"),
+        ("load_total_s", f"{sum(loads):.6g}", "cost on all shards, in seconds of a shard"),
+        ("cpu_s_per_s", f"{capacities[0]:g}", "CPU seconds a shard can give per second"),
+        ("memory_bytes", f"{capacities[1]:g}", "memory a shard can give"),
+        ("io_bytes_per_s", f"{capacities[2]:g}", "I/O bytes a shard can give per second"),
+        ("network_bytes_per_s", f"{capacities[3]:g}", "network bytes a shard can give per second"),
+        ("epoch", str(state.epoch), "version of the bucket map"),
+    ]
+    return make_result("name value meaning", rows)
+
+
+async def show_profiles(sources: ConsoleSources) -> ResultSet:
+    """The model of each (function, operation) in force: CPU milliseconds per call and per unit of each feature."""
+    rows = []
+    for index, key in enumerate(profile_keys(sources.config)):
+        profile = sources.state.profile(index)
+        base, per_byte, per_value, per_row = (weight * 1e3 for weight in profile.weights[0])
+        rows.append(
+            (
+                key.function,
+                key.operation,
+                profile.samples,
+                profile.version,
+                profile.means[0] * 1e3,
+                base,
+                per_byte * 1e3,
+                per_value,
+                per_row,
+                profile.means[1],
+                profile.means[2],
+                "degraded" if profile.degraded else "measured" if profile.samples else "prior",
+            )
+        )
+    return make_result(
+        "function operation samples:bigint version:bigint cpu_mean_ms:float cpu_base_ms:float "
+        "cpu_per_kilobyte_ms:float cpu_per_value_ms:float cpu_per_row_ms:float memory_mean_byte_s:float "
+        "io_mean_bytes:float state",
+        rows,
+    )
+
+
+async def show_balance(sources: ConsoleSources) -> ResultSet:
+    """Per policy: cost on the fullest shard over the mean, from the shadow ledgers, and each shard's cost."""
+    config = sources.config
+    weights = [shard.weight for shard in sources.state.shards()]
+    columns = " ".join(f"{shard.name}_s:float" for shard in config.shards)
+    rows = [
+        (policy, policy == config.placement.policy, max_over_mean(costs, weights) if any(costs) else None, *costs)
+        for policy, costs in sources.state.ledgers().items()
+    ]
+    return make_result(f"policy in_use:bool max_over_mean:float {columns}", rows)

@@ -1,0 +1,113 @@
+"""The demo's load: every document inserted once, in the ways programs insert, then a zipfian stream of updates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+
+from foreshard.proxy.demo.clients import AsyncpgClient, Client, PsycopgClient
+from foreshard.proxy.demo.corpus import Document
+
+ASYNCPG_CLIENTS = 4
+# (share of units, client, rows of a unit, in one transaction)
+WAYS: tuple[tuple[int, str, int, bool], ...] = (
+    (60, "asyncpg", 1, False),
+    (8, "asyncpg", 4, True),
+    (8, "asyncpg", 3, False),
+    (12, "psycopg", 1, False),
+    (2, "psycopg", 3, True),
+    (10, "psycopg, simple protocol", 1, False),
+)
+
+OnRows = Callable[[dict[str, int]], None]
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Documents that one client inserts together."""
+
+    client: str
+    documents: tuple[Document, ...]
+    one_transaction: bool
+
+
+def split_units(documents: Sequence[Document], seed: int) -> list[Unit]:
+    """Divide the documents among the ways of inserting, seeded."""
+    source = random.Random(seed)
+    units = []
+    start = 0
+    while start < len(documents):
+        _, client, rows, one_transaction = source.choices(WAYS, [way[0] for way in WAYS])[0]
+        units.append(Unit(client, tuple(documents[start : start + rows]), one_transaction))
+        start += rows
+    return units
+
+
+@contextlib.asynccontextmanager
+async def open_clients(dsn: str) -> AsyncIterator[list[Client]]:
+    """Connected clients of every kind, closed at the end."""
+    clients: list[Client] = [AsyncpgClient(dsn) for _ in range(ASYNCPG_CLIENTS)]
+    clients += [PsycopgClient(dsn, simple=False), PsycopgClient(dsn, simple=True)]
+    opened: list[Client] = []
+    try:
+        for client in clients:
+            await client.open()
+            opened.append(client)
+        yield clients
+    finally:
+        for client in opened:
+            await client.close()
+
+
+async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: OnRows) -> None:
+    """Run every unit on a client of its kind; `on_rows` hears ids by path as they are acknowledged."""
+    waiting: dict[str, list[Unit]] = {client.name: [] for client in clients}
+    for unit in reversed(units):
+        waiting[unit.client].append(unit)
+
+    async def work(client: Client) -> None:
+        while waiting[client.name]:
+            unit = waiting[client.name].pop()
+            on_rows(await client.insert(unit.documents, unit.one_transaction))
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(work(client))
+
+
+async def update_all(
+    clients: Sequence[Client], changes: Sequence[tuple[int, str]], on_done: Callable[[], None]
+) -> None:
+    """Send every (key, body) change, whichever client is free."""
+    waiting = list(reversed(changes))
+
+    async def work(client: Client) -> None:
+        while waiting:
+            key, body = waiting.pop()
+            await client.update(key, body)
+            on_done()
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(work(client))
+
+
+async def read_all(clients: Sequence[Client], paths: dict[int, str], on_done: Callable[[], None]) -> int:
+    """Look every key up by itself; how many answered with exactly their row."""
+    waiting = list(paths.items())
+    found = 0
+
+    async def work(client: Client) -> None:
+        nonlocal found
+        while waiting:
+            key, path = waiting.pop()
+            found += await client.read(key) == [path]
+            on_done()
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(work(client))
+    return found

@@ -1,0 +1,229 @@
+"""The console's answers, compared as text, and their wire bytes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from foreshard._core.shared import SharedState
+from foreshard.proxy import __version__
+from foreshard.proxy.admin.console import COMMANDS, Console, refuse_extended, split_commands
+from foreshard.proxy.admin.results import ResultSet, encode_results, make_result
+from foreshard.proxy.admin.sources import ClientRow, PoolRow, ServerRow, ShardAnswer
+from foreshard.proxy.admin.views import redact
+from foreshard.proxy.catalog import Catalog, Function, Table, TableKind
+from foreshard.proxy.config import Config, ShardConfig, TriggerConfig
+from foreshard.proxy.errors import SqlError
+
+CONFIG = Config(
+    path=Path("/etc/foreshard.yaml"),
+    shards=(
+        ShardConfig(name="s0", dsn="postgresql://app:secret@10.0.0.1:5433/app"),
+        ShardConfig(name="s1", dsn="postgresql://app@10.0.0.2/app", weight=3.0),
+    ),
+    triggers=(
+        TriggerConfig(
+            name="index_document",
+            table="document",
+            on=("insert", "update"),
+            columns=("body",),
+            function="demo_functions:index_document",
+        ),
+    ),
+)
+FUNCTION = Function(name="index_document", operations=("insert",), columns=None, profile_indexes={"insert": 0})
+CATALOG = Catalog(
+    tables={
+        "public.document": Table(
+            schema="public", name="document", kind=TableKind.ROOT, key="id", key_type="bigint", functions=(FUNCTION,)
+        ),
+        "public.symbol": Table(
+            schema="public",
+            name="symbol",
+            kind=TableKind.CHILD,
+            key="id",
+            key_type="bigint",
+            parent="public.document",
+            via="document_id",
+        ),
+        "public.language": Table(schema="public", name="language", kind=TableKind.REFERENCE, key="", key_type=""),
+    }
+)
+
+
+class Sources:
+    """A router's state, fixed."""
+
+    def __init__(self) -> None:
+        self.config = CONFIG
+        self.catalog = CATALOG
+        self.state = SharedState.private(2, 2)
+        self.state.set_bucket_map([int(bucket % 4 == 0) for bucket in range(4096)], 7)
+        self.state.set_weight(1, 3.0)
+        self.state.add_measured(0, 2.0, 0.0)
+        self.state.set_ledger("bounded", [2.0, 6.0])
+        self.state.set_ledger("key-hash", [4.0, 4.0])
+        self.answers = [ShardAnswer("s0", (("index_document", 3, 1, 0.5, 0),)), ShardAnswer("s1", error="refused")]
+
+    def pools(self) -> list[PoolRow]:
+        return [{"database": "app", "user": "app", "shard": "s0", "cl_active": 2, "sv_active": 2, "sv_idle": 1}]
+
+    def clients(self) -> list[ClientRow]:
+        return [{"user": "app", "state": "active", "addr": "127.0.0.1", "port": 50000, "pinned": "SET search_path"}]
+
+    def servers(self) -> list[ServerRow]:
+        return [{"shard": "s0", "state": "idle", "remote_pid": 4242}]
+
+    async def ask_shards(self, sql: str) -> list[ShardAnswer]:
+        return self.answers
+
+    async def ask_control(self, sql: str) -> ShardAnswer:
+        return ShardAnswer("control")
+
+
+async def show(name: str) -> ResultSet:
+    return (await Console(Sources()).execute(f"SHOW {name}"))[0]
+
+
+async def show_rows(name: str) -> list[dict[str, object]]:
+    result = await show(name)
+    return [dict(zip([column.name for column in result.columns], row, strict=True)) for row in result.rows]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "HELP"])
+async def test_every_command_gives_rows_as_wide_as_its_columns(name: str) -> None:
+    result = await show(name)
+    assert result.rows
+    assert all(len(row) == len(result.columns) for row in result.rows)
+    assert len({column.name for column in result.columns}) == len(result.columns)
+    assert encode_results([result]).endswith(b"C\0\0\0\x09SHOW\0")
+
+
+async def test_help_lists_every_command() -> None:
+    assert {row[0] for row in (await show("HELP")).rows} == {"SHOW HELP", *(f"SHOW {name}" for name in COMMANDS)}
+
+
+@pytest.mark.parametrize("sql", ["show version", "SHOW VERSION;", "  Show\n Version ; ", "-- hello\nSHOW version"])
+async def test_case_semicolons_and_white_space_do_not_matter(sql: str) -> None:
+    (result,) = await Console(Sources()).execute(sql)
+    assert result.rows == ((f"Foreshard {__version__}",),)
+
+
+async def test_two_commands_in_one_string_give_two_results_in_order() -> None:
+    results = await Console(Sources()).execute("SHOW VERSION; SHOW POOLS")
+    assert [result.columns[0].name for result in results] == ["version", "database"]
+
+
+async def test_an_empty_string_gives_no_result() -> None:
+    assert await Console(Sources()).execute(" ; ") == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "sqlstate"),
+    [
+        ("SHOW NOTHING", "42704"),
+        ("SHOW", "42601"),
+        ("SHOW POOLS NOW", "42601"),
+        ("SELECT 1", "0A000"),
+        ("BEGIN", "0A000"),
+    ],
+)
+async def test_what_is_no_command_is_refused_with_a_hint(sql: str, sqlstate: str) -> None:
+    with pytest.raises(SqlError) as caught:
+        await Console(Sources()).execute(sql)
+    assert caught.value.sqlstate == sqlstate
+    assert "SHOW HELP" in caught.value.hint
+
+
+def test_the_extended_protocol_is_refused_with_a_hint() -> None:
+    error = refuse_extended()
+    assert error.sqlstate == "0A000"
+    assert "simple" in error.hint
+
+
+async def test_a_figure_the_router_does_not_give_is_null() -> None:
+    (row,) = await show_rows("POOLS")
+    assert row["cl_active"] == 2
+    assert row["cl_waiting"] is None
+
+
+async def test_clients_show_why_they_are_pinned() -> None:
+    (row,) = await show_rows("CLIENTS")
+    assert row["type"] == "C"
+    assert row["pinned"] == "SET search_path"
+
+
+async def test_shards_show_buckets_weights_and_loads() -> None:
+    first, second = await show_rows("SHARDS")
+    assert (first["shard"], first["host"], first["port"], first["database"]) == ("s0", "10.0.0.1", 5433, "app")
+    assert (first["buckets"], second["buckets"]) == (3072, 1024)
+    assert (first["load_s"], first["sv_active"], first["sv_idle"]) == (2.0, 2, 1)
+    assert (second["weight"], second["port"], second["sv_active"]) == (3.0, 5432, 0)
+
+
+async def test_buckets_name_the_range_of_their_placed_keys() -> None:
+    rows = await show_rows("BUCKETS")
+    assert len(rows) == 4096
+    first_key = 2**52 + (4 << 40)
+    expected = {"bucket": 4, "shard": "s1", "first_key": first_key, "last_key": first_key + 2**40 - 1, "epoch": 7}
+    assert rows[4] == expected
+    assert rows[-1]["last_key"] == 2**53 - 1
+
+
+async def test_balance_weighs_shards() -> None:
+    rows = {row["policy"]: row for row in await show_rows("BALANCE")}
+    assert (rows["bounded"]["max_over_mean"], rows["bounded"]["in_use"]) == (1.0, True)
+    assert (rows["key-hash"]["max_over_mean"], rows["key-hash"]["s0_s"]) == (2.0, 4.0)
+    assert rows["cost-hash"]["max_over_mean"] is None
+
+
+async def test_tables_show_their_group() -> None:
+    rows = {row["table"]: row for row in await show_rows("TABLES")}
+    assert rows["public.symbol"]["group"] == "public.document"
+    assert rows["public.document"]["functions"] == "index_document"
+    assert rows["public.language"]["group"] is None
+
+
+async def test_outbox_shows_a_shard_that_does_not_answer() -> None:
+    first, second = await show_rows("OUTBOX")
+    assert (first["function"], first["waiting"], first["dead_letters"]) == ("index_document", 3, 0)
+    assert (second["shard"], second["waiting"], second["error"]) == ("s1", None, "refused")
+
+
+async def test_config_hides_passwords() -> None:
+    rows = {row["key"]: row["value"] for row in await show_rows("CONFIG")}
+    assert rows["shards[0].dsn"] == "postgresql://app:***@10.0.0.1:5433/app"
+    assert rows["placement.bound"] == "1.05"
+    assert rows["path"] == "/etc/foreshard.yaml"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("postgresql://u:p:w@h/d", "postgresql://u:***@h/d"),
+        ("host=h password=secret user=u", "host=h password=*** user=u"),
+        ("host=h password='s e' user=u", "host=h password=*** user=u"),
+        ("postgresql://u@h/d?password=x&sslmode=require", "postgresql://u@h/d?password=***&sslmode=require"),
+    ],
+)
+def test_passwords_are_hidden_in_every_spelling(dsn: str, shown: str) -> None:
+    assert redact(dsn) == shown
+
+
+def test_result_sets_are_encoded_as_the_protocol_says() -> None:
+    data = encode_results([make_result("name n:bigint x:float b:bool", [("é", 1, 0.5, True), (None, -2, 1e-9, False)])])
+    assert data[:1] == b"T"
+    size = struct.unpack("!I", data[1:5])[0]
+    assert data[5:7] == b"\0\x04"
+    first_column = b"name\0" + struct.pack("!IHIhiH", 0, 0, 25, -1, -1, 0)
+    assert data[7 : 7 + len(first_column)] == first_column
+    rows = data[1 + size :]
+    body = b"\0\x04" + b"\0\0\0\x02" + "é".encode() + b"\0\0\0\x011" + b"\0\0\0\x030.5" + b"\0\0\0\x01t"
+    assert rows.startswith(b"D" + struct.pack("!I", len(body) + 4) + body)
+    assert b"\xff\xff\xff\xff\0\0\0\x02-2\0\0\0\x051e-09\0\0\0\x01f" in rows
+
+
+def test_comments_and_empty_commands_are_dropped() -> None:
+    assert split_commands("SHOW A;;-- SHOW B\n SHOW C") == [["SHOW", "A"], ["SHOW", "C"]]
