@@ -182,6 +182,7 @@ cdef class Placer:
 
     cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil:
         """Choose among at least two shards that are up."""
+        cdef int best
         if self.policy == POLICY_COST_HASH:
             # The literal rule hash(cost) % n, which this policy is there to show.
             self.settle(<int> (mix64(double_bits(cost)) % <uint64_t> self.state.shard_count), REASON_COST_HASH)
@@ -193,7 +194,8 @@ cdef class Placer:
             if self.policy == POLICY_KEY_HASH:
                 self.settle(self.decision.shards[0], REASON_KEY_HASH)
             elif self.policy == POLICY_TWO_CHOICES:
-                self.settle(self.decision.shards[self.lightest(0, 2, 0)], REASON_TWO_CHOICES)
+                best = self.lightest(0, 2, False)
+                self.settle(self.decision.shards[best if best >= 0 else 0], REASON_TWO_CHOICES)
             else:
                 self.decide_bounded()
         if not self.shards[self.decision.chosen].up:
