@@ -1,7 +1,9 @@
-from foreshard._core.values cimport Values
+from libc.stdint cimport int64_t
+
+from foreshard._core.values cimport Value, Values
 
 
-cdef enum RouteKind:
+cpdef enum RouteKind:
     ROUTE_EMPTY = 0         # nothing but white space and comments
     ROUTE_DEFAULT = 1       # the default shard: plain tables, catalogs, statements without a table
     ROUTE_KEYED = 2         # the shards that own the buckets of the statement's keys
@@ -14,7 +16,7 @@ cdef enum RouteKind:
     ROUTE_MULTI = 9         # several statements in one string: `parts`
 
 
-cdef enum Verb:
+cpdef enum Verb:
     VERB_NONE = 0
     VERB_BEGIN = 1          # BEGIN, START TRANSACTION
     VERB_COMMIT = 2         # COMMIT, END
@@ -24,7 +26,7 @@ cdef enum Verb:
     VERB_ROLLBACK_TO = 6
 
 
-cdef enum Operation:
+cpdef enum Operation:
     OPERATION_SELECT = 0
     OPERATION_INSERT = 1
     OPERATION_UPDATE = 2
@@ -32,10 +34,33 @@ cdef enum Operation:
     OPERATION_OTHER = 4
 
 
+# How a key is written where a KeySource says, or-ed together.
+cpdef enum KeyFlag:
+    KEY_PARAM = 1           # a bound parameter, else a literal of the text
+    KEY_ARRAY = 2           # an array of keys, as in = ANY($1)
+    KEY_NEGATIVE = 4        # a minus stands before the literal
+    KEY_PLACED = 8          # only a placed key names a bucket: the key of a child, whose row lives with its parent
+    KEY_INSERTED = 16       # the value of a new row: NULL is an error
+    KEY_CAST = 32           # under an explicit cast to an integer type, so text types may be bound to it
+
+
+cdef struct KeySource:
+    int index               # of the literal, or of the parameter ($1 is 0)
+    int flags               # KeyFlag
+
+
+cdef struct FeatureSource:
+    int index               # as KeySource.index; -1 for a value the shard fills in
+    bint is_param
+    int shape               # _core/features.Shape
+
+
 cdef class Buckets:
     cdef int* items             # distinct buckets, in order of first appearance
     cdef Py_ssize_t count
     cdef Py_ssize_t capacity
+    cdef readonly bint every    # some key names no bucket (an old child key): all shards, as ROUTE_SCATTER
+    cdef unsigned char* seen    # one byte per bucket: whether `items` has it
 
     cdef void clear(self) noexcept
     cdef int add(self, int bucket) except -1
@@ -56,6 +81,30 @@ cdef class Template:
     cdef readonly tuple profiles        # indexes of the profiles (function, operation) the write fires
     cdef int* profile_indexes           # the same for the hot path
     cdef int profile_count
+    # Why this must run on one shard: raised by the caller when the buckets of a ROUTE_KEYED statement lie on several
+    # shards. None when the shards' rows may simply be concatenated.
+    cdef readonly object one_shard_refusal
+    cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE
+    cdef readonly bint is_reset         # RESET, DISCARD, DEALLOCATE ALL: leaves defaults, drops what was set before
+    # ROUTE_MULTI of plain statements and transaction verbs only: it may go whole to the default shard, which then runs
+    # it as PostgreSQL runs such a string.
+    cdef readonly bint is_plain
+    cdef readonly bint is_exact         # depends on the values of literals: cached for this very text only
+    cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
+    cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
+    cdef readonly int rows              # a write's rows as far as the text says, at least 1
+    cdef readonly str reason            # why this route, for EXPLAIN (FORESHARD)
+    cdef KeySource* key_sources
+    cdef int key_count
+    cdef FeatureSource* feature_sources
+    cdef int feature_count
 
+    # Distinct buckets of the keys, at least one (where no row can match, any shard will do). SqlError for NULL keys
+    # of new rows (23502), malformed (22P02) and too large ones (22003), and keys that name no bucket where one must.
     cdef int locate(self, Values literals, Values params, Buckets found) except -1
+    # [rows, size, complexity, rows * rows] of a write (ARCHITECTURE.md, measurements and features).
     cdef int read_features(self, Values literals, Values params, double* features) except -1
+    cdef int fill_arrays(self) except -1
+    cdef int locate_array(self, const Value* value, int position, Buckets found) except -1
+    cdef int locate_key(self, int64_t key, int flags, Buckets found) except -1
+    cdef int refuse_key(self, int reading, const Value* value, int position) except -1

@@ -1,0 +1,99 @@
+from enum import IntEnum
+
+from foreshard._core.errors import SqlError
+
+class RouteKind(IntEnum):
+    ROUTE_EMPTY = 0
+    ROUTE_DEFAULT = 1
+    ROUTE_KEYED = 2
+    ROUTE_SCATTER = 3
+    ROUTE_ANY = 4
+    ROUTE_PLACE = 5
+    ROUTE_REFUSE = 6
+    ROUTE_TRANSACTION = 7
+    ROUTE_EXPLAIN = 8
+    ROUTE_MULTI = 9
+
+class Verb(IntEnum):
+    VERB_NONE = 0
+    VERB_BEGIN = 1
+    VERB_COMMIT = 2
+    VERB_ROLLBACK = 3
+    VERB_SAVEPOINT = 4
+    VERB_RELEASE = 5
+    VERB_ROLLBACK_TO = 6
+
+class Operation(IntEnum):
+    OPERATION_SELECT = 0
+    OPERATION_INSERT = 1
+    OPERATION_UPDATE = 2
+    OPERATION_DELETE = 3
+    OPERATION_OTHER = 4
+
+class KeyFlag(IntEnum):
+    KEY_PARAM = 1
+    KEY_ARRAY = 2
+    KEY_NEGATIVE = 4
+    KEY_PLACED = 8
+    KEY_INSERTED = 16
+    KEY_CAST = 32
+
+class Buckets:
+    every: bool
+    def __len__(self) -> int: ...
+    def as_list(self) -> list[int]: ...
+
+class Template:
+    kind: int
+    verb: int
+    chain: bool
+    operation: int
+    is_write: bool
+    pin: str | None
+    table: str | None
+    text: bytes | None
+    name: str | None
+    refusal: SqlError | None
+    parts: tuple[Template, ...]
+    profiles: tuple[int, ...]
+    one_shard_refusal: SqlError | None
+    cursor: str | None
+    is_reset: bool
+    is_plain: bool
+    is_exact: bool
+    keys: tuple[tuple[int, int, str], ...]
+    values: tuple[tuple[int, bool, int], ...]
+    rows: int
+    reason: str
+    def __init__(
+        self,
+        kind: int,
+        *,
+        verb: int = 0,
+        chain: bool = False,
+        operation: int = 4,
+        is_write: bool = False,
+        pin: str | None = None,
+        table: str | None = None,
+        text: bytes | None = None,
+        name: str | None = None,
+        refusal: SqlError | None = None,
+        parts: tuple[Template, ...] = (),
+        profiles: tuple[int, ...] = (),
+        keys: tuple[tuple[int, int, str], ...] = (),
+        values: tuple[tuple[int, bool, int], ...] = (),
+        rows: int = 1,
+        one_shard_refusal: SqlError | None = None,
+        cursor: str | None = None,
+        is_reset: bool = False,
+        is_plain: bool = False,
+        is_exact: bool = False,
+        reason: str = "",
+    ) -> None: ...
+    def check_types(self, type_oids: list[int]) -> SqlError | None: ...
+    def check_locate(
+        self, literals: list[tuple[bytes | None, int]], params: list[tuple[bytes | None, int]]
+    ) -> list[int] | str: ...
+    def check_features(
+        self, literals: list[tuple[bytes | None, int]], params: list[tuple[bytes | None, int]]
+    ) -> list[float]: ...

@@ -1,0 +1,270 @@
+"""What is known about one statement text: made once by the planner, used for every execution.
+
+A Template says how a statement is routed, not where: the literals and parameters of each execution are read by
+`locate`, which makes buckets of the keys, and by `read_features`, which makes what prediction needs. Neither
+allocates, but for growing a `Buckets` and for errors.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free, realloc
+
+from foreshard._core.buckets cimport BUCKET_COUNT, bucket_of_key
+from foreshard._core.features cimport add_generated, add_value
+from foreshard._core.key_values cimport (
+    READ_KEY, READ_MALFORMED, READ_NONE, READ_NULL, ArrayCursor, next_key, open_array, read_key,
+)
+from foreshard._core.values cimport VALUE_BINARY, Value, Values
+
+from foreshard._core.errors import SqlError, not_built
+
+cdef int64_t PLACED_FLAG = <int64_t> 1 << 52    # a key from here up to below twice this carries its bucket
+cdef Py_ssize_t QUOTED_BYTES_MAX = 80           # of a malformed key, in the error about it
+cdef frozenset KEY_TYPES = frozenset({0, 705, 20, 21, 23})                      # unspecified, unknown, int8, int2, int4
+cdef frozenset CAST_TYPES = KEY_TYPES | frozenset({25, 1043})                   # text, varchar
+cdef frozenset ARRAY_TYPES = frozenset({0, 705, 1005, 1007, 1016})              # int2[], int4[], int8[]
+
+
+@cython.final
+cdef class Buckets:
+    """Distinct buckets in order of first appearance. Reused: `clear` keeps the memory."""
+
+    def __cinit__(self):
+        self.items = NULL
+        self.count = 0
+        self.capacity = 0
+        self.every = False
+        self.seen = <unsigned char*> calloc(BUCKET_COUNT, 1)
+        if self.seen == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.items)
+        free(self.seen)
+
+    cdef void clear(self) noexcept:
+        """Forget all buckets."""
+        cdef Py_ssize_t index
+        for index in range(self.count):
+            self.seen[self.items[index]] = 0
+        self.count = 0
+        self.every = False
+
+    cdef int add(self, int bucket) except -1:
+        """Add one bucket unless it is there."""
+        cdef int* grown
+        cdef Py_ssize_t capacity
+        if not 0 <= bucket < BUCKET_COUNT:
+            raise ValueError(f"no bucket {bucket}")
+        if self.seen[bucket]:
+            return 0
+        if self.count == self.capacity:
+            capacity = self.capacity * 2 if self.capacity else 16
+            grown = <int*> realloc(self.items, capacity * sizeof(int))
+            if grown == NULL:
+                raise MemoryError()
+            self.items = grown
+            self.capacity = capacity
+        self.items[self.count] = bucket
+        self.count += 1
+        self.seen[bucket] = 1
+        return 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def as_list(self) -> list[int]:
+        """The buckets as Python integers."""
+        return [self.items[index] for index in range(self.count)]
+
+
+@cython.final
+cdef class Template:
+    """The route of one statement text. Made by the planner, never changed; fields are described in template.pxd."""
+
+    def __cinit__(
+        self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
+        str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
+        tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, str cursor=None,
+        bint is_reset=False, bint is_plain=False, bint is_exact=False, str reason="",
+    ):
+        self.kind = kind
+        self.verb = verb
+        self.chain = chain
+        self.operation = operation
+        self.is_write = is_write
+        self.pin = pin
+        self.table = table
+        self.text = text
+        self.name = name
+        self.refusal = refusal
+        self.parts = parts
+        self.profiles = profiles
+        self.keys = keys
+        self.values = values
+        self.rows = rows
+        self.one_shard_refusal = one_shard_refusal
+        self.cursor = cursor
+        self.is_reset = is_reset
+        self.is_plain = is_plain
+        self.is_exact = is_exact
+        self.reason = reason
+        self.fill_arrays()
+
+    cdef int fill_arrays(self) except -1:
+        """Copy keys, values and profiles into the arrays that the hot path walks."""
+        cdef Py_ssize_t position
+        self.key_count = <int> len(self.keys)
+        self.feature_count = <int> len(self.values)
+        self.profile_count = <int> len(self.profiles)
+        self.key_sources = <KeySource*> calloc(self.key_count + 1, sizeof(KeySource))
+        self.feature_sources = <FeatureSource*> calloc(self.feature_count + 1, sizeof(FeatureSource))
+        self.profile_indexes = <int*> calloc(self.profile_count + 1, sizeof(int))
+        if self.key_sources == NULL or self.feature_sources == NULL or self.profile_indexes == NULL:
+            raise MemoryError()
+        for position, (index, flags, _) in enumerate(self.keys):
+            self.key_sources[position] = KeySource(index, flags)
+        for position, (index, is_param, shape) in enumerate(self.values):
+            self.feature_sources[position] = FeatureSource(index, is_param, shape)
+        for position, profile in enumerate(self.profiles):
+            self.profile_indexes[position] = profile
+        return 0
+
+    def __dealloc__(self):
+        free(self.key_sources)
+        free(self.feature_sources)
+        free(self.profile_indexes)
+
+    cdef int locate(self, Values literals, Values params, Buckets found) except -1:
+        """Fill `found` with the buckets of this execution's keys."""
+        cdef KeySource source
+        cdef Values values
+        cdef Value* value
+        cdef int64_t key
+        cdef int position
+        cdef int reading
+        found.clear()
+        for position in range(self.key_count):
+            source = self.key_sources[position]
+            values = params if source.flags & KEY_PARAM else literals
+            if values is None or source.index >= values.count:
+                raise SqlError("08P01", f"bind message supplies no value for parameter ${source.index + 1}")
+            value = &values.items[source.index]
+            if source.flags & KEY_ARRAY:
+                self.locate_array(value, position, found)
+                continue
+            reading = read_key(value, source.flags & KEY_NEGATIVE, &key)
+            if reading == READ_KEY:
+                self.locate_key(key, source.flags, found)
+            else:
+                self.refuse_key(reading, value, position)
+        if found.count == 0 and not found.every:
+            found.add(0)
+        return 0
+
+    cdef int locate_array(self, const Value* value, int position, Buckets found) except -1:
+        """Add the buckets of an array's keys."""
+        cdef ArrayCursor cursor
+        cdef int64_t key
+        cdef int reading = open_array(value, &cursor)
+        if reading != READ_KEY:
+            return self.refuse_key(reading, value, position)
+        while True:
+            reading = next_key(&cursor, &key)
+            if reading == READ_KEY:
+                self.locate_key(key, self.key_sources[position].flags, found)
+            elif reading == READ_NONE:
+                return 0
+            elif reading != READ_NULL:
+                return self.refuse_key(reading, value, position)
+
+    cdef int locate_key(self, int64_t key, int flags, Buckets found) except -1:
+        """Add the bucket of one key; a child's key that carries none means every shard, where that is possible."""
+        if flags & KEY_PLACED and not (PLACED_FLAG <= key < 2 * PLACED_FLAG):
+            if self.is_write or self.one_shard_refusal is not None:
+                raise not_built(
+                    f"this statement by key {key}, which does not carry its bucket",
+                    "Name the parent's key in the statement too: rows of a child table live with their parent.",
+                )
+            found.every = True
+            return 0
+        return found.add(bucket_of_key(key))
+
+    cdef int refuse_key(self, int reading, const Value* value, int position) except -1:
+        """Raise what is wrong with a key; 0 when it only means that no row has it."""
+        cdef int flags = self.key_sources[position].flags
+        relation, column = self.keys[position][2].rsplit(".", 1)
+        if reading == READ_NULL and flags & KEY_INSERTED:
+            raise SqlError("23502", f'null value in column "{column}" of relation "{relation}" has no shard',
+                           "The column's value says where the row lives.")
+        if reading == READ_NULL or (reading == READ_NONE and not flags & KEY_INSERTED):
+            return 0
+        shown = "..."
+        if value.format != VALUE_BINARY:
+            shown = value.data[:min(value.size, QUOTED_BYTES_MAX)].decode("utf-8", "replace")
+        detail = f'It is the routing key "{column}" of "{relation}".'
+        if reading == READ_MALFORMED:
+            raise SqlError("22P02", f'invalid input syntax for type bigint: "{shown}"', detail)
+        raise SqlError("22003", f'value "{shown}" is out of range for type bigint', detail)
+
+    cdef int read_features(self, Values literals, Values params, double* features) except -1:
+        """Fill `features` with what prediction knows about this write before it runs."""
+        cdef FeatureSource source
+        cdef Values values
+        cdef int position
+        features[0] = self.rows
+        features[1] = 0
+        features[2] = 0
+        features[3] = <double> self.rows * self.rows
+        for position in range(self.feature_count):
+            source = self.feature_sources[position]
+            if source.index < 0:
+                add_generated(source.shape, features)
+                continue
+            values = params if source.is_param else literals
+            if values is not None and source.index < values.count:
+                add_value(&values.items[source.index], source.shape, features)
+        return 0
+
+    def check_types(self, type_oids: list[int]) -> object:
+        """The error for parameters declared with a type that keys are not read from; None when all are fine.
+
+        A numeric or float8 parameter compares otherwise than its bytes, read as bigint, would say.
+        """
+        for index, flags, column in self.keys:
+            if not flags & KEY_PARAM or index >= len(type_oids):
+                continue
+            allowed = ARRAY_TYPES if flags & KEY_ARRAY else CAST_TYPES if flags & KEY_CAST else KEY_TYPES
+            if type_oids[index] not in allowed:
+                return not_built(
+                    f"a parameter of type {type_oids[index]} as routing key",
+                    f"Declare ${index + 1} as bigint, or leave its type to the server.",
+                    f'It is compared with "{column}".',
+                )
+        return None
+
+    def check_locate(self, literals: list, params: list) -> object:
+        """Buckets for (data or None, format) pairs, or "every": `locate` for tests and EXPLAIN, off the hot path."""
+        cdef Buckets found = Buckets()
+        held = [literals, params]
+        self.locate(values_of(literals), values_of(params), found)
+        del held
+        return "every" if found.every else found.as_list()
+
+    def check_features(self, literals: list, params: list) -> list[float]:
+        """What read_features gives for (data or None, format) pairs."""
+        cdef double features[4]
+        self.read_features(values_of(literals), values_of(params), features)
+        return [features[index] for index in range(4)]
+
+
+cdef Values values_of(list pairs):
+    """Values that borrow the bytes of (data, format) pairs."""
+    cdef Values values = Values()
+    cdef bytes data
+    for data, form in pairs:
+        if data is None:
+            values.append(NULL, -1, form)
+        else:
+            values.append(<const char*> data, len(data), form)
+    return values
