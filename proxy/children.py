@@ -14,7 +14,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,11 +45,11 @@ def describe_end(status: int) -> str:
 class Child:
     """One child process, kept alive by `keep` until `stop`. Made by the supervisor, which reaps it on SIGCHLD."""
 
-    def __init__(self, name: str, arguments: list[str], log: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, report: Callable[[str], None]) -> None:
         self.name = name
         self.log = log
         self.restarts = 0
-        self._command = [sys.executable, "-m", "foreshard.proxy", *arguments]
+        self._command = command
         self._report = report
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = asyncio.Event()

@@ -50,6 +50,11 @@ def make_result(specification: str, rows: Iterable[Sequence[Cell]], tag: str = "
     return ResultSet(make_columns(specification), tuple(tuple(row) for row in rows), tag)
 
 
+def cells(row: Iterable[object]) -> tuple[Cell, ...]:
+    """Values that a database driver gave, as cells; what is no cell is shown as text."""
+    return tuple(value if isinstance(value, str | int | float | None) else str(value) for value in row)
+
+
 def encode_results(results: Iterable[ResultSet]) -> bytes:
     """RowDescription, DataRow and CommandComplete of each result set, in order."""
     return b"".join(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from foreshard.proxy import __version__
-from foreshard.proxy.admin.results import Cell, Column, ResultSet, make_columns, make_result
+from foreshard.proxy.admin.results import Cell, Column, ResultSet, cells, make_columns, make_result
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.catalog import Catalog, Table
 
@@ -110,7 +110,7 @@ async def show_outbox(sources: ConsoleSources) -> ResultSet:
         elif not answer.rows:
             rows.append((answer.shard, None, 0, 0, 0.0, 0, None))
         for row in answer.rows:
-            rows.append((answer.shard, *_cells(row), None))
+            rows.append((answer.shard, *cells(row), None))
     return make_result("shard function waiting:bigint retried:bigint oldest_s:float dead_letters:bigint error", rows)
 
 
@@ -145,7 +145,3 @@ def _from_rows(specification: str, rows: Iterable[Mapping[str, Any]]) -> ResultS
     """A result set of dictionaries; a key that a row lacks is NULL."""
     columns: tuple[Column, ...] = make_columns(specification)
     return ResultSet(columns, tuple(tuple(row.get(column.name) for column in columns) for row in rows))
-
-
-def _cells(row: Sequence[object]) -> tuple[Cell, ...]:
-    return tuple(cell if isinstance(cell, str | int | float | None) else str(cell) for cell in row)

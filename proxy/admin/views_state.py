@@ -6,13 +6,17 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 from foreshard._core.placement import CANDIDATE_COUNT
-from foreshard.proxy.admin.results import Cell, ResultSet, make_result
+from foreshard.proxy.admin.results import Cell, ResultSet, cells, make_result
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.placement import max_over_mean
 from foreshard.proxy.profiles import profile_keys
 
 PLACED_KEY_BASE = 1 << 52
 PLACED_KEY_SHIFT = 40
+PROFILES_SQL = """
+SELECT function, operation, calls, cpu_seconds, wall_seconds, queue_seconds, q_median, q_p95 FROM foreshard.profile"""
+NO_TOTALS = (0, 0.0, 0.0, 0.0, None, None)  # no call yet
+UNKNOWN_TOTALS = (None,) * 6  # the control database does not answer
 
 
 async def show_shards(sources: ConsoleSources) -> ResultSet:
@@ -92,17 +96,22 @@ async def show_placement(sources: ConsoleSources) -> ResultSet:
 
 
 async def show_profiles(sources: ConsoleSources) -> ResultSet:
-    """The model of each (function, operation) in force: CPU milliseconds per call and per unit of each feature."""
+    """The model of each (function, operation) in force, and how well it predicted: totals from the control database."""
+    answer = await sources.ask_control(PROFILES_SQL)
+    missing = NO_TOTALS if answer.error is None else UNKNOWN_TOTALS
+    kept = {(row[0], row[1]): row[2:] for row in answer.rows}
     rows = []
     for index, key in enumerate(profile_keys(sources.config)):
         profile = sources.state.profile(index)
         base, per_byte, per_value, per_row = (weight * 1e3 for weight in profile.weights[0])
+        calls, cpu_s, wall_s, queue_s, q_median, q_p95 = kept.get((key.function, key.operation), missing)
         rows.append(
             (
                 key.function,
                 key.operation,
-                profile.samples,
+                "degraded" if profile.degraded else "measured" if profile.samples else "prior",
                 profile.version,
+                *cells((calls, cpu_s, wall_s, queue_s, q_median, q_p95)),
                 profile.means[0] * 1e3,
                 base,
                 per_byte * 1e3,
@@ -110,13 +119,13 @@ async def show_profiles(sources: ConsoleSources) -> ResultSet:
                 per_row,
                 profile.means[1],
                 profile.means[2],
-                "degraded" if profile.degraded else "measured" if profile.samples else "prior",
             )
         )
     return make_result(
-        "function operation samples:bigint version:bigint cpu_mean_ms:float cpu_base_ms:float "
+        "function operation state version:bigint calls:bigint cpu_total_s:float wall_total_s:float "
+        "queue_total_s:float q_median:float q_p95:float cpu_mean_ms:float cpu_base_ms:float "
         "cpu_per_kilobyte_ms:float cpu_per_value_ms:float cpu_per_row_ms:float memory_mean_byte_s:float "
-        "io_mean_bytes:float state",
+        "io_mean_bytes:float",
         rows,
     )
 

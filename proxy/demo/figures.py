@@ -1,0 +1,76 @@
+"""The demo's figures about cost and balance, asked of the running proxy's console as psql would ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from foreshard.proxy.admin.simple_query import ask
+from foreshard.proxy.config import Config
+from foreshard.proxy.demo.report import FunctionFigures
+from foreshard.proxy.demo.verify import ask_all
+from foreshard.proxy.placement import max_over_mean
+
+SETTLE_S = 20.0  # the controller takes measurements every 100 ms and stores profiles now and then
+SETTLE_POLL_S = 0.25
+REVISIONS_SQL = "SELECT coalesce(sum(revision), 0)::bigint, (SELECT count(*) FROM foreshard.measurement) FROM document"
+
+Row = dict[str, str | None]
+
+
+async def read_console(config: Config, command: str) -> list[Row]:
+    """Rows of a console command."""
+    host, port = config.listen_host, config.listen_port
+    answer = await asyncio.to_thread(ask, host, port, "foreshard", "foreshard", command)
+    return answer.dictionaries()
+
+
+async def wait_settled(config: Config) -> None:
+    """Wait until the controller has learned from every measurement and stored what it learned, or for a while."""
+    deadline_s = asyncio.get_running_loop().time() + SETTLE_S
+    while asyncio.get_running_loop().time() < deadline_s:
+        answers = [answer.rows[0] for answer in await ask_all(config, REVISIONS_SQL)]
+        expected = sum(int(str(row[0])) for row in answers)
+        waiting = sum(int(str(row[1])) for row in answers)
+        calls = (figures.calls for figures in (await read_functions(config)).values())
+        if waiting == 0 and all(count >= expected for count in calls):
+            return
+        await asyncio.sleep(SETTLE_POLL_S)
+
+
+async def read_functions(config: Config) -> dict[str, FunctionFigures]:
+    """Calls and CPU of each function over its operations; q-errors of the worse of them."""
+    by_function: dict[str, list[Row]] = defaultdict(list)
+    for row in await read_console(config, "SHOW PROFILES"):
+        by_function[str(row["function"])].append(row)
+    return {
+        name: FunctionFigures(
+            calls=sum(int(row["calls"] or 0) for row in rows),
+            median_q=worst(rows, "q_median"),
+            p95_q=worst(rows, "q_p95"),
+            cpu_seconds=round(sum(float(row["cpu_total_s"] or 0) for row in rows), 3),
+        )
+        for name, rows in by_function.items()
+    }
+
+
+def worst(rows: list[Row], column: str) -> float | None:
+    """The largest value of a column; None when it has none."""
+    return max((float(value) for row in rows if (value := row[column]) is not None), default=None)
+
+
+async def read_costs(config: Config) -> dict[str, float]:
+    """Measured cost of the functions that ran on each shard, in seconds of a shard."""
+    return {str(row["shard"]): float(row["measured_s"] or 0) for row in await read_console(config, "SHOW SHARDS")}
+
+
+async def read_balance(config: Config, costs: dict[str, float]) -> dict[str, float]:
+    """max/mean by policy: measured for the one in use, from the shadow ledgers for the others."""
+    ledgers = {
+        str(row["policy"]): float(row["max_over_mean"])
+        for row in await read_console(config, "SHOW BALANCE")
+        if row["max_over_mean"] is not None
+    }
+    weights = {shard.name: shard.weight for shard in config.shards}
+    measured = max_over_mean([costs[name] for name in weights], list(weights.values()))
+    return ledgers | {config.placement.policy: round(measured, 6)}

@@ -1,0 +1,95 @@
+"""The figures a demo ends with: read from the running proxy and the shards, shown as tables, written as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from foreshard.proxy.demo.display import Display
+
+
+class FunctionFigures(msgspec.Struct, frozen=True):
+    """Predicted against measured cost of one trigger function."""
+
+    calls: int
+    median_q: float | None  # q-error: predicted over measured or the inverse, whichever is above 1
+    p95_q: float | None
+    cpu_seconds: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demo found."""
+
+    rows: int
+    inserted: int
+    updates: int
+    found: int
+    misplaced: int
+    outbox_left: int
+    dead_letters: int
+    effects_lost: int
+    effects_repeated: int
+    reconnects: int
+    seconds: float
+    rows_per_shard: dict[str, int]
+    cost_s_per_shard: dict[str, float]
+    policy: str
+    balance: dict[str, float]
+    functions: dict[str, FunctionFigures]
+
+    def failures(self) -> list[str]:
+        """What is wrong, one line each; nothing when all is well."""
+        checks = [
+            (self.rows - self.found, "of {rows} rows were not found by their key through the proxy"),
+            (self.misplaced, "rows are not on exactly the shard that their key names"),
+            (self.outbox_left, "events are left in the outbox"),
+            (self.dead_letters, "events are dead letters"),
+            (self.effects_lost, "documents lack an effect of a trigger function"),
+            (self.effects_repeated, "documents have an effect of a trigger function twice"),
+        ]
+        return [f"{count} {text.format(rows=self.rows)}" for count, text in checks if count]
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(msgspec.to_builtins(self), indent=2) + "\n")
+
+    def show(self, display: Display) -> None:
+        """As tables."""
+        total_s = sum(self.cost_s_per_shard.values())
+        rows = [
+            (
+                name,
+                f"{count:,}",
+                f"{self.cost_s_per_shard[name]:.2f}",
+                f"{100 * self.cost_s_per_shard[name] / total_s:.1f} %" if total_s else "-",
+            )
+            for name, count in self.rows_per_shard.items()
+        ]
+        display.table("Rows and executed cost", ["shard", "documents", "cost, s", "share"], rows)
+        balance = [
+            (policy, f"{value:.3f}", "in use" if policy == self.policy else "shadow")
+            for policy, value in sorted(self.balance.items(), key=lambda item: item[1])
+        ]
+        display.table("Cost of the fullest shard over the mean", ["policy", "max/mean", ""], balance)
+        functions = [
+            (name, f"{figures.calls:,}", f"{figures.cpu_seconds:.2f}", ratio(figures.median_q), ratio(figures.p95_q))
+            for name, figures in self.functions.items()
+        ]
+        headings = ["function", "calls", "CPU, s", "median", "95th percentile"]
+        display.table("Predicted against measured cost (q-error: 1 is exact)", headings, functions)
+        checks = [
+            ("rows inserted and found again by key", f"{self.found:,} of {self.rows:,}"),
+            ("rows not on exactly the shard their key names", f"{self.misplaced:,}"),
+            ("events left in the outbox", f"{self.outbox_left:,}"),
+            ("dead letters", f"{self.dead_letters:,}"),
+            ("documents with an effect lost", f"{self.effects_lost:,}"),
+            ("documents with an effect made twice", f"{self.effects_repeated:,}"),
+        ]
+        display.table("Checked", ["", "count"], checks)
+
+
+def ratio(value: float | None) -> str:
+    """A q-error, or a dash while nothing was measured."""
+    return "-" if value is None else f"{value:.2f}"

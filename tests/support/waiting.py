@@ -1,0 +1,32 @@
+"""Waiting for a condition with a deadline; how long it takes is no test's business."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE_S = 60.0
+POLL_S = 0.02
+
+
+def wait_until(holds: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    """Return once the condition holds; AssertionError after the deadline."""
+    end_s = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end_s, f"did not hold within {deadline_s:g} s: {holds}"
+        time.sleep(POLL_S)
+
+
+def is_running(pid: int) -> bool:
+    """True while the process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_gone(*pids: int) -> None:
+    """Return once none of the processes runs."""
+    wait_until(lambda: not any(is_running(pid) for pid in pids))

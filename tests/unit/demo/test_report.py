@@ -1,0 +1,66 @@
+"""What the demo says at its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from foreshard.proxy.demo.display import Display
+from foreshard.proxy.demo.report import FunctionFigures, Report
+
+REPORT = Report(
+    rows=100,
+    inserted=100,
+    updates=50,
+    found=100,
+    misplaced=0,
+    outbox_left=0,
+    dead_letters=0,
+    effects_lost=0,
+    effects_repeated=0,
+    reconnects=0,
+    seconds=1.5,
+    rows_per_shard={"s0": 60, "s1": 40},
+    cost_s_per_shard={"s0": 1.0, "s1": 3.0},
+    policy="bounded",
+    balance={"bounded": 1.01, "key-hash": 1.3},
+    functions={"index_document": FunctionFigures(150, 1.1, 2.5, 3.25), "idle": FunctionFigures(0, None, None, 0.0)},
+)
+
+
+def test_a_good_run_has_no_failures() -> None:
+    assert REPORT.failures() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"found": 99},
+        {"misplaced": 1},
+        {"outbox_left": 1},
+        {"dead_letters": 1},
+        {"effects_lost": 1},
+        {"effects_repeated": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_anything_wrong_is_a_failure_with_its_count(change: dict[str, int]) -> None:
+    (failure,) = msgspec.structs.replace(REPORT, **change).failures()
+    assert failure.startswith("1 ")
+
+
+def test_the_file_has_the_figures_by_name(tmp_path: Path) -> None:
+    REPORT.write(tmp_path / "report.json")
+    read = json.loads((tmp_path / "report.json").read_text())
+    assert {"rows", "found", "misplaced", "outbox_left", "dead_letters", "balance", "functions"} <= set(read)
+    assert read["functions"]["index_document"] == {"calls": 150, "median_q": 1.1, "p95_q": 2.5, "cpu_seconds": 3.25}
+
+
+def test_tables_are_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    REPORT.show(Display())
+    shown = capsys.readouterr().out
+    assert "s1            40     3.00  75.0 %" in shown
+    assert "\x1b" not in shown
