@@ -104,7 +104,8 @@ async def read_all(clients: Sequence[Client], paths: dict[int, str], on_done: Ca
         nonlocal found
         while waiting:
             key, path = waiting.pop()
-            found += await client.read(key) == [path]
+            is_found = await client.read(key) == [path]
+            found += is_found
             on_done()
 
     async with asyncio.TaskGroup() as group:
