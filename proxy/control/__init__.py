@@ -1,1 +1,19 @@
-"""Control database, schema plan and apply, checks, and the controller."""
+"""Control database, introspection, schema plan and apply, checks, and the controller."""
+
+from foreshard.proxy.control.connect import connected, control_dsn
+from foreshard.proxy.control.derive import build_catalog
+from foreshard.proxy.control.introspect import introspect
+from foreshard.proxy.control.plan import apply, is_applied, list_lacking, planned, read_catalog, read_owners
+
+__all__ = [
+    "apply",
+    "build_catalog",
+    "connected",
+    "control_dsn",
+    "introspect",
+    "is_applied",
+    "list_lacking",
+    "planned",
+    "read_catalog",
+    "read_owners",
+]

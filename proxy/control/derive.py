@@ -1,0 +1,312 @@
+"""Makes the Catalog from configuration and facts, and refuses what could not be right on several shards.
+
+Every refusal names the declaration, what is wrong, and what to do; all of them are raised together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from foreshard.proxy.catalog import Catalog, Column, Function, Table, TableKind
+from foreshard.proxy.config import Config, TableConfig, qualified
+from foreshard.proxy.config.document import did_you_mean, listed
+from foreshard.proxy.control.facts import Facts, ForeignKey, TableFacts
+from foreshard.proxy.errors import ConfigError
+from foreshard.proxy.profiles import ProfileKey, profile_indexes
+
+KEY_TYPE = "bigint"
+SMALL_KEY_TYPES = {"integer", "smallint"}
+
+
+def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
+    """The catalog; ConfigError with everything that cannot be sharded as declared."""
+    deriving = _Deriving(config, facts)
+    tables = deriving.tables()
+    deriving.check_foreign_keys(tables)
+    if deriving.problems:
+        raise ConfigError(deriving.problems)
+    return Catalog(
+        version=version,
+        tables=tables,
+        views=facts.views,
+        functions=facts.functions,
+        search_path=facts.search_path,
+    )
+
+
+def compare_shards(config: Config, all_facts: Iterable[Facts]) -> None:
+    """ConfigError when a declared table differs between shards: rows of all shards must fit one description."""
+    first, *others = all_facts
+    problems = []
+    for other in others:
+        for name, table in first.tables.items():
+            twin = other.tables.get(name)
+            if twin is None:
+                problems.append(
+                    f"{config.path}: tables.{name}: shard {first.shard} has it, shard {other.shard} does not"
+                )
+                continue
+            here = [(column.name, column.type_name, column.not_null) for column in table.columns]
+            there = [(column.name, column.type_name, column.not_null) for column in twin.columns]
+            for mine, theirs in zip(here, there, strict=False):
+                if mine != theirs:
+                    problems.append(
+                        f"{config.path}: tables.{name}: differs between shards: {first.shard} has {_described(mine)}, "
+                        f"{other.shard} has {_described(theirs)}"
+                    )
+                    break
+            else:
+                if len(here) != len(there):
+                    problems.append(
+                        f"{config.path}: tables.{name}: has {len(here)} columns on shard {first.shard} and "
+                        f"{len(there)} on shard {other.shard}"
+                    )
+    if problems:
+        raise ConfigError(problems)
+
+
+def group_of(name: str, tables: dict[str, Table]) -> str:
+    """The root of the table's group."""
+    while True:
+        parent = tables[name].parent
+        if parent is None or parent not in tables:
+            return name
+        name = parent
+
+
+def _described(column: tuple[str, str, bool]) -> str:
+    return f"`{column[0]} {column[1]}{' NOT NULL' if column[2] else ''}`"
+
+
+class _Deriving:
+    """One run of build_catalog: the inputs and the problems found so far."""
+
+    def __init__(self, config: Config, facts: Facts) -> None:
+        self.problems: list[str] = []
+        self._config = config
+        self._facts = facts
+        self._indexes = profile_indexes(config)
+        self._declared = {qualified(table.name): table for table in config.tables}
+
+    def tables(self) -> dict[str, Table]:
+        """Every declared table that exists, with parents filled in."""
+        made: dict[str, Table] = {}
+        for name, declared in self._declared.items():
+            facts = self._facts.tables.get(name)
+            if facts is None:
+                self._problem(
+                    declared, f"shard {self._facts.shard} has no table {name}; create it there, or in the `schema` file"
+                )
+            else:
+                made[name] = self._table(declared, facts)
+        return self._without_cycles(made)
+
+    def _without_cycles(self, tables: dict[str, Table]) -> dict[str, Table]:
+        """The tables; when foreign keys propose parents in a circle, that is a problem and none are returned."""
+        for name in tables:
+            seen, current = [name], tables[name].parent
+            while current in tables and current not in seen:
+                seen.append(current)
+                current = tables[current].parent
+            if current == name:
+                circle = " -> ".join([*seen, name])
+                self._problem(self._declared[name], f"foreign keys make a circle: {circle}; declare a `parent` for one")
+                return {}
+        return tables
+
+    def check_foreign_keys(self, tables: dict[str, Table]) -> None:
+        """Refuse foreign keys that a shard could not check."""
+        for key in self._facts.foreign_keys:
+            if key.table in tables:
+                message = self._refuse_foreign_key(key, tables)
+                if message:
+                    self._problem(self._declared[key.table], f"foreign key {key.name} to {key.target} {message}")
+            elif key.target in tables and tables[key.target].kind is not TableKind.REFERENCE:
+                self._problem(
+                    self._declared[key.target],
+                    f"{key.table} is not declared, so its rows lie on the first shard, but its foreign key {key.name} "
+                    f"references {key.target}: declare {key.table} as its child, or drop the foreign key",
+                )
+
+    def _problem(self, table: TableConfig, message: str, key: str = "") -> None:
+        place = f"tables.{table.name}" + (f".{key}" if key else "")
+        self.problems.append(f"{self._config.path}: {place}: {message}")
+
+    def _table(self, declared: TableConfig, facts: TableFacts) -> Table:
+        functions = tuple(self._functions(declared, facts))
+        if declared.reference:
+            return Table(
+                schema=facts.schema,
+                name=facts.name,
+                kind=TableKind.REFERENCE,
+                key="",
+                key_type="",
+                columns=facts.columns,
+                functions=functions,
+            )
+        parent, via = self._parent(declared, facts)
+        self._check_key(declared, facts)
+        self._check_unique(declared, facts, via)
+        if facts.ancestors:
+            self._problem(declared, f"inherits from {facts.ancestors[0]}: declare that table instead")
+        return Table(
+            schema=facts.schema,
+            name=facts.name,
+            kind=TableKind.ROOT if parent is None else TableKind.CHILD,
+            key=declared.key or "",
+            key_type=KEY_TYPE,
+            parent=parent,
+            via=via,
+            columns=tuple(_with_fill(column, declared.key, facts) for column in facts.columns),
+            functions=functions,
+        )
+
+    def _functions(self, declared: TableConfig, facts: TableFacts) -> Iterator[Function]:
+        names = [column.name for column in facts.columns]
+        for trigger in self._config.triggers:
+            if qualified(trigger.table) != facts.qualified:
+                continue
+            for column in trigger.columns or ():
+                if column not in names:
+                    self.problems.append(
+                        f"{self._config.path}: triggers.{trigger.name}.columns: {facts.qualified} has no column "
+                        f"`{column}`{did_you_mean(column, names)} (columns: {listed(names)})"
+                    )
+            yield Function(
+                name=trigger.name,
+                operations=trigger.on,
+                columns=trigger.columns,
+                profile_indexes={
+                    operation: self._indexes[ProfileKey(trigger.name, operation)] for operation in trigger.on
+                },
+            )
+
+    def _parent(self, declared: TableConfig, facts: TableFacts) -> tuple[str | None, str | None]:
+        """Parent and via as declared, or as the foreign keys propose."""
+        wanted = qualified(declared.parent) if declared.parent else None
+        if declared.via and facts.column(declared.via) is None:
+            names = [column.name for column in facts.columns]
+            self._problem(
+                declared,
+                f"{facts.qualified} has no column `{declared.via}`{did_you_mean(declared.via, names)} "
+                f"(columns: {listed(names)})",
+                "via",
+            )
+            return wanted, declared.via
+        if wanted and declared.via:
+            self._check_via(declared, facts, declared.via)
+            return wanted, declared.via
+        fitting = [key for key in self._facts.foreign_keys if self._may_be_parent(key, facts, wanted, declared.via)]
+        if len(fitting) == 1:
+            self._check_via(declared, facts, fitting[0].columns[0])
+            return fitting[0].target, fitting[0].columns[0]
+        if fitting:
+            choices = listed(f"{{parent: {key.target}, via: {key.columns[0]}}}" for key in fitting)
+            self._problem(
+                declared, f"has several foreign keys to sharded tables; say which one it lives with: {choices}"
+            )
+        elif wanted:
+            self._problem(declared, f"has no foreign key to {wanted}: say which column holds its key", "via")
+        elif declared.via:
+            self._problem(
+                declared, f"`{declared.via}` is in no foreign key to a sharded table: say the `parent`", "via"
+            )
+        return wanted, declared.via
+
+    def _may_be_parent(self, key: ForeignKey, facts: TableFacts, wanted: str | None, via: str | None) -> bool:
+        target = self._declared.get(key.target)
+        return (
+            key.table == facts.qualified
+            and key.target != facts.qualified
+            and target is not None
+            and not target.reference
+            and key.target_columns == (target.key,)
+            and wanted in (None, key.target)
+            and via in (None, key.columns[0])
+        )
+
+    def _check_via(self, declared: TableConfig, facts: TableFacts, via: str) -> None:
+        column = facts.column(via)
+        if column is not None and column.type_name != KEY_TYPE:
+            self._problem(declared, f"column {via} is {column.type_name}, {_proposal(facts, via)}", "via")
+
+    def _check_key(self, declared: TableConfig, facts: TableFacts) -> None:
+        key = declared.key or ""
+        column = facts.column(key)
+        names = [name.name for name in facts.columns]
+        primary = facts.primary_key
+        if column is None:
+            proposal = f"{did_you_mean(key, names)} (columns: {listed(names)})"
+            self._problem(declared, f"{facts.qualified} has no column `{key}`{proposal}", "key")
+            return
+        if not primary:
+            remedy = f"ALTER TABLE {facts.qualified} ADD PRIMARY KEY ({key})"
+            self._problem(declared, f"{facts.qualified} has no primary key: {remedy}", "key")
+        elif primary != (key,):
+            what = f"its primary key is ({', '.join(primary)})"
+            self._problem(declared, f"{what}; a sharded table's primary key is the one column it is declared by", "key")
+        if column.type_name in SMALL_KEY_TYPES:
+            self._problem(declared, f"column {key} is {column.type_name}, {_proposal(facts, key)}", "key")
+        elif column.type_name != KEY_TYPE:
+            self._problem(
+                declared, f"column {key} is {column.type_name}; only {KEY_TYPE} keys can be placed so far", "key"
+            )
+        self._check_source(declared, facts, key)
+
+    def _check_source(self, declared: TableConfig, facts: TableFacts, key: str) -> None:
+        source = facts.sources.get(key)
+        if source is None:
+            return
+        if source.identity == "a":
+            remedy = f"ALTER TABLE {facts.qualified} ALTER COLUMN {key} SET GENERATED BY DEFAULT"
+            self._problem(
+                declared,
+                f"column {key} is GENERATED ALWAYS AS IDENTITY, which Foreshard must replace by a default that clients "
+                f"may override; agree to that by {remedy}",
+                "key",
+            )
+        elif not source.identity and source.default and not source.sequence:
+            self._problem(
+                declared, f"column {key} has the default {source.default}; only a sequence can be replaced", "key"
+            )
+
+    def _check_unique(self, declared: TableConfig, facts: TableFacts, via: str | None) -> None:
+        for index in facts.unique:
+            if not index.is_primary and declared.key not in index.columns and via not in index.columns:
+                self._problem(
+                    declared,
+                    f"unique index {index.name} on ({', '.join(index.columns)}) would hold on each shard only, not "
+                    f"over all of them: drop it, or make it not unique, or add {via or declared.key} to it",
+                )
+
+    def _refuse_foreign_key(self, key: ForeignKey, tables: dict[str, Table]) -> str:
+        """Why a declared table's foreign key cannot be kept; "" when it can."""
+        source, target = tables[key.table], tables.get(key.target)
+        if target is None:
+            if key.target in self._declared:
+                return ""  # missing table, already said
+            return (
+                f"cannot be checked: {key.target} is not declared, so its rows lie on the first shard only; "
+                f"declare it ({{reference: true}} if it is the same on every shard), or drop the foreign key"
+            )
+        if target.kind is TableKind.REFERENCE:
+            return ""
+        if source.kind is TableKind.REFERENCE:
+            return (
+                "cannot be checked: the rows of a reference table are on every shard, the referenced ones on one each"
+            )
+        if group_of(key.table, tables) == group_of(key.target, tables):
+            return ""
+        return "crosses groups: it would hold only when both rows happen to lie on one shard; drop it"
+
+
+def _with_fill(column: Column, key: str | None, facts: TableFacts) -> Column:
+    """A child's key has no default once `apply` has run, but a trigger that fills it from the same sequence."""
+    filled = column.name == key and bool(facts.sources.get(column.name))
+    return msgspec.structs.replace(column, has_default=True) if filled else column
+
+
+def _proposal(facts: TableFacts, column: str) -> str:
+    return f"placed keys need bigint: ALTER TABLE {facts.qualified} ALTER COLUMN {column} TYPE bigint"

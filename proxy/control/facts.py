@@ -1,0 +1,74 @@
+"""What introspection reads on a shard, as values: tables with their keys and constraints, and who reads them.
+
+`Facts` hold no decision; proxy/control/derive.py makes the Catalog from them and refuses what cannot be sharded.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from foreshard.proxy.catalog import Column
+
+
+class ForeignKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A foreign key, from the table that holds the columns to the one it references."""
+
+    name: str
+    table: str  # qualified, as are all table names here
+    columns: tuple[str, ...]
+    target: str
+    target_columns: tuple[str, ...]
+
+
+class UniqueIndex(msgspec.Struct, frozen=True, kw_only=True):
+    """A unique index or exclusion constraint; an expression stands as its text."""
+
+    name: str
+    columns: tuple[str, ...]
+    is_primary: bool
+    definition: str
+
+
+class KeySource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a column's generated values come from."""
+
+    identity: str = ""  # "a" ALWAYS, "d" BY DEFAULT, "" no identity
+    default: str = ""  # the default's expression, as PostgreSQL prints it
+    sequence: str = ""  # qualified and quoted name of the sequence that the column owns or its default names
+
+
+class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One table as it is on the shard."""
+
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    sources: dict[str, KeySource]  # by column, for those with a default or identity
+    unique: tuple[UniqueIndex, ...]
+    partitions: tuple[str, ...] = ()  # partitions and inheriting tables, qualified
+    ancestors: tuple[str, ...] = ()  # tables it is a partition of or inherits from
+    captured: bool = False  # it has Foreshard's capture triggers
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    def column(self, name: str) -> Column | None:
+        """The column of the name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    @property
+    def primary_key(self) -> tuple[str, ...]:
+        return next((index.columns for index in self.unique if index.is_primary), ())
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything read from one shard."""
+
+    shard: str
+    tables: dict[str, TableFacts]  # declared tables that exist, by qualified name
+    foreign_keys: tuple[ForeignKey, ...]  # all that touch a declared table on either end
+    views: dict[str, str]  # view, ruled table, partition -> the declared table it reads
+    functions: dict[str, str]  # function -> the declared table its body names
+    stray: tuple[TableFacts, ...] = ()  # not declared, but with Foreshard's capture triggers or key default
+    search_path: tuple[str, ...] = ("public",)

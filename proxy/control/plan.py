@@ -1,0 +1,287 @@
+"""Compares what configuration asks of the databases with what they have, and makes the difference.
+
+`plan` and `apply` do the same work in one transaction per database, up to the point where `plan` rolls back: run the
+user's schema file where it changed, introspect, derive the catalog (or refuse), find the steps that are lacking. So
+nothing that `plan` says depends on a database that `apply` would see otherwise.
+
+The control database is written before the shards: a shard that knows its cluster is in the cluster's map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from foreshard._core.buckets import BUCKET_OF_SQL, PLACED_FLAG, initial_map
+from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
+from foreshard.proxy.control.derive import build_catalog, compare_shards
+from foreshard.proxy.control.facts import Facts
+from foreshard.proxy.control.introspect import Connection, introspect
+from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
+from foreshard.proxy.control.schema_shard import key_object, shard_steps
+from foreshard.proxy.control.steps import Step, find_lacking, read_applied, record_steps, run_steps
+from foreshard.proxy.errors import ConfigError, ForeshardError
+
+LOCK_TIMEOUT = "10s"  # apply waits this long for a table that is in use, then gives up without a change
+APPLY_LOCK = 0x666F7265  # advisory lock of whoever plans or applies on a database; the bytes of "fore"
+SCHEMA_FILE = "schema file"
+# One text per database: which server process serves it, and its name.
+DATABASE_IDENTITY = "SELECT pg_postmaster_start_time()::text || ' ' || current_database()"
+# Whether the transaction that took the lock is still the one that is open.
+HOLDS_LOCK = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory')"
+
+
+@dataclass
+class Work:
+    """One database: what it lacks, and (while the transaction is open) the connection to make it through."""
+
+    name: str  # "control database" or "shard s0"
+    place: str
+    connection: Connection
+    lacking: list[Step] = field(default_factory=list)
+    already_run: list[Step] = field(default_factory=list)  # lacking too, but run by planning: the user's schema file
+    facts: Facts | None = None
+
+    @property
+    def all_lacking(self) -> list[Step]:
+        return [*self.already_run, *self.lacking]
+
+
+@dataclass
+class Plan:
+    """What all databases lack, control database first, and the catalog they will have."""
+
+    works: list[Work]
+    catalog: Catalog
+    notes: list[str]
+
+    @property
+    def lacking_count(self) -> int:
+        return sum(len(work.all_lacking) for work in self.works)
+
+
+async def read_catalog(config: Config, version: int = 1) -> Catalog:
+    """The catalog as the first shard has it now. ConfigError when it cannot be sharded as declared."""
+    shard = config.shards[0]
+    async with connected(f"shard {shard.name}", shard.dsn) as connection:
+        return build_catalog(config, await introspect(connection, config, shard.name), version)
+
+
+async def read_owners(config: Config) -> list[int]:
+    """The shard index that owns each bucket, from the control database."""
+    async with connected("control database", control_dsn(config)) as connection:
+        return await read_bucket_map(connection)
+
+
+async def list_lacking(config: Config) -> list[str]:
+    """One line for each object that a database lacks; empty when `apply` has been run for this configuration."""
+    async with planned(config) as plan:
+        return [f"{work.name}: {step.object}" for work in plan.works for step in work.all_lacking]
+
+
+async def is_applied(config: Config) -> bool:
+    """Whether every database has what the configuration asks for. ConfigError when it asks for what cannot be."""
+    return not await list_lacking(config)
+
+
+async def apply(config: Config, say: Callable[[str], None] = lambda line: None) -> int:
+    """Make what is lacking, one transaction per database; the number of objects made. `say` hears of the progress."""
+    async with planned(config) as plan:
+        for number, work in enumerate(plan.works, 1):
+            count = len(work.all_lacking)
+            say(
+                f"[{number}/{len(plan.works)}] {work.name} ({work.place}): "
+                + (f"{count} objects" if count else "nothing")
+            )
+            try:
+                await run_steps(work.connection, work.lacking)
+                await record_steps(work.connection, work.already_run)
+                await work.connection.execute("COMMIT")
+            except asyncpg.PostgresError as error:
+                raise ForeshardError(
+                    f"{work.name} ({work.place}): {described(error)}; nothing was changed there"
+                ) from error
+        return plan.lacking_count
+
+
+@contextlib.asynccontextmanager
+async def planned(config: Config) -> AsyncIterator[Plan]:
+    """The plan, with a transaction open on every database; what the caller does not commit is rolled back."""
+    async with contextlib.AsyncExitStack() as stack:
+        shards = [await stack.enter_async_context(_opened(f"shard {shard.name}", shard.dsn)) for shard in config.shards]
+        for work, shard in zip(shards, config.shards, strict=True):
+            await _run_schema_file(config, work)
+            work.facts = await introspect(work.connection, config, shard.name)
+        catalog = build_catalog(config, _facts(shards[0]))
+        compare_shards(config, [_facts(work) for work in shards])
+        control = await _control_work(stack, config, shards)
+        cluster = await _plan_control(config, control)
+        for index, work in enumerate(shards):
+            await _check_identity(config, work, index, cluster)
+            _check_stray(config, _facts(work))
+            await _check_rows(config, catalog, work, index)
+            steps = shard_steps(config, catalog, _facts(work), index, cluster)
+            known = {step.object for step in work.lacking}  # as control database it lacks some of them too
+            lacking = await find_lacking(work.connection, steps)
+            work.lacking += [step for step in lacking if step.object not in known]
+        yield Plan([control, *(work for work in shards if work is not control)], catalog, _notes(config, catalog))
+
+
+async def _control_work(stack: contextlib.AsyncExitStack, config: Config, shards: list[Work]) -> Work:
+    """The shard that is the control database too, or a transaction on a database of its own.
+
+    Never two transactions on one database: the second would not see what the first made, and wait for its locks.
+    """
+    found = shards[0]
+    if config.control is not None:
+        async with connected("control database", config.control) as connection:
+            identity = await connection.fetchval(DATABASE_IDENTITY)
+        same = [work for work in shards if await work.connection.fetchval(DATABASE_IDENTITY) == identity]
+        if not same:
+            return await stack.enter_async_context(_opened("control database", config.control))
+        found = same[0]
+    found.name += ", control database"
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _opened(name: str, dsn: str) -> AsyncIterator[Work]:
+    """A database with a transaction open, rolled back at the end unless the caller has ended it."""
+    async with connected(name, dsn) as connection:
+        await connection.execute(
+            f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; "
+            f"SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({APPLY_LOCK})"
+        )
+        try:
+            yield Work(name, shown_dsn(dsn), connection)
+        finally:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+
+
+async def _run_schema_file(config: Config, work: Work) -> None:
+    """Run the user's schema file when its text is not the one that was applied last."""
+    if config.schema is None:
+        return
+    step = Step(SCHEMA_FILE, config.schema.read_text())
+    if (await read_applied(work.connection)).get(SCHEMA_FILE) == step.digest:
+        return
+    try:
+        await work.connection.execute(step.sql)
+    except asyncpg.PostgresError as error:
+        raise ForeshardError(f"{config.schema}: {work.name}: {described(error)}") from error
+    if not await work.connection.fetchval(HOLDS_LOCK):
+        raise ConfigError([f"{config.schema}: must not hold BEGIN, COMMIT or ROLLBACK: it runs inside one transaction"])
+    await work.connection.execute("RESET search_path; RESET ROLE")
+    work.already_run.append(step)
+
+
+async def _plan_control(config: Config, control: Work) -> str:
+    """Find what the control database lacks; the cluster's name. Refuses another number of shards than the map has."""
+    known = await read_cluster(control.connection)
+    if known is not None and known[1] != len(config.shards):
+        raise ConfigError(
+            [
+                f"{config.path}: shards: the bucket map in the control database ({control.place}) was made for "
+                f"{known[1]} shards, the configuration has {len(config.shards)}: rows lie where the map says, and "
+                "adding or removing shards is not built yet; restore the list of shards"
+            ]
+        )
+    cluster = known[0] if known else new_cluster_name()
+    control.lacking += await find_lacking(control.connection, control_steps(config, cluster))
+    return cluster
+
+
+async def _check_identity(config: Config, work: Work, index: int, cluster: str) -> None:
+    """Refuse a database that is another shard, or one of another cluster."""
+    if not await work.connection.fetchval("SELECT to_regclass('foreshard.shard_info') IS NOT NULL"):
+        return
+    row = await work.connection.fetchrow("SELECT name, index, cluster FROM foreshard.shard_info")
+    if row is None:
+        return
+    place = f"{config.path}: shards[{index}]: the database {work.place}"
+    if row["cluster"] != cluster:
+        raise ConfigError(
+            [
+                f"{place} belongs to the cluster {row['cluster']}, the control database to {cluster}: "
+                "check `dsn` and `control`"
+            ]
+        )
+    if row["index"] != index:
+        raise ConfigError(
+            [
+                f"{place} is shard {row['index']} ({row['name']}) of the cluster, not {index}: "
+                "restore the order of `shards`"
+            ]
+        )
+
+
+def _check_stray(config: Config, facts: Facts) -> None:
+    """Refuse to leave a table whose keys are placed, but which is no longer declared."""
+    for stray in facts.stray:
+        placed = [source.default for source in stray.sources.values() if source.default.startswith("foreshard.")]
+        if placed:
+            raise ConfigError(
+                [
+                    f"{config.path}: tables: {stray.qualified} on shard {facts.shard} is sharded, but no longer "
+                    "declared: its rows would be found on the first shard only; declare it again"
+                ]
+            )
+
+
+async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) -> None:
+    """Before a root table is taken in: its rows must lie where their keys say."""
+    applied = await read_applied(work.connection)
+    owners = initial_map(len(config.shards))
+    for table in catalog.tables.values():
+        if table.kind is not TableKind.ROOT or key_object(table) in applied:
+            continue
+        row = await work.connection.fetchrow(_row_check(table), owners, index)
+        assert row is not None
+        place = f"{config.path}: tables.{table.qualified}: shard {config.shards[index].name} has {{}} rows"
+        if row["placed"]:
+            raise ConfigError(
+                [
+                    place.format(row["placed"]) + f" with keys from {PLACED_FLAG} to {2 * PLACED_FLAG - 1}, which "
+                    "Foreshard keeps for the keys it generates: give those rows other keys"
+                ]
+            )
+        if row["misplaced"]:
+            raise ConfigError(
+                [
+                    place.format(row["misplaced"]) + " that belong to other shards by their keys: "
+                    "start with the database that holds them as the only shard"
+                ]
+            )
+
+
+def _row_check(table: Table) -> str:
+    name = f'"{table.schema}"."{table.name}"'
+    return f"""
+    SELECT count(*) FILTER (WHERE key >= {PLACED_FLAG} AND key < {2 * PLACED_FLAG}) AS placed,
+           count(*) FILTER (WHERE ($1::int[])[1 + {BUCKET_OF_SQL}] <> $2) AS misplaced
+    FROM (SELECT "{table.key}" AS key FROM {name}) AS row
+    """
+
+
+def _notes(config: Config, catalog: Catalog) -> list[str]:
+    """What an operator should know although nothing has to be made."""
+    notes = []
+    for declared in config.tables:
+        table = catalog.tables[qualified(declared.name)]
+        if table.parent and (declared.parent is None or declared.via is None):
+            notes.append(f"{table.qualified} lives with {table.parent} via {table.via}, by its foreign key")
+    for kind, readers in (("view or table", catalog.views), ("function", catalog.functions)):
+        for name, read in sorted(readers.items()):
+            notes.append(f"{kind} {name} reads {read}: statements that name it are refused")
+    return notes
+
+
+def _facts(work: Work) -> Facts:
+    assert work.facts is not None
+    return work.facts

@@ -1,0 +1,245 @@
+"""What each shard should have in schema foreshard, and on the declared tables.
+
+A placed key is `2^52 | bucket << 40 | counter`. A root's key column has foreshard.next_key(sequence) as its default,
+which reads the bucket from the setting foreshard.bucket; a child's key column has no default but a trigger that fills
+NULL with a key of its parent's bucket. The counter comes from the column's own sequence, with CACHE 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from foreshard._core.buckets import BUCKET_COUNT, BUCKET_OF_SQL, COUNTER_BITS, PLACED_FLAG
+from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.facts import Facts
+from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
+from foreshard.proxy.triggers.capture import (
+    OPERATIONS,
+    capture_sql,
+    outbox_sql,
+    quote_name,
+    quote_table,
+    quote_text,
+)
+
+COUNTER_MAX = (1 << COUNTER_BITS) - 1
+
+SHARD_INFO = labelled_step(
+    "table foreshard.shard_info",
+    """\
+CREATE TABLE IF NOT EXISTS foreshard.shard_info (
+  name text NOT NULL,
+  index integer NOT NULL,
+  cluster text NOT NULL,
+  is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row)
+);
+COMMENT ON TABLE foreshard.shard_info IS 'which shard of which cluster this database is';
+""",
+)
+
+BUCKET_OF = f"""\
+CREATE OR REPLACE FUNCTION foreshard.bucket_of(key bigint) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
+  SELECT {BUCKET_OF_SQL}
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.bucket_of(bigint) TO PUBLIC;
+"""
+
+_COUNTER = f"""\
+  IF counter NOT BETWEEN 0 AND {COUNTER_MAX} THEN
+    RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
+      USING ERRCODE = 'sequence_generator_limit_exceeded',
+            DETAIL = pg_catalog.format('The counter is %s; a placed key holds 0 to {COUNTER_MAX}.', counter),
+            HINT = 'Reset the sequence to a value in range that no key of this shard has yet.';
+  END IF;
+"""
+
+NEXT_KEY = f"""\
+CREATE OR REPLACE FUNCTION foreshard.next_key(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $body$
+-- The next key of the bucket in setting foreshard.bucket, which the proxy keeps on each of its connections.
+DECLARE
+  setting text := pg_catalog.current_setting('foreshard.bucket', true);
+  counter bigint;
+BEGIN
+  IF setting IS NULL OR setting = '' THEN
+    RAISE EXCEPTION 'no bucket is set for a generated key'
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+            DETAIL = 'A generated key of a sharded table carries the bucket in setting foreshard.bucket.',
+            HINT = 'Insert through Foreshard, which chooses the bucket, or SET foreshard.bucket to one of this shard.';
+  END IF;
+  IF setting !~ '^[0-9]{{1,4}}$' OR setting::integer > {BUCKET_COUNT - 1} THEN
+    RAISE EXCEPTION 'setting foreshard.bucket is "%", which is no bucket', setting
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Buckets are 0 to {BUCKET_COUNT - 1}.';
+  END IF;
+  counter := pg_catalog.nextval(sequence);
+{_COUNTER}\
+  RETURN {PLACED_FLAG} | (setting::bigint << {COUNTER_BITS}) | counter;
+END
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass) TO PUBLIC;
+"""
+
+CHILD_KEY = f"""\
+CREATE OR REPLACE FUNCTION foreshard.child_key(parent bigint, sequence regclass) RETURNS bigint
+LANGUAGE plpgsql VOLATILE AS $body$
+-- The next key of the bucket that the parent's row is in.
+DECLARE
+  counter bigint;
+BEGIN
+  IF parent IS NULL THEN
+    RAISE EXCEPTION 'a child row without its parent''s key has no place'
+      USING ERRCODE = 'not_null_violation', HINT = 'Give the column that references the parent a value.';
+  END IF;
+  counter := pg_catalog.nextval(sequence);
+{_COUNTER}\
+  RETURN {PLACED_FLAG} | (foreshard.bucket_of(parent)::bigint << {COUNTER_BITS}) | counter;
+END
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.child_key(bigint, regclass) TO PUBLIC;
+"""
+
+
+def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, cluster: str) -> list[Step]:
+    """Everything that the shard of this index should have, in order."""
+    steps = [
+        SCHEMA,
+        APPLIED,
+        SHARD_INFO,
+        _identity(config.shards[index].name, index, cluster),
+        labelled_step("function foreshard.bucket_of", BUCKET_OF),
+        labelled_step("function foreshard.next_key", NEXT_KEY),
+        labelled_step("function foreshard.child_key", CHILD_KEY),
+        *(labelled_step(name, sql) for name, sql in outbox_sql()),
+    ]
+    for name, table in catalog.tables.items():
+        steps += _key_steps(table, facts)
+        triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]
+        if triggers or facts.tables[name].captured:
+            steps += [_capture_step(table, *piece) for piece in capture_sql(table, triggers)]
+    for stray in facts.stray:
+        table = Table(schema=stray.schema, name=stray.name, kind=TableKind.REFERENCE, key="", key_type="")
+        steps += [_capture_step(table, *piece) for piece in capture_sql(table, ())]
+    return steps
+
+
+def _identity(name: str, index: int, cluster: str) -> Step:
+    row = f"{quote_text(name)}, {index}, {quote_text(cluster)}"
+    return Step(
+        "row of foreshard.shard_info",
+        f"INSERT INTO foreshard.shard_info (name, index, cluster) VALUES ({row})\n"
+        "ON CONFLICT (is_only_row) DO UPDATE SET name = excluded.name, index = excluded.index;\n",
+    )
+
+
+def _key_steps(table: Table, facts: Facts) -> Iterator[Step]:
+    """The generated key of a root or child table; nothing when clients supply it."""
+    source = facts.tables[table.qualified].sources.get(table.key)
+    if source is None or not source.sequence:
+        return
+    if source.identity:
+        yield _identity_step(table, source.sequence)
+    yield _sequence_step(table, source.sequence)
+    yield _root_step(table, source.sequence) if table.kind is TableKind.ROOT else _child_step(table, source.sequence)
+
+
+def _identity_step(table: Table, sequence: str) -> Step:
+    """An identity column becomes a column with a sequence of the same name that goes on where the old one was."""
+    column = f"{quote_table(table)}.{quote_name(table.key)}"
+    return Step(
+        f"sequence of {table.qualified}",
+        f"""\
+DO $identity$
+DECLARE
+  following bigint := nextval({quote_text(sequence)});
+BEGIN
+  ALTER TABLE {quote_table(table)} ALTER COLUMN {quote_name(table.key)} DROP IDENTITY;
+  EXECUTE format('CREATE SEQUENCE {sequence.replace("%", "%%").replace("'", "''")} AS bigint START %s', following);
+  ALTER SEQUENCE {sequence} OWNED BY {column};
+  GRANT USAGE ON SEQUENCE {sequence} TO PUBLIC; -- as an identity, which asks for no privilege
+END
+$identity$;
+""",
+        ALWAYS,
+    )
+
+
+def _sequence_step(table: Table, sequence: str) -> Step:
+    return Step(
+        f"sequence settings of {table.qualified}",
+        f"ALTER SEQUENCE {sequence} AS bigint CACHE 1 NO CYCLE;\n",
+        f"coalesce((SELECT seqcache = 1 AND seqtypid = 'bigint'::regtype AND NOT seqcycle FROM pg_sequence "
+        f"WHERE seqrelid = to_regclass({quote_text(sequence)})), false)",
+    )
+
+
+def _root_step(table: Table, sequence: str) -> Step:
+    return Step(
+        key_object(table),
+        f"ALTER TABLE {quote_table(table)} ALTER COLUMN {quote_name(table.key)}\n"
+        f"  SET DEFAULT foreshard.next_key({quote_text(sequence)}::regclass);\n",
+        f"coalesce({_default_of(table)} LIKE 'foreshard.next_key(%', false)",
+    )
+
+
+def _child_step(table: Table, sequence: str) -> Step:
+    digest = hashlib.md5(table.qualified.encode(), usedforsecurity=False).hexdigest()[:8]
+    readable = "".join(letter for letter in table.name if letter.isascii() and (letter.isalnum() or letter == "_"))
+    function = f"foreshard.{quote_name(f'fill_key_{readable[:36]}_{digest}')}"
+    key, via = quote_name(table.key), quote_name(table.via or "")
+    return Step(
+        key_object(table),
+        f"""\
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+  NEW.{key} := foreshard.child_key(NEW.{via}, {quote_text(sequence)}::regclass);
+  RETURN NEW;
+END
+$body$;
+GRANT EXECUTE ON FUNCTION {function}() TO PUBLIC;
+ALTER TABLE {quote_table(table)} ALTER COLUMN {key} DROP DEFAULT;
+CREATE OR REPLACE TRIGGER foreshard_fill_key BEFORE INSERT ON {quote_table(table)}
+FOR EACH ROW WHEN (NEW.{key} IS NULL) EXECUTE FUNCTION {function}();
+""",
+        f"{_default_of(table)} IS NULL AND {_has_trigger(table, 'foreshard_fill_key')}",
+    )
+
+
+def key_object(table: Table) -> str:
+    """The step that makes the table's keys placed ones; absent from foreshard.applied until the table was taken in."""
+    return f"generated key of {table.qualified}"
+
+
+def _capture_step(table: Table, label: str, sql: str) -> Step:
+    """A piece of capture SQL; whether its trigger is there can be seen."""
+    for operation in (*OPERATIONS, "truncate"):
+        if f" {operation} on " in label:
+            present = _has_trigger(table, f"foreshard_capture_{operation}")
+            return Step(label, sql, present if "CREATE OR REPLACE TRIGGER" in sql else f"NOT {present}")
+    name = quote_text(quote_table(table))
+    count = "(SELECT count(*) FROM pg_trigger WHERE tgrelid = {} AND tgname LIKE 'foreshard\\_capture\\_%')"
+    own = count.format(f"to_regclass({name})")
+    return Step(
+        label,
+        sql,
+        f"NOT EXISTS (SELECT FROM pg_partition_tree(to_regclass({name})) AS leaf "
+        f"WHERE leaf.relid <> to_regclass({name}) AND {count.format('leaf.relid')} <> {own})",
+    )
+
+
+def _default_of(table: Table) -> str:
+    """The default of the key column, as an SQL expression."""
+    name = quote_text(quote_table(table))
+    return (
+        "(SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a "
+        "ON a.attrelid = d.adrelid AND a.attnum = d.adnum "
+        f"WHERE d.adrelid = to_regclass({name}) AND a.attname = {quote_text(table.key)})"
+    )
+
+
+def _has_trigger(table: Table, name: str) -> str:
+    return (
+        f"EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass({quote_text(quote_table(table))}) "
+        f"AND tgname = {quote_text(name)})"
+    )
