@@ -1,0 +1,286 @@
+"""The executor: the process that runs trigger functions, over one connection to one shard.
+
+    connect ──> take lanes ──> read events ──> call, call, ... ──> remove events + measurements ──> commit ─┐
+       ^            │ none: wait for a wake datagram, a retry's time or the poll                            │
+       └── backoff ─┴───────────────────────────────────────────────────────────────────────────────────────┘
+
+1. A batch is one transaction: the effects of its calls, the removal of their events, their measurements. Killed at any
+   instruction, either all of it happened or nothing did.
+2. A batch ends after BATCH_S even if events are left, so that effects do not hold row locks for long.
+3. The connection commits without waiting for the disk: what a crash of PostgreSQL takes back is the whole batch,
+   events included, and it runs again.
+4. A batch that failed as a whole (a deferred constraint, a conflict) is repeated event by event, so that the guilty
+   event fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import select
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import asyncpg
+import uvloop
+
+from foreshard.proxy.config import Config, ShardConfig
+from foreshard.proxy.triggers.call import BatchContext, Caller, Conflict, ConnectionLost
+from foreshard.proxy.triggers.capture import LANES
+from foreshard.proxy.triggers.functions import Functions
+from foreshard.proxy.triggers.outbox import Entry, Failure, Handled, Outbox
+from foreshard.proxy.triggers.points import control_point
+from foreshard.proxy.triggers.rows import RowReader, make_row_reader
+from foreshard.proxy.triggers.slot import Call, CallSlot
+
+T = TypeVar("T")
+BATCH_S = 0.1  # chosen, not measured: how long effects may hold row locks before they commit
+LANES_PER_BATCH = 8  # at first; grows while lanes are thin, shrinks while calls are slow
+RECONNECT_S_MIN = 0.05
+RECONNECT_S_MAX = 5.0
+CONNECT_TIMEOUT_S = 10.0
+# client_connection_check_interval: a backend whose executor was killed ends even in the middle of a statement.
+SETTINGS = (
+    ("application_name", "foreshard worker"),
+    ("synchronous_commit", "off"),
+    ("jit", "off"),
+    ("client_connection_check_interval", "1s"),
+)
+
+log = logging.getLogger("foreshard.worker")
+
+
+class Executor:
+    """Drains the outbox of one shard until it is told to stop. One per process; made after the fork."""
+
+    def __init__(
+        self, config: Config, shard: ShardConfig, slot: CallSlot, wake: socket.socket, parent_pid: int
+    ) -> None:
+        self._config = config
+        self._shard = shard
+        self._slot = slot
+        self._wake = wake
+        self._parent_pid = parent_pid
+        self._loop = uvloop.new_event_loop()
+        self._caller = Caller(config, Functions(config.triggers), slot, self._loop)
+        self._readers: dict[str, tuple[frozenset[str], RowReader]] = {}
+        self._is_stopping = False
+        self._stop_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._next_lane = random.randrange(LANES)
+        self._lane_count = LANES_PER_BATCH
+        self._single_batches = 0  # batches of one event still to run (rule 4)
+        self._is_drained = False  # the last batch handled all there was in all free lanes
+        self._backend = (0, "")  # pid and start of the backend: together they name it for ever
+
+    def run(self, killed: tuple[Call, str] | None) -> int:
+        """Run until SIGTERM; `killed` is the call, and what ended it, that took the previous executor with it."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        asyncio.set_event_loop(self._loop)
+        wait_s = RECONNECT_S_MIN
+        while not self._is_stopping:
+            try:
+                with self._connected() as connection:
+                    if killed is not None:
+                        self._record_killed(connection, *killed)
+                        killed = None
+                    wait_s = RECONNECT_S_MIN
+                    self._drain(connection)
+            except ConnectionLost as lost:
+                log.warning("shard %s: connection lost: %s", self._shard.name, lost.__cause__ or "closed")
+            except asyncpg.UndefinedTableError as error:
+                log.error("shard %s: %s: run `foreshard apply`", self._shard.name, error)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                log.warning("shard %s: %s: %s", self._shard.name, type(error).__name__, error)
+            if not self._is_stopping:
+                self._wait(wait_s, is_waked=False)
+                wait_s = min(wait_s * 2, RECONNECT_S_MAX)
+        return 0
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[asyncpg.Connection[Any]]:
+        connection = self._await(asyncpg.connect(self._shard.dsn, timeout=CONNECT_TIMEOUT_S))
+        try:
+            for name, value in SETTINGS:
+                with contextlib.suppress(asyncpg.InvalidParameterValueError):  # not on every platform
+                    self._await(connection.fetchval("SELECT set_config($1, $2, false)", name, value))
+            started = "SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            self._backend = (connection.get_server_pid(), self._await(connection.fetchval(started)) or "")
+            self._readers.clear()
+            control_point("executor-connected")
+            yield connection
+        finally:
+            if self._is_stopping and not connection.is_closed():
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    self._await(connection.close(timeout=1))
+            connection.terminate()
+
+    def _drain(self, connection: asyncpg.Connection[Any]) -> None:
+        """Batch after batch; waits when nothing may run."""
+        outbox = Outbox(connection)
+        while not self._is_stopping:
+            wait_s = self._run_batch(connection, outbox)
+            if wait_s is None and self._is_drained:
+                wait_s = self._await(outbox.idle_s(self._config.workers.poll_interval_s))
+            if os.getppid() != self._parent_pid:
+                log.warning("shard %s: the supervisor of this executor is gone", self._shard.name)
+                self._is_stopping = True
+            if wait_s is not None and not self._is_stopping:
+                self._wait(wait_s)
+
+    def _run_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox) -> float | None:
+        """One transaction; seconds to wait before the next one, None to go on at once."""
+        lane_count = 1 if self._single_batches else self._lane_count
+        self._await(connection.execute("BEGIN"))
+        lanes = self._await(outbox.take_lanes(self._next_lane, lane_count))
+        control_point("lanes-taken")
+        entries: list[Entry] = []
+        count = 1 if self._single_batches else self._config.workers.batch_events_max
+        if lanes:
+            entries = self._await(outbox.read_events(lanes, count))
+            control_point("batch-read")
+            self._next_lane = lanes[-1] + 1
+        self._is_drained = False
+        if not entries:
+            return self._end_empty_batch(connection, outbox, len(lanes) < lane_count)
+        is_complete = len(lanes) < lane_count and len(entries) < count
+        handled, failures = self._call_all(connection, outbox, entries)
+        if self._finish(connection, outbox, handled, failures):
+            self._single_batches = max(self._single_batches - 1, 0)
+            self._adapt_lanes(len(entries), len(handled) + len(failures), len(lanes))
+            self._is_drained = is_complete and len(handled) == len(entries)
+        return None
+
+    def _end_empty_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox, has_seen_all: bool) -> float | None:
+        """Nothing in these lanes may run: look at more lanes, or wait when these were all."""
+        self._single_batches = 0
+        self._await(connection.execute("ROLLBACK"))
+        if not has_seen_all:
+            self._lane_count = min(self._lane_count * 2, LANES + 1)
+            return None
+        # What may run is in lanes that others hold: their business, or ours at the next poll.
+        poll_s = self._config.workers.poll_interval_s
+        idle_s = self._await(outbox.idle_s(poll_s))
+        return poll_s if idle_s is None else idle_s
+
+    def _call_all(
+        self, connection: asyncpg.Connection[Any], outbox: Outbox, entries: list[Entry]
+    ) -> tuple[list[Handled], list[Failure]]:
+        """Call the functions of the events in order, as far as the batch's time allows."""
+        batch = BatchContext(connection, self._backend, self._shard.name)
+        handled: list[Handled] = []
+        failures: list[Failure] = []
+        blocked: set[tuple[str, str, str]] = set()
+        for entry in entries:
+            if entry.order_key in blocked:
+                continue
+            reader = self._reader(outbox, entry)
+            try:
+                outcome = self._caller.call(entry, reader, batch)
+            except Conflict:
+                self._single_batches = len(entries)
+                break
+            if isinstance(outcome, Handled):
+                handled.append(outcome)
+            else:
+                failures.append(outcome)
+                blocked.add(entry.order_key)
+                log.warning("shard %s: %s", self._shard.name, _describe(outcome))
+            if self._is_stopping or batch.has_settings or time.monotonic() - batch.read_s > BATCH_S:
+                break
+        return handled, failures
+
+    def _finish(
+        self,
+        connection: asyncpg.Connection[Any],
+        outbox: Outbox,
+        handled: list[Handled],
+        failures: list[Failure],
+    ) -> bool:
+        """Remove, record and commit; False when the batch had to be undone."""
+        try:
+            if handled and not self._await(outbox.remove(handled)):
+                log.error("shard %s: events vanished from lanes held here: batch undone", self._shard.name)
+                self._await(connection.execute("ROLLBACK"))
+                return False
+            for failure in failures:
+                self._await(outbox.record(failure))
+            control_point("events-removed")
+            self._await(connection.execute("COMMIT"))
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            if connection.is_in_transaction():
+                self._await(connection.execute("ROLLBACK"))
+            self._undone(outbox, handled, error)
+            return False
+        control_point("batch-committed")
+        return True
+
+    def _undone(self, outbox: Outbox, handled: list[Handled], error: asyncpg.PostgresError) -> None:
+        """A batch failed as a whole: repeat its events one by one, or blame the only one."""
+        if len(handled) == 1:
+            entry = handled[0].entry
+            text = f"its effects could not be committed: {type(error).__name__}: {error}"
+            self._await(outbox.record(self._caller.make_failure(entry.id, entry.function, entry.attempt + 1, text)))
+            log.warning("shard %s: %s of event %s: %s", self._shard.name, entry.function, entry.id, text)
+        else:
+            self._next_lane = handled[0].entry.id.lane if handled else self._next_lane
+            self._single_batches = len(handled)
+
+    def _adapt_lanes(self, read: int, done: int, lanes: int) -> None:
+        """Hold as many lanes as fill a batch, and few while calls are slow, so that other workers find free ones."""
+        if done < read:
+            self._lane_count = max(lanes // 2, 1)
+        elif read < self._config.workers.batch_events_max:
+            self._lane_count = min(self._lane_count * 2, LANES + 1)
+
+    def _reader(self, outbox: Outbox, entry: Entry) -> RowReader:
+        """How the table's rows are read; asked of the shard once per connection."""
+        known = self._readers.get(entry.table_name)
+        if known is None:
+            types, primary_key = self._await(outbox.table_types(entry.table_name))
+            reader = make_row_reader(primary_key, types)
+            known = self._readers[entry.table_name] = (frozenset(types), reader)
+        return known[1]
+
+    def _record_killed(self, connection: asyncpg.Connection[Any], call: Call, reason: str) -> None:
+        """Count the call that ended with the previous executor as a failed attempt."""
+        outbox = Outbox(connection)
+        self._await(outbox.end_backend(call.backend_pid, call.backend_started))
+        failure = self._caller.make_failure(call.event, call.function, call.attempt, reason)
+        self._await(outbox.record(failure))
+        control_point("failure-recorded")
+        log.warning("shard %s: %s", self._shard.name, _describe(failure))
+
+    def _wait(self, seconds: float, *, is_waked: bool = True) -> None:
+        """Wait for a datagram, the order to stop, or the time."""
+        poller = select.poll()
+        poller.register(self._stop_pipe[0], select.POLLIN)
+        if is_waked:
+            poller.register(self._wake, select.POLLIN)
+        poller.poll(seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            while is_waked:
+                self._wake.recv(64)
+
+    def _on_stop(self, *_: object) -> None:
+        self._is_stopping = True
+        with contextlib.suppress(OSError):
+            os.write(self._stop_pipe[1], b"\0")
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+
+def _describe(failure: Failure) -> str:
+    """One line for the log."""
+    last = failure.error.strip().splitlines()[-1] if failure.error.strip() else "failed"
+    after = "dead letter" if failure.retry_after_s is None else f"again in {failure.retry_after_s:g} s"
+    return f"{failure.function}, event {failure.event}, attempt {failure.attempt}: {last} ({after})"

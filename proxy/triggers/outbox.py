@@ -1,0 +1,239 @@
+"""The worker's statements on the outbox of one shard.
+
+1. A lane is held by a transaction-level advisory lock, taken in a statement before the one that reads the lane's
+   events: whoever reads has seen what the previous holder committed. It ends with the batch, however that ends.
+2. Within a lane events are read in order; a waiting event (not_before in the future) hides the later events of the
+   same function and row, and nothing else.
+3. Removal says which events it removed. A batch that removed anything but what it handled is rolled back, so that
+   effects stay exactly once even where the advisory lock was not honoured.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from foreshard.proxy.triggers.capture import LANES
+from foreshard.proxy.triggers.measure import Usage
+from foreshard.proxy.triggers.slot import EventId
+
+RETRY_WAIT_S_MIN = 0.005
+LANE_LOCK_CLASS = 1718579813  # first half of the advisory key, "foreshard" in ASCII as far as it fits
+EVENT_COLUMNS = (
+    "lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, volume, depth, captured_at"
+)
+MATCH = "lane = $1 AND lsn = $2::text::pg_lsn AND xid = $3::text::xid8 AND ordinal = $4"
+
+TAKE_LANES = """\
+WITH RECURSIVE ahead(lane) AS (
+  (SELECT o.lane FROM foreshard.outbox AS o WHERE o.lane >= $1 ORDER BY o.lane LIMIT 1)
+  UNION ALL
+  SELECT later.lane FROM ahead CROSS JOIN LATERAL
+    (SELECT o.lane FROM foreshard.outbox AS o WHERE o.lane > ahead.lane ORDER BY o.lane LIMIT 1) AS later
+), behind(lane) AS (
+  (SELECT o.lane FROM foreshard.outbox AS o WHERE o.lane < $1 ORDER BY o.lane LIMIT 1)
+  UNION ALL
+  SELECT later.lane FROM behind CROSS JOIN LATERAL
+    (SELECT o.lane FROM foreshard.outbox AS o WHERE o.lane > behind.lane AND o.lane < $1
+     ORDER BY o.lane LIMIT 1) AS later
+)
+SELECT lane FROM (SELECT lane FROM ahead UNION ALL SELECT lane FROM behind) AS found
+WHERE pg_try_advisory_xact_lock($3, lane) LIMIT $2
+"""
+
+READ_EVENTS = """\
+SELECT ctid, lane, lsn::text, xid::text, ordinal, function, operation, table_name, row_key, old::text, new::text,
+       volume, depth, captured_at, attempt,
+       extract(epoch FROM clock_timestamp() - captured_at)::double precision AS queue_s
+FROM (
+  SELECT o.* FROM unnest($1::smallint[]) AS held(lane) CROSS JOIN LATERAL (
+    SELECT e.ctid, e.* FROM foreshard.outbox AS e
+    WHERE e.lane = held.lane AND (e.not_before IS NULL OR e.not_before <= statement_timestamp())
+      AND NOT EXISTS (
+        SELECT FROM foreshard.outbox AS waiting
+        WHERE waiting.lane = held.lane AND waiting.row_key = e.row_key AND waiting.table_name = e.table_name
+          AND waiting.function = e.function AND waiting.not_before > statement_timestamp())
+    ORDER BY e.lsn, e.xid, e.ordinal LIMIT $2
+  ) AS o ORDER BY o.lsn, o.xid, o.ordinal LIMIT $2
+) AS picked ORDER BY picked.lsn, picked.xid, picked.ordinal
+"""
+
+IDLE = """\
+SELECT
+  EXISTS (SELECT FROM foreshard.outbox WHERE not_before IS NULL OR not_before <= statement_timestamp()) AS is_ready,
+  (SELECT extract(epoch FROM min(not_before) - statement_timestamp())::double precision
+   FROM foreshard.outbox WHERE not_before IS NOT NULL) AS retry_s
+"""
+
+REMOVE_EVENTS = """\
+WITH removed AS (
+  DELETE FROM foreshard.outbox WHERE ctid = ANY($1::tid[]) RETURNING lane, lsn::text, xid::text, ordinal
+), measured AS (
+  INSERT INTO foreshard.measurement (function, operation, table_name, row_key, size, complexity, volume, cpu_s,
+    memory_byte_s, io_bytes, network_bytes, wall_s, queue_s, attempt)
+  SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::float8[], $8::float8[],
+    $9::float8[], $10::float8[], $11::float8[], $12::float8[], $13::float8[], $14::float8[], $15::integer[])
+)
+SELECT lane, lsn, xid, ordinal FROM removed
+"""
+
+RECORD_FAILURE = f"""\
+UPDATE foreshard.outbox
+SET attempt = $5, not_before = clock_timestamp() + make_interval(secs => $6), error = $7
+WHERE {MATCH} AND attempt = $5 - 1
+"""
+
+BURY_EVENT = f"""\
+WITH gone AS (DELETE FROM foreshard.outbox WHERE {MATCH} AND attempt = $5 - 1 RETURNING *)
+INSERT INTO foreshard.dead_letter ({EVENT_COLUMNS}, attempt, error)
+SELECT {EVENT_COLUMNS}, $5, $6 FROM gone
+"""
+
+TABLE_TYPES = """\
+SELECT a.attname, coalesce(base.typname, t.typname) AS type_name,
+       coalesce(a.attnum = ANY(k.indkey), false) AS is_key
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_type AS base ON base.oid = nullif(t.typbasetype, 0)
+LEFT JOIN pg_catalog.pg_index AS k ON k.indrelid = c.oid AND k.indisprimary
+WHERE n.nspname || '.' || c.relname = $1
+ORDER BY a.attnum
+"""
+
+END_BACKEND = """\
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2
+"""
+
+
+class Entry(msgspec.Struct):
+    """One event as the outbox holds it."""
+
+    place: Any  # ctid
+    id: EventId
+    function: str
+    operation: str
+    table_name: str
+    row_key: str
+    old: str | None
+    new: str | None
+    volume: int
+    depth: int
+    captured_at: datetime.datetime
+    attempt: int  # failed so far
+    queue_s: float  # from capture to the read, by the shard's clock
+
+    @property
+    def order_key(self) -> tuple[str, str, str]:
+        """What a failure blocks: later events with the same order key."""
+        return (self.function, self.table_name, self.row_key)
+
+
+class Handled(msgspec.Struct):
+    """A call that succeeded: its event, features and usage."""
+
+    entry: Entry
+    size: float
+    complexity: float
+    volume: float
+    usage: Usage
+    queue_s: float
+
+
+class Failure(msgspec.Struct):
+    """A call that failed: its event's id, which attempt it was, and what comes of it."""
+
+    event: EventId
+    function: str
+    attempt: int
+    error: str
+    retry_after_s: float | None  # None: no more attempts
+
+
+class Outbox:
+    """The outbox of one shard over one connection. The caller owns the transaction."""
+
+    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+        self._connection = connection
+
+    async def take_lanes(self, start: int, count: int) -> list[int]:
+        """Lock up to `count` lanes that have events and that nobody holds, from lane `start` on and around."""
+        rows = await self._connection.fetch(TAKE_LANES, start % LANES, count, LANE_LOCK_CLASS)
+        return [row["lane"] for row in rows]
+
+    async def read_events(self, lanes: Sequence[int], count: int) -> list[Entry]:
+        """The first events of the held lanes that may run now, in order."""
+        rows = await self._connection.fetch(READ_EVENTS, lanes, count)
+        return [_make_entry(row) for row in rows]
+
+    async def idle_s(self, most_s: float) -> float | None:
+        """Seconds, up to `most_s`, until a waiting event may run; None when one may run now."""
+        row = await self._connection.fetchrow(IDLE)
+        assert row is not None
+        if row["is_ready"]:
+            return None
+        return most_s if row["retry_s"] is None else max(min(row["retry_s"], most_s), RETRY_WAIT_S_MIN)
+
+    async def remove(self, handled: Sequence[Handled]) -> bool:
+        """Remove handled events and record their measurements; whether exactly these were still there."""
+        rows = await self._connection.fetch(
+            REMOVE_EVENTS,
+            [h.entry.place for h in handled],
+            [h.entry.function for h in handled],
+            [h.entry.operation for h in handled],
+            [h.entry.table_name for h in handled],
+            [h.entry.row_key for h in handled],
+            [h.size for h in handled],
+            [h.complexity for h in handled],
+            [h.volume for h in handled],
+            [h.usage.cpu_s for h in handled],
+            [h.usage.memory_byte_s for h in handled],
+            [h.usage.io_bytes for h in handled],
+            [h.usage.network_bytes for h in handled],
+            [h.usage.wall_s for h in handled],
+            [h.queue_s for h in handled],
+            [h.entry.attempt + 1 for h in handled],
+        )
+        return {EventId(*row) for row in rows} == {h.entry.id for h in handled}
+
+    async def record(self, failure: Failure) -> None:
+        """Let the event wait for its next attempt, or bury it; nothing when someone recorded this attempt already."""
+        event = failure.event
+        key = (event.lane, event.lsn, event.xid, event.ordinal, failure.attempt)
+        if failure.retry_after_s is None:
+            await self._connection.execute(BURY_EVENT, *key, failure.error)
+        else:
+            await self._connection.execute(RECORD_FAILURE, *key, failure.retry_after_s, failure.error)
+
+    async def table_types(self, table_name: str) -> tuple[dict[str, str], str]:
+        """Type names of a table's columns, and its primary key column ("" without one)."""
+        rows = await self._connection.fetch(TABLE_TYPES, table_name)
+        keys = [row["attname"] for row in rows if row["is_key"]]
+        return {row["attname"]: row["type_name"] for row in rows}, keys[0] if len(keys) == 1 else ""
+
+    async def end_backend(self, pid: int, started: str) -> None:
+        """End the backend of an executor that is gone, and wait for its end: then its transaction is over."""
+        await self._connection.fetch(END_BACKEND, pid, started)
+
+
+def _make_entry(row: asyncpg.Record) -> Entry:
+    return Entry(
+        place=row["ctid"],
+        id=EventId(row["lane"], row["lsn"], row["xid"], row["ordinal"]),
+        function=row["function"],
+        operation=row["operation"],
+        table_name=row["table_name"],
+        row_key=row["row_key"],
+        old=row["old"],
+        new=row["new"],
+        volume=row["volume"],
+        depth=row["depth"],
+        captured_at=row["captured_at"],
+        attempt=row["attempt"],
+        queue_s=row["queue_s"],
+    )

@@ -1,0 +1,45 @@
+"""Control points: named places where a test may kill the process, to prove that nothing is lost or doubled there.
+
+FORESHARD_CRASH_AT=<name> arms one place. The process that reaches it ends as by kill -9; a replacement that the worker
+starts is not armed again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from foreshard.proxy.errors import ForeshardError
+
+# In the order in which a batch passes them.
+NAMES = (
+    "executor-connected",
+    "lanes-taken",
+    "batch-read",
+    "call-started",
+    "call-returned",
+    "events-removed",
+    "batch-committed",
+    "failure-found",  # in the supervisor: an executor ended during a call and has no replacement yet
+    "failure-recorded",
+)
+
+_armed = os.environ.get("FORESHARD_CRASH_AT", "")
+
+
+def control_point(name: str) -> None:
+    """End this process here when this place is armed."""
+    if name == _armed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_armed() -> None:
+    """Refuse a name that no place has."""
+    if _armed and _armed not in NAMES:
+        raise ForeshardError(f"FORESHARD_CRASH_AT names no control point: {_armed!r}; they are {', '.join(NAMES)}")
+
+
+def disarm() -> None:
+    """Later processes pass every control point."""
+    global _armed
+    _armed = ""

@@ -1,0 +1,80 @@
+"""Rows of an event as Python values: the outbox keeps JSON, functions get what asyncpg would have given them.
+
+numeric, uuid, date, time, timestamps and bytea become Decimal, UUID, datetime's types and bytes; everything else is
+what JSON says. A value that does not read as its column's type (infinity, or a column altered since) stays as JSON.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+Converter = Callable[[Any], Any]
+CONVERTERS: dict[str, Converter] = {
+    "numeric": lambda value: value if isinstance(value, Decimal) else Decimal(value),
+    "float4": float,
+    "float8": float,
+    "uuid": uuid.UUID,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timetz": datetime.time.fromisoformat,
+    "timestamp": datetime.datetime.fromisoformat,
+    "timestamptz": datetime.datetime.fromisoformat,
+    "bytea": lambda value: bytes.fromhex(value[2:]),
+}
+INTEGER_TYPES = frozenset(("int2", "int4", "int8"))
+
+_decoder = msgspec.json.Decoder()
+_exact_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+
+class RowReader(msgspec.Struct, frozen=True):
+    """How rows of one table are read. `key` is the column of the row key, "" when the table is gone."""
+
+    key: str
+    key_type: str
+    converters: Mapping[str, Converter]
+    numeric_columns: tuple[str, ...]
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """The row as JSON says: what features are counted from."""
+        row: dict[str, Any] = _decoder.decode(text)
+        return row
+
+    def convert(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """The row as functions get it, from what `decode` gave for the text."""
+        if not self.converters:
+            return dict(row)
+        exact = _exact_decoder.decode(text) if self.numeric_columns else {}
+        converted = dict(row)
+        for column, converter in self.converters.items():
+            value = exact.get(column) if column in self.numeric_columns else row.get(column)
+            if value is not None:
+                converted[column] = _convert(converter, value)
+        return converted
+
+    def convert_key(self, text: str) -> Any:
+        """The row key, which the outbox keeps as text."""
+        if self.key_type in INTEGER_TYPES:
+            return _convert(int, text)
+        converter = self.converters.get(self.key)
+        return text if converter is None else _convert(converter, text)
+
+
+def make_row_reader(key: str, type_names: Mapping[str, str]) -> RowReader:
+    """A reader for columns by the names of their types in pg_type, domains resolved."""
+    converters = {column: CONVERTERS[name] for column, name in type_names.items() if name in CONVERTERS}
+    numeric = tuple(column for column, name in type_names.items() if name == "numeric")
+    return RowReader(key, type_names.get(key, "text"), converters, numeric)
+
+
+def _convert(converter: Converter, value: Any) -> Any:
+    try:
+        return converter(value)
+    except (ValueError, TypeError, ArithmeticError):
+        return value
