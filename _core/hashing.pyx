@@ -10,6 +10,7 @@ hashes those of all.
 The Python functions return what SQL shows: signed 64-bit integers.
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 # 0x9e3779b9 is lookup3's golden ratio, 3923095 the constant PostgreSQL adds.
@@ -90,6 +91,7 @@ cdef inline uint32_t partial(const unsigned char* data, Py_ssize_t size, int shi
     return word
 
 
+@cython.cdivision(True)
 cdef int jump_hash(uint64_t key, int buckets) noexcept nogil:
     """Bucket of a key; when buckets grows from n to n + 1, 1/(n + 1) of the keys move, all to the new one."""
     cdef int64_t bucket = 0

@@ -132,6 +132,7 @@ cdef class Placer:
             state.rows += rows
         return self.decision.chosen
 
+    @cython.cdivision(True)
     cdef void learn_threshold(self, double cost) noexcept nogil:
         """Move the running 95th percentile of cost. Costs of 0 say nothing about what is heavy."""
         cdef double step
@@ -180,6 +181,7 @@ cdef class Placer:
         self.decision.chosen = shard
         self.decision.reason = reason
 
+    @cython.cdivision(True)
     cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil:
         """Choose among at least two shards that are up."""
         cdef int best
@@ -220,6 +222,7 @@ cdef class Placer:
                 made.buckets[i] = home_of_hash(mix64(seed + <uint64_t> i * <uint64_t> 0xD1B54A32D192ED03))
             made.shards[i] = self.state.shard_of_bucket(made.buckets[i])
 
+    @cython.cdivision(True)
     cdef void weigh(self, double cost) noexcept nogil:
         """Loads, caps and row counts of the candidates, against all shards that are up."""
         cdef Decision* made = &self.decision
@@ -283,6 +286,7 @@ cdef class Placer:
             best = 0
         self.settle(made.shards[best], REASON_LIGHTER_OF_TWO if best else REASON_CANDIDATE_0)
 
+    @cython.cdivision(True)
     cdef int lightest_of_all(self) noexcept nogil:
         """The shard with the least load per weight among those up."""
         cdef int best = -1
@@ -297,6 +301,7 @@ cdef class Placer:
                     best_load = load
         return best
 
+    @cython.cdivision(True)
     cdef int next_up(self, int shard) noexcept nogil:
         """The first shard that is up after `shard`, around the end; -1 when there is none."""
         cdef int i
@@ -314,7 +319,7 @@ cdef class Placer:
         cdef int i
         cdef int bucket
         for i in range(1, BUCKET_COUNT + 1):
-            bucket = (self.cursors[shard] + i) % BUCKET_COUNT
+            bucket = (self.cursors[shard] + i) & (BUCKET_COUNT - 1)
             if self.state.shard_of_bucket(bucket) == shard:
                 self.cursors[shard] = bucket
                 return bucket

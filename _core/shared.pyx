@@ -111,6 +111,7 @@ cdef inline void predict_cost(const Model* model, const double* x, double* cost)
             cost[i] = model.floors[i]
 
 
+@cython.cdivision(True)
 cdef inline double scalar_cost(const double* cost, const double* capacities) noexcept nogil:
     cdef double largest = 0
     cdef int i
@@ -248,6 +249,7 @@ cdef class SharedState:
         cdef double pending = state.placed - state.settled
         return state.measured + pending if pending > 0 else state.measured
 
+    @cython.cdivision(True)
     cdef void add_prediction(self, int profile, const double* features, double* by_resource) noexcept nogil:
         """Add one profile's predicted cost of a statement of features[0] rows: rows x the cost of their mean."""
         cdef Profile* entry = &self.profiles[profile]

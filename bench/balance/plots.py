@@ -1,0 +1,85 @@
+"""Figures of the balance bench."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+COLORS = {
+    "bounded": "#1b6ca8",
+    "key-hash": "#b5542d",
+    "cost-hash": "#7a4a99",
+    "two-choices": "#4d8f5b",
+    "least-loaded": "#8a8a2e",
+    "offline LPT": "#555555",
+    "indivisible bound": "#bbbbbb",
+}
+TOP = 3.0  # what is above is cut, and said so in numbers
+
+
+def draw(result: dict[str, Any], out: Path) -> list[str]:
+    """Write the PNG files; answers their names."""
+    shards = "16" if 16 in result["shards"] else str(result["shards"][-1])
+    return [draw_mixes(result, shards, out / "balance-mixes.png"), draw_scaling(result, out / "balance-shards.png")]
+
+
+def draw_mixes(result: dict[str, Any], shards: str, path: Path) -> str:
+    """Bars by mix and policy at one number of shards: median, and a dot per seed."""
+    mixes = list(result["values"])
+    names = list(COLORS)
+    figure, axes = plt.subplots(figsize=(11, 5))
+    width = 0.8 / len(names)
+    for position, name in enumerate(names):
+        places = [index + (position - (len(names) - 1) / 2) * width for index in range(len(mixes))]
+        medians = [statistics.median(result["values"][mix][shards][name]) for mix in mixes]
+        axes.bar(places, [value - 1 for value in medians], width * 0.92, bottom=1, color=COLORS[name], label=name)
+        axes.hlines(
+            medians, [place - width / 2 for place in places], [place + width / 2 for place in places], COLORS[name]
+        )
+        for place, mix, median in zip(places, mixes, medians, strict=True):
+            seen = [value for value in result["values"][mix][shards][name] if value <= TOP]
+            axes.plot([place] * len(seen), seen, ".", color="black", markersize=3)
+            if median > TOP:
+                axes.text(place, TOP - 0.02, f"{median:.1f}", rotation=90, ha="center", va="top", color="white", size=8)
+    axes.set_ylim(0.98, TOP)
+    axes.set_xticks(range(len(mixes)), [f"mix {mix}" for mix in mixes])
+    axes.set_ylabel("max/mean of executed cost (1 = even)")
+    axes.set_title(f"{shards} shards, {result['events']} events, {len(result['seeds'])} seeds: median, a dot per seed")
+    axes.legend(ncols=4, fontsize=8, loc="upper center")
+    return _save(figure, path)
+
+
+def draw_scaling(result: dict[str, Any], path: Path) -> str:
+    """One panel per mix: median max/mean against the number of shards, on logarithmic axes."""
+    mixes = list(result["values"])
+    figure, panels = plt.subplots(1, len(mixes), figsize=(14, 4), sharey=True)
+    for axes, mix in zip(panels, mixes, strict=True):
+        for name, color in COLORS.items():
+            medians = [statistics.median(result["values"][mix][str(count)][name]) for count in result["shards"]]
+            style = "--" if name in ("offline LPT", "indivisible bound") else "-"
+            axes.plot(result["shards"], medians, style, marker="o", markersize=3, color=color, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(result["shards"], [str(count) for count in result["shards"]])
+        axes.set_yticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.set_title(f"mix {mix}")
+        axes.set_xlabel("shards")
+    panels[0].set_ylabel("max/mean of executed cost")
+    panels[0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> str:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path.name
