@@ -30,26 +30,42 @@ def find_template() -> Path:
 
 
 def write_config(template: Path, data: Path, listen: str | None) -> Path:
-    """Write DATA/demo.yaml: the template with its paths made absolute and the data below DATA."""
-    values: dict[str, Any] = yaml.safe_load(template.read_text())
-    values["embedded"] = {**values.get("embedded", {}), "data": str(data / "shards")}
-    values["run_directory"] = str(data / "run")
-    values["schema"] = str((template.parent / values["schema"]).resolve())
-    values["functions_path"] = str((template.parent / values.get("functions_path", ".")).resolve())
-    values["listen"] = listen or free_listen(str(values["listen"]))
+    """Write DATA/demo.yaml: the template with its paths made absolute and everything it makes below DATA."""
+    config = load_config(template)
+    if config.embedded is None or config.schema is None:
+        raise ForeshardError(f"{template}: the demo needs `embedded` and `schema`")
+    changes: dict[str, Any] = {
+        "listen": listen or free_listen(config.listen_host, config.listen_port),
+        "embedded": {"shards": config.embedded.shards, "data": str(data / "shards")},
+        "run_directory": str(data / "run"),
+        "schema": str(config.schema),
+        "functions_path": str(config.functions_path),
+    }
+    kept = drop_sections(template.read_text(), set(changes))
     path = data / "demo.yaml"
     data.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"# Written by `foreshard demo` from {template}.\n" + yaml.safe_dump(values, sort_keys=False))
+    path.write_text(f"# Written by `foreshard demo` from {template}.\n{yaml.safe_dump(changes)}\n{kept}")
     return path
 
 
-def free_listen(wanted: str) -> str:
+def drop_sections(text: str, names: set[str]) -> str:
+    """A YAML file's text without some top-level keys; comments and the spelling of the rest stay."""
+    kept = []
+    dropping = False
+    for line in text.splitlines(keepends=True):
+        if line[:1] not in (" ", "#", "\n"):
+            dropping = line.partition(":")[0] in names
+        if not dropping:
+            kept.append(line)
+    return "".join(kept)
+
+
+def free_listen(host: str, port: int) -> str:
     """The wanted address; another port when somebody else listens there."""
-    host, _, port = wanted.rpartition(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, int(port)))
+            probe.bind((host, port))
         except OSError:
             probe.bind((host, 0))
         return f"{host}:{probe.getsockname()[1]}"

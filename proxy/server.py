@@ -1,0 +1,248 @@
+"""`foreshard serve`: the supervisor of one proxy.
+
+It starts what the configuration asks for, in this order, and stops it in the reverse order of who needs whom:
+
+    start   embedded shards -> shared state -> controller -> router -> workers -> "listening"
+    stop    router (finishes open transactions) -> workers (finish their event) -> controller (flushes) -> shards
+
+It carries no traffic itself. Everything else may be killed at any time and is started again; when the supervisor is
+killed its children end with it, embedded shards survive and are adopted by the next start.
+
+Invariants
+1. One supervisor per run directory: it holds a lock on `supervisor.pid` that the kernel drops when it dies.
+2. It never serves from shards that `foreshard apply` has not prepared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from foreshard.proxy.children import Child
+from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.control import is_applied
+from foreshard.proxy.embedded import EmbeddedCluster
+from foreshard.proxy.errors import ForeshardError
+from foreshard.proxy.placement import attach_state
+
+ROUTER_STOP_S = 10.0  # open transactions may take this long to finish; chosen, not measured
+WORKER_STOP_S = 10.0
+CONTROLLER_STOP_S = 5.0
+READY_S = 30.0
+READY_POLL_S = 0.02
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `foreshard serve`."""
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
+    parser.epilog = "SIGTERM or Ctrl-C lets open transactions finish; a second one does not. Logs: the run directory."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    signal.signal(signal.SIGTERM, exit_in_order)
+    config = load_config(arguments.config)
+    config.run_directory.mkdir(parents=True, exist_ok=True)
+    with lock_run_directory(config.run_directory), running_shards(config) as ready:
+        asyncio.run(Supervisor(ready).run())
+    return 0
+
+
+def exit_in_order(number: int, frame: object) -> None:
+    """SIGTERM while shards start or stop: unwind, so that what was started is stopped."""
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def lock_run_directory(folder: Path) -> Iterator[None]:
+    """Hold `supervisor.pid`; ForeshardError when another supervisor does. A stale file is simply taken over."""
+    path = folder / "supervisor.pid"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ForeshardError(
+                f"{folder} is in use by the supervisor with process id {file.read().strip() or 'unknown'}: "
+                "stop it first, or set another run_directory"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def running_shards(config: Config) -> Iterator[Config]:
+    """The configuration with its embedded shards running; they stop at the end, adopted ones too."""
+    if config.embedded is None:
+        yield config
+        return
+    cluster = EmbeddedCluster(config.embedded.data, config.embedded.shards)
+    shards = cluster.start()
+    try:
+        yield msgspec.structs.replace(config, shards=shards)
+    finally:
+        cluster.stop()
+
+
+def report(text: str) -> None:
+    """One line for the operator."""
+    print(f"foreshard: {text}", file=sys.stderr, flush=True)
+
+
+class Supervisor:
+    """Starts, watches and stops the processes of one proxy. Lives for one `serve`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.run_directory
+        self.router = self._make_child("router", ["router"])
+        self.controller = self._make_child("controller", ["controller"])
+        self.workers = [
+            self._make_child(f"worker-{shard.name}-{number}", ["worker", "--shard", shard.name])
+            for shard in config.shards
+            for number in range(config.workers.per_shard)
+        ]
+        self._signals = 0
+        self._asked_to_stop = asyncio.Event()
+
+    @property
+    def children(self) -> list[Child]:
+        """In the order they start."""
+        return [self.controller, self.router, *self.workers]
+
+    async def run(self) -> None:
+        """Start everything, keep it running until a signal, stop everything."""
+        self._watch_signals()
+        self._check_port()
+        if not await is_applied(self.config):
+            raise ForeshardError(
+                f"the shards are not prepared for {self.config.path}: run "
+                f"`foreshard apply -c {self.config.path}` (`foreshard plan` shows what it would do)"
+            )
+        self._remove_stale_sockets()
+        attach_state(self.config)
+        for child in self.children:
+            child.start()
+        keepers = [asyncio.create_task(child.keep(self._on_death)) for child in self.children]
+        try:
+            if await self._wait_ready():
+                self._say_ready()
+            await self._asked_to_stop.wait()
+        finally:
+            await self._stop()
+            await asyncio.gather(*keepers)
+
+    def _make_child(self, name: str, arguments: list[str]) -> Child:
+        command = [sys.executable, "-m", "foreshard.proxy", arguments[0], "-c", str(self.config.path), *arguments[1:]]
+        return Child(name, command, self.folder / f"{name}.log", report)
+
+    def _check_port(self) -> None:
+        """ForeshardError when somebody listens where the router shall."""
+        host, port = self.config.listen_host, self.config.listen_port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ForeshardError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _reap(self) -> None:
+        for child in self.children:
+            child.reap()
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._asked_to_stop.set()
+        if self._signals > 1:
+            for child in self.children:
+                child.kill()
+
+    def _on_death(self, child: Child, pid: int) -> None:
+        """Remove the wake sockets that a dead worker left, so that nobody tries to wake it."""
+        for path in self.folder.glob(f"wake-*-{pid}.sock"):
+            path.unlink(missing_ok=True)
+
+    def _remove_stale_sockets(self) -> None:
+        for path in self.folder.glob("wake-*.sock"):
+            pid = path.stem.rpartition("-")[2]
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                path.unlink(missing_ok=True)
+
+    async def _wait_ready(self) -> bool:
+        """Wait until the router answers and every worker listens; False when asked to stop meanwhile."""
+        deadline_s = asyncio.get_running_loop().time() + READY_S
+        waiting = [self.router, *self.workers]
+        while waiting and not self._asked_to_stop.is_set():
+            waiting = [child for child in waiting if not await self._is_ready(child)]
+            failed = next((child for child in self.children if child.restarts >= 2), None)
+            late = asyncio.get_running_loop().time() > deadline_s
+            if failed is not None or (late and waiting):
+                child = failed or waiting[0]
+                raise ForeshardError(f"{child.name} did not start; the end of {child.log}:\n{child.log_tail()}")
+            await asyncio.sleep(READY_POLL_S)
+        return not self._asked_to_stop.is_set()
+
+    async def _is_ready(self, child: Child) -> bool:
+        if child.pid is None:
+            return False
+        if child is self.router:
+            return await answers(self.config.listen_host, self.config.listen_port)
+        return next(self.folder.glob(f"wake-*-{child.pid}.sock"), None) is not None
+
+    def _say_ready(self) -> None:
+        config = self.config
+        print(
+            f"foreshard: listening on {config.listen_host}:{config.listen_port}, "
+            f"{count(len(config.shards), 'shard')}, {count(len(self.workers), 'worker')}",
+            flush=True,
+        )
+
+    async def _stop(self) -> None:
+        """Stop in the order that loses nothing; each kind has its deadline."""
+        await self.router.stop(ROUTER_STOP_S)
+        await asyncio.gather(*(worker.stop(WORKER_STOP_S) for worker in self.workers))
+        await self.controller.stop(CONTROLLER_STOP_S)
+
+
+async def answers(host: str, port: int) -> bool:
+    """True when a PostgreSQL speaker answers an SSLRequest there."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        writer.write(SSL_REQUEST)
+        return await asyncio.wait_for(reader.read(1), 1.0) in (b"N", b"S")
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 shard", "3 shards"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
