@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foreshard._core.model import Learner
 from foreshard.proxy.profiles.keys import ProfileKey
-from foreshard.proxy.profiles.priors import Costs
+from foreshard.proxy.profiles.priors import NOTHING_KNOWN, Costs
 from foreshard.proxy.profiles.rows import ProfileRow
 
 HISTORY_FROM_SAMPLES = 32  # doublings below are not worth a row
@@ -18,6 +18,7 @@ class Profile:
     def __init__(self, key: ProfileKey, ceilings: Costs, capacities: Sequence[float]) -> None:
         self.key = key
         self.learner = Learner(ceilings, capacities)
+        self.priors = NOTHING_KNOWN
         self.version = 0
         self.calls = 0
         self.cpu_seconds = 0.0
@@ -45,6 +46,9 @@ class Profile:
 
     def set_priors(self, priors: Costs) -> None:
         """Expected cost until measured."""
+        if priors == self.priors:
+            return
+        self.priors = priors
         self.learner.set_priors(priors)
         self.is_published = False
 

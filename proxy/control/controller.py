@@ -1,0 +1,110 @@
+"""`foreshard controller`: the learning loop of one server. Started by the supervisor, not by hand.
+
+It takes measurements from every shard each 100 ms, learns, publishes models and loads in shared memory, and keeps
+profiles in the control database each second and at its end. Killed at any time it loses at most one batch of
+measurements per shard from the loads (proxy/control/feed.py), and from the profiles what was learned since they were
+last kept; events and rows are never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+
+import uvloop
+
+from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.control.connect import control_dsn
+from foreshard.proxy.control.feed import ShardFeed
+from foreshard.proxy.control.learning import Learning
+from foreshard.proxy.control.profile_store import ProfileStore
+from foreshard.proxy.control.retry import pause
+from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.placement import SharedState, open_state
+
+KEEP_INTERVAL_S = 1.0
+STOP_TIMEOUT_S = 5.0  # for keeping profiles at the end
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `foreshard controller`."""
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="configuration file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT."""
+    config = resolve_shards(load_config(arguments.config))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config, open_state(config)))
+    return 0
+
+
+async def serve(config: Config, state: SharedState) -> None:
+    """Run a controller until a signal asks for its end."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await Controller(config, state).run(stopping)
+
+
+class Controller:
+    """Owns what is learned and every connection the learning needs."""
+
+    def __init__(self, config: Config, state: SharedState) -> None:
+        self.learning = Learning(config, state)
+        self.store = ProfileStore(control_dsn(config), report)
+        self.feeds = [ShardFeed(index, shard, self.learning, report) for index, shard in enumerate(config.shards)]
+        self._unknown_reported: set[tuple[str, str]] = set()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Learn until `stopping` is set; then keep what was learned."""
+        try:
+            await self._work(stopping)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._keep(), STOP_TIMEOUT_S)
+            self.store.close()
+
+    async def _work(self, stopping: asyncio.Event) -> None:
+        """Nothing is measured before the profiles are there to learn it: measurements wait on their shards."""
+        loaded = await self.store.load(stopping)
+        if loaded is None:
+            return
+        profiles, owners, epoch = loaded
+        self.learning.follow_map(owners, epoch)
+        for key in self.learning.restore(profiles):
+            report(f"profile {key.function} {key.operation}: what was kept is of no use; learning it anew")
+        async with asyncio.TaskGroup() as tasks:
+            for feed in self.feeds:
+                tasks.create_task(feed.run(stopping))
+            tasks.create_task(self._keep_regularly(stopping))
+
+    async def _keep_regularly(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            await pause(stopping, KEEP_INTERVAL_S)
+            self.learning.refresh_priors()
+            self.learning.publish()
+            await self._keep()
+            for function, operation in sorted(self.learning.unknown - self._unknown_reported):
+                self._unknown_reported.add((function, operation))
+                report(f"measurements of {function} {operation}: not in the configuration, only counted as load")
+
+    async def _keep(self) -> None:
+        rows, history = self.learning.take_rows()
+        if not rows and not history:
+            return
+        kept = False
+        try:
+            kept = await self.store.keep(rows, history)
+        finally:
+            if not kept:
+                self.learning.put_back(rows, history)
+
+
+def report(line: str) -> None:
+    """One line for the operator."""
+    print(f"foreshard controller: {line}", file=sys.stderr, flush=True)

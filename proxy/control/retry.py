@@ -1,0 +1,34 @@
+"""How the controller holds on to databases: connections with limits on time, lost without ceremony, made again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import asyncpg
+
+from foreshard.proxy.control.introspect import Connection
+
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 60.0
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+# What a server that is down, going down, or not ready for us raises; anything else is a mistake of ours.
+LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
+
+async def connect(dsn: str) -> Connection:
+    """A connection that gives up on a silent server."""
+    connection: Connection = await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings={"application_name": "foreshard controller"},
+    )
+    return connection
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Sleep, at most until `stopping` is set."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
