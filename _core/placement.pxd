@@ -1,4 +1,4 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from foreshard._core.shared cimport Common, Shard, SharedState
 
@@ -55,6 +55,8 @@ cdef class Placer:
     cdef double bound
     cdef uint64_t salt          # of this process
     cdef uint64_t counter       # generated keys placed by this process
+    cdef int64_t costed         # rows placed by this process that cost something
+    cdef double mean_cost       # their running mean
     cdef int* cursors           # per shard: where next_bucket goes on
     cdef Decision decision      # the last one made
 
@@ -81,6 +83,7 @@ cdef class Placer:
     cdef void decide(self, double cost, uint64_t key_hash, bint keyed, int only_shard) noexcept nogil
 
     cdef void learn_threshold(self, double cost) noexcept nogil
+    cdef void learn_mean(self, double cost, double rows) noexcept nogil
     cdef void settle(self, int shard, int reason) noexcept nogil
     cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil
     cdef void propose(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil

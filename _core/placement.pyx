@@ -18,8 +18,8 @@ The heavy threshold moves by a factor at each row: up when the row is heavy, dow
 import os
 
 cimport cython
-from libc.math cimport frexp
-from libc.stdint cimport uint64_t
+from libc.math cimport INFINITY, frexp
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -41,7 +41,7 @@ cdef double HEAVY_SHARE = 0.05      # of rows
 cdef double STEP_FIRST = 20.0       # chosen: step of the threshold after n rows is 20 / n, between the two below
 cdef double STEP_MAX = 1.0
 cdef double STEP_MIN = 0.02
-cdef double COST_SHARE = 8.0        # chosen: a bucket's turn ends after this many heavy thresholds of cost
+cdef int64_t MEAN_ROWS = 1024       # chosen: rows that the running mean of costs remembers
 
 
 cdef inline uint64_t double_bits(double value) noexcept nogil:
@@ -126,6 +126,7 @@ cdef class Placer:
         self.decide(cost, key_hash, keyed, only_shard)
         self.counter += 1
         self.learn_threshold(cost)
+        self.learn_mean(cost, rows)
         if self.decision.chosen >= 0:
             state = &self.shards[self.decision.chosen]
             state.placed += cost
@@ -148,6 +149,13 @@ cdef class Placer:
             self.common.heavy_threshold *= 1 + step * (1 - HEAVY_SHARE)
         else:
             self.common.heavy_threshold /= 1 + step * HEAVY_SHARE
+
+    @cython.cdivision(True)
+    cdef void learn_mean(self, double cost, double rows) noexcept nogil:
+        """Move the running mean of the cost of one row."""
+        if rows > 0 and cost > 0:
+            self.costed += 1
+            self.mean_cost += (cost / rows - self.mean_cost) / <double> min(self.costed, MEAN_ROWS)
 
     cdef void decide(self, double cost, uint64_t key_hash, bint keyed, int only_shard) noexcept nogil:
         """Fill the decision; nothing is charged."""
@@ -326,7 +334,8 @@ cdef class Placer:
         return -1
 
     cdef double bucket_cost_share(self) noexcept nogil:
-        return COST_SHARE * self.common.heavy_threshold
+        """The mean cost of as many rows as a turn has; without limit as long as no row has cost anything."""
+        return BUCKET_ROWS_SHARE * self.mean_cost if self.costed else INFINITY
 
     # For Python
 

@@ -94,13 +94,17 @@ def test_a_bucket_moved_away_is_not_given_out(state: SharedState) -> None:
     assert bucket not in [placer.take_bucket(1) for _ in range(state.shard(1).buckets)]
 
 
-def test_a_buckets_turn_ends_after_a_share_of_rows_or_cost(state: SharedState) -> None:
+def test_a_buckets_turn_ends_after_a_share_of_rows_or_their_mean_cost(state: SharedState) -> None:
     placer = Placer(state, seed=1)
     assert BUCKET_ROWS_SHARE == 64
-    assert placer.cost_share() == 0
+    placer.place_known(0.0)
+    assert placer.cost_share() == float("inf")
     for _ in range(100):
         placer.place_known(2.0)
-    assert placer.cost_share() == pytest.approx(8 * state.heavy_threshold)
+    assert placer.cost_share() == pytest.approx(64 * 2.0)
+    for _ in range(100):
+        placer.place_known(12.0, rows=2.0)
+    assert placer.cost_share() == pytest.approx(64 * 4.0)
 
 
 @pytest.mark.parametrize(("policy", "bound"), [("random", 1.05), ("bounded", 0.9)])
