@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-LOG_TAIL_BYTES = 2000
+LOG_TAIL_LINES = 5
 PR_SET_PDEATHSIG = 1
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
@@ -124,10 +124,10 @@ class Child:
     def log_tail(self) -> str:
         """The last lines of its log, for whoever reports that it did not start."""
         try:
-            data = self.log.read_bytes()[-LOG_TAIL_BYTES:]
+            lines = self.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
-        return data.decode(errors="replace").strip()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
