@@ -7,8 +7,13 @@ new Catalog with a higher version, never an altered one.
 from __future__ import annotations
 
 import enum
+import functools
+from typing import TypeVar
 
 import msgspec
+
+Found = TypeVar("Found")
+INTEGER_OIDS = (20, 21, 23)  # int8, int2, int4
 
 
 class TableKind(enum.Enum):
@@ -57,8 +62,41 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         """schema.name, the table's name everywhere in Foreshard."""
         return f"{self.schema}.{self.name}"
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its rows are spread: roots and children."""
+        return self.kind is not TableKind.REFERENCE
 
-class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    @property
+    def routing_column(self) -> str:
+        """The column whose value says where a row lives: a root's key, a child's reference to its parent."""
+        return self.via or "" if self.kind is TableKind.CHILD else self.key
+
+    def column(self, name: str) -> Column | None:
+        """A column by name; None when there is none, or columns are not known."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def has_column(self, name: str) -> bool:
+        """Whether the table is known to have this column."""
+        return name in (self.key, self.via) or self.column(name) is not None
+
+    def has_integer(self, name: str) -> bool:
+        """Whether the column is of an integer type, so that a routing key may be compared with it."""
+        column = self.column(name)
+        if column is None:
+            return bool(name) and name in (self.key, self.via) and self.key_type == "bigint"
+        return column.type_oid in INTEGER_OIDS
+
+    def domain(self, name: str) -> str | None:
+        """The table whose keys this column holds: equal values of one domain live in one bucket. None for others."""
+        if not name or not self.is_sharded:
+            return None
+        if name == self.key:
+            return self.qualified
+        return self.parent if name == self.via else None
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All declared tables by qualified name. A name that is not here is a plain table of the default shard."""
 
     version: int = 1
@@ -66,12 +104,50 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     # Views, rules and functions of the shards that read declared tables: qualified name -> table read.
     views: dict[str, str] = {}
     functions: dict[str, str] = {}
+    # Sequences that feed keys of declared tables: qualified name -> table; names as serial columns get them are known.
+    sequences: dict[str, str] = {}
     search_path: tuple[str, ...] = ("public",)
 
     def find(self, name: str, schema: str | None = None) -> Table | None:
         """The declared table an SQL name means; None for plain tables."""
+        return self._search(self.tables, name, schema)
+
+    def find_view(self, name: str, schema: str | None = None) -> str | None:
+        """The declared table that a view, rule or partition parent of this name reads; None when it reads none."""
+        return self._search(self.views, name, schema)
+
+    def find_function(self, name: str, schema: str | None = None) -> str | None:
+        """The declared table that a function of this name works on; None when it works on none."""
+        return self._search(self.functions, name, schema)
+
+    def find_sequence(self, name: str, schema: str | None = None) -> str | None:
+        """The declared table whose keys come from a sequence of this name; None when there is none."""
+        return self._search(self.all_sequences, name, schema)
+
+    def _search(self, names: dict[str, Found], name: str, schema: str | None) -> Found | None:
         for candidate in (schema,) if schema else self.search_path:
-            table = self.tables.get(f"{candidate}.{name}")
-            if table is not None:
-                return table
+            found = names.get(f"{candidate}.{name}")
+            if found is not None:
+                return found
         return None
+
+    @functools.cached_property
+    def all_sequences(self) -> dict[str, str]:
+        """`sequences`, and the names that PostgreSQL gives the sequences of serial and identity key columns."""
+        usual = {
+            f"{table.schema}.{table.name}_{table.key}_seq": table.qualified
+            for table in self.tables.values()
+            if table.key
+        }
+        return {**usual, **self.sequences}
+
+    @functools.cached_property
+    def words(self) -> frozenset[str]:
+        """The bare names that a text cannot do without if it touches a declared table in any way known here."""
+        everything = (*self.tables, *self.views, *self.functions, *self.all_sequences)
+        return frozenset(name.rpartition(".")[2] for name in everything)
+
+    @functools.cached_property
+    def schemas(self) -> frozenset[str]:
+        """Schemas that hold declared tables."""
+        return frozenset(table.schema for table in self.tables.values())

@@ -1,0 +1,327 @@
+"""Goes once through a statement and notes what routing asks about: table references, facts about keys, functions
+called, and what would need rows of several shards to be merged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.errors import not_built
+from foreshard.proxy.routing.builtins import AGGREGATES
+from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts
+from foreshard.proxy.routing.scope import Names, Reference, ReferenceKind, Scope
+from foreshard.proxy.routing.text import INTEGER_TYPES, Text
+from foreshard.proxy.routing.tree import Node, strings, type_of, unwrap, walk
+
+SYSTEM_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
+MERGING_CLAUSES = {
+    "distinctClause": "DISTINCT",
+    "groupClause": "GROUP BY",
+    "havingClause": "HAVING",
+    "windowClause": "window functions",
+    "sortClause": "ORDER BY",
+    "limitCount": "LIMIT",
+    "limitOffset": "OFFSET",
+}
+EVERYWHERE: frozenset[str] = frozenset()
+
+
+@dataclass(eq=False)
+class Level:
+    """One query: a SELECT, or the part of a write that reads."""
+
+    scope: Scope
+    references: list[Reference] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)  # clauses that work on all rows of the result together
+    targets: list[Node] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Call:
+    """One function call."""
+
+    path: list[str]
+    fields: Node
+    level: Level
+
+
+class Collector:
+    """Holds what was found. One per statement."""
+
+    def __init__(self, catalog: Catalog, text: Text) -> None:
+        self.catalog = catalog
+        self.text = text
+        self.levels: list[Level] = []
+        self.references: list[Reference] = []
+        self.facts: list[Fact] = []
+        self.calls: list[Call] = []
+        self.locks_rows = False
+        self.writes_within = False  # a CTE changes rows of plain tables
+        self.into: Node | None = None  # the table that SELECT INTO makes
+        self.params: list[tuple[Node, bool]] = []  # every $n, and whether an integer cast is around it
+
+    # Queries
+
+    def select(self, node: Node, outer: Scope | None = None, ctes: frozenset[str] = EVERYWHERE) -> Level:
+        """Go through a SelectStmt; its level."""
+        level = self.open_level(outer)
+        ctes = self.ctes(node.get("withClause"), outer, ctes)
+        if node.get("op", "SETOP_NONE") != "SETOP_NONE":
+            level.merges.append(str(node["op"]).removeprefix("SETOP_"))
+            self.select(node["larg"], outer, ctes)
+            self.select(node["rarg"], outer, ctes)
+        self.into = self.into or node.get("intoClause")
+        self.from_items(node.get("fromClause", []), level, ctes)
+        self.where(node.get("whereClause"), level, ctes)
+        level.merges += [name for clause, name in MERGING_CLAUSES.items() if clause in node]
+        level.targets = node.get("targetList", [])
+        self.locks_rows = self.locks_rows or bool(node.get("lockingClause"))
+        for clause in ("targetList", "valuesLists", *MERGING_CLAUSES):
+            self.visit(node.get(clause), level, ctes)
+        return level
+
+    def open_level(self, outer: Scope | None) -> Level:
+        """A new level inside a scope."""
+        level = Level(Scope(Names(), outer))
+        self.levels.append(level)
+        return level
+
+    def ctes(self, clause: Node | None, outer: Scope | None, known: frozenset[str]) -> frozenset[str]:
+        """Go through WITH; the names that hide tables after it."""
+        if not clause:
+            return known
+        items = [unwrap(item)[1] for item in clause.get("ctes", [])]
+        if clause.get("recursive"):
+            known |= {item["ctename"] for item in items}
+        for item in items:
+            kind, query = unwrap(item["ctequery"])
+            if kind == "SelectStmt":
+                self.select(query, outer, known)
+            else:
+                self.write_within(query, outer, known)
+            known |= {item["ctename"]}
+        return known
+
+    def write_within(self, query: Node, outer: Scope | None, ctes: frozenset[str]) -> None:
+        """Go through a data-modifying CTE, which only plain tables may have."""
+        relation = query.get("relation", {})
+        if self.classify(relation, EVERYWHERE).declared is not None:
+            raise not_built(
+                "data-modifying CTEs on declared tables",
+                "Send the INSERT, UPDATE or DELETE as a statement of its own, inside a transaction if need be.",
+                f'The CTE writes "{relation.get("relname")}".',
+            )
+        self.writes_within = True
+        level = self.open_level(outer)
+        ctes = self.ctes(query.get("withClause"), outer, ctes)
+        self.add_target(relation, level)
+        self.rest_of_write(query, level, ctes)
+
+    def add_target(self, relation: Node, level: Level) -> Reference:
+        """The table that a write changes, visible in its level."""
+        reference = self.classify(relation, EVERYWHERE)
+        self.references.append(reference)
+        level.references.append(reference)
+        level.scope.names = Names([reference])
+        return reference
+
+    def rest_of_write(self, query: Node, level: Level, ctes: frozenset[str]) -> None:
+        """Go through all of a write but WITH and its target."""
+        for clause in ("fromClause", "usingClause"):
+            self.from_items(query.get(clause, []), level, ctes)
+        if "sourceRelation" in query:  # MERGE
+            self.from_items([query["sourceRelation"]], level, ctes)
+        self.where(query.get("whereClause"), level, ctes)
+        kind, source = unwrap(query.get("selectStmt"))
+        if kind == "SelectStmt":
+            self.select(source, level.scope.outer, ctes)
+        clauses = ("targetList", "returningList", "onConflictClause", "joinCondition", "mergeWhenClauses")
+        for clause in clauses:
+            self.visit(query.get(clause), level, ctes)
+
+    # FROM
+
+    def from_items(self, items: list[Node], level: Level, ctes: frozenset[str]) -> None:
+        """Go through a FROM list: its references become the level's."""
+        for item in items:
+            found = self.from_item(item, level, ctes)
+            level.scope.names = level.scope.names.join(found)
+
+    def from_item(self, item: Node, level: Level, ctes: frozenset[str]) -> Names:
+        """Go through one item of FROM; the names it makes visible."""
+        kind, fields = unwrap(item)
+        if kind == "JoinExpr":
+            return self.join(fields, level, ctes)
+        if kind == "RangeVar":
+            return self.add(self.classify(fields, ctes), level)
+        if kind == "RangeTableSample":
+            names = self.from_item(fields["relation"], level, ctes)
+            if any(one.declared for one in names.references):
+                raise not_built("TABLESAMPLE of declared tables", "Select from the table without TABLESAMPLE.")
+            self.visit(fields.get("args"), level, ctes)
+            return names
+        alias = fields.get("alias", {}).get("aliasname", "")
+        if kind == "RangeSubselect":
+            inner, query = unwrap(fields["subquery"])
+            scope = Scope(level.scope.names, level.scope.outer) if fields.get("lateral") else level.scope.outer
+            if inner == "SelectStmt":
+                self.select(query, scope, ctes)
+        else:
+            self.visit(fields, level, ctes)  # functions, XMLTABLE, JSON_TABLE: their arguments see earlier items
+        return self.add(Reference(ReferenceKind.DERIVED, alias), level)
+
+    def add(self, reference: Reference, level: Level) -> Names:
+        """Note a reference."""
+        self.references.append(reference)
+        level.references.append(reference)
+        return Names([reference])
+
+    def join(self, fields: Node, level: Level, ctes: frozenset[str]) -> Names:
+        """Go through a join: its sides, then its condition, which sees both."""
+        before = level.scope.names
+        left = self.from_item(fields["larg"], level, ctes)
+        level.scope.names = before.join(left)
+        right = self.from_item(fields["rarg"], level, ctes)
+        level.scope.names = before
+        form = fields.get("jointype", "JOIN_INNER")
+        nullable = {"JOIN_LEFT": [right], "JOIN_RIGHT": [left], "JOIN_FULL": [left, right]}.get(form, [])
+        for names in nullable:
+            for reference in every_reference(names):
+                reference.is_nullable = True
+        sides = {"JOIN_INNER": [left, right], "JOIN_LEFT": [right], "JOIN_RIGHT": [left]}.get(form, [])
+        region = frozenset(one for side in sides for one in every_reference(side))
+        both = left.join(right)
+        scope = Scope(both, level.scope.outer)
+        self.facts += FactReader(self.text, scope).read(fields.get("quals"), region)
+        for column in strings(fields.get("usingClause")):
+            self.use(column, left, right, both, form, region)
+        if fields.get("isNatural"):
+            both = Names(both.references, both.hidden | {""})
+        inner = Level(scope, level.references)
+        self.visit(fields.get("quals"), inner, ctes)
+        return Names([HiddenReference(both)], {fields["alias"]["aliasname"]}) if "alias" in fields else both
+
+    def use(self, column: str, left: Names, right: Names, both: Names, form: str, region: frozenset[Reference]) -> None:
+        """Note that USING makes a column of both sides one."""
+        ours, theirs = left.owner(column), right.owner(column)
+        if ours and theirs and all(one[0].table and one[0].table.has_integer(column) for one in (ours, theirs)):
+            self.facts.append(Fact(ours, region, other=theirs))
+        both.merged[column] = {"JOIN_FULL": None, "JOIN_RIGHT": theirs}.get(form, ours)
+
+    def where(self, condition: Node | None, level: Level, ctes: frozenset[str]) -> None:
+        """Go through the condition that every row of a level's result meets."""
+        region = frozenset(level.references)
+        self.facts += FactReader(self.text, level.scope).read(condition, region)
+        for conjunct in conjuncts(condition):
+            kind, fields = unwrap(conjunct)
+            if kind == "SubLink" and fields.get("subLinkType") == "ANY_SUBLINK":
+                self.membership(fields, level, region, ctes)
+            else:
+                self.visit(conjunct, level, ctes)
+
+    def membership(self, fields: Node, level: Level, region: frozenset[Reference], ctes: frozenset[str]) -> None:
+        """Go through `column IN (SELECT column ...)` that must hold: the two columns are equal in rows that matter."""
+        self.visit(fields.get("testexpr"), level, ctes)
+        inner = self.select(unwrap(fields["subselect"])[1], level.scope, ctes)
+        if strings(fields.get("operName")) not in ([], ["="]) or len(inner.targets) != 1:
+            return
+        ours = FactReader(self.text, level.scope).place(fields.get("testexpr"))
+        target = unwrap(inner.targets[0])[1].get("val")
+        theirs = FactReader(self.text, inner.scope).place(target)
+        if ours and theirs and not inner.merges:
+            both = region | frozenset(inner.references)
+            self.facts.append(Fact(ours, both, other=theirs))
+
+    # Tables and expressions
+
+    def classify(self, relation: Node, ctes: frozenset[str]) -> Reference:
+        """What a table reference means."""
+        name, schema = relation["relname"], relation.get("schemaname")
+        alias = relation.get("alias", {})
+        shown = alias.get("aliasname", name)
+        if schema is None and name in ctes:
+            return Reference(ReferenceKind.DERIVED, shown)
+        table = self.catalog.find(name, schema)
+        if schema in SYSTEM_SCHEMAS or (table is None and schema is None and name.startswith("pg_")):
+            return Reference(ReferenceKind.SYSTEM, shown, schema)
+        if table is None:
+            self.refuse_disguised(name, schema)
+            return Reference(ReferenceKind.PLAIN, shown, schema)
+        kind = ReferenceKind.SHARDED if table.is_sharded else ReferenceKind.REFERENCE
+        known = None if "colnames" in alias else table
+        return Reference(kind, shown, None if alias else table.schema, known, table)
+
+    def refuse_disguised(self, name: str, schema: str | None) -> None:
+        """Refuse what is not a declared table but reads one."""
+        read = self.catalog.find_view(name, schema)
+        if read is not None:
+            raise not_built(
+                f'the view "{name}"', f'Query "{read}" itself.', f'It reads "{read}", whose rows are on several shards.'
+            )
+        table = self.catalog.find_sequence(name, schema)
+        if table is not None:
+            raise not_built(
+                f'the sequence "{name}"',
+                "Use RETURNING to learn a new row's key.",
+                f'Each shard has its own; together they make the keys of "{table}".',
+            )
+
+    def visit(self, node: Any, level: Level, ctes: frozenset[str], cast: bool = False) -> None:
+        """Go through an expression: sub-selects, calls and parameters in it."""
+        if isinstance(node, list):
+            for item in node:
+                self.visit(item, level, ctes)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key == "SelectStmt":
+                    self.select(value, level.scope, ctes)
+                elif key == "ParamRef":
+                    self.params.append((value, cast))
+                elif key == "TypeCast":
+                    name, _ = type_of(value)
+                    self.visit(value.get("arg"), level, ctes, cast=name in INTEGER_TYPES)
+                else:
+                    if key == "FuncCall":
+                        self.call(value, level)
+                    elif key in ("JsonObjectAgg", "JsonArrayAgg"):
+                        level.merges.append("aggregates")
+                    elif key == "CurrentOfExpr":
+                        level.merges.append("WHERE CURRENT OF")
+                    self.visit(value, level, ctes)
+
+    def call(self, fields: Node, level: Level) -> None:
+        """Note a function call, and whether it works on several rows."""
+        path = strings(fields["funcname"])
+        self.calls.append(Call(path, fields, level))
+        if "over" in fields:
+            level.merges.append("window functions")
+        elif path[-1] in AGGREGATES or any(name.startswith("agg_") for name in fields):
+            level.merges.append("aggregates")
+            if not self.is_own_aggregate(fields, level):
+                level.merges.append("aggregates of an outer query")
+
+    def is_own_aggregate(self, fields: Node, level: Level) -> bool:
+        """Whether an aggregate surely belongs to the query it stands in: it belongs where its columns come from."""
+        if fields.get("agg_star"):
+            return True
+        own = Scope(level.scope.names)
+        columns = [{kind: column} for kind, column in walk(fields.get("args", [])) if kind == "ColumnRef"]
+        return level.scope.outer is None or not columns or any(own.resolve(column) for column in columns)
+
+
+class HiddenReference(Reference):
+    """Stands for the references behind a join's alias: their columns are not looked up."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(ReferenceKind.DERIVED, "")
+        self.behind = names
+
+
+def every_reference(names: Names) -> list[Reference]:
+    """The references that names stand for, those behind aliases of joins included."""
+    found: list[Reference] = []
+    for one in names.references:
+        found.extend(every_reference(one.behind) if isinstance(one, HiddenReference) else [one])
+    return found

@@ -1,0 +1,213 @@
+"""Where an INSERT goes: new roots are placed, given keys go home, children go to their parents."""
+
+from __future__ import annotations
+
+from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
+from foreshard.proxy.catalog import Table, TableKind
+from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.functions import check_shard_local, read_effects
+from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
+from foreshard.proxy.routing.reads import check_no_plain
+from foreshard.proxy.routing.rows import FILLED_IN, Value, fired_profiles, inserted_values, shape_of
+from foreshard.proxy.routing.scope import Reference, ReferenceKind
+from foreshard.proxy.routing.tree import Node, strings, unwrap
+from foreshard.proxy.routing.writes import check_assignments, check_target, open_write, plain_write, several_shards
+
+Rows = list[list[Node]]
+GENERATED = "SetToDefault"
+
+
+def plan_insert(collector: Collector, node: Node) -> Template:
+    """The route of an InsertStmt; SqlError when it must be refused."""
+    target, level, ctes = open_write(collector, node)
+    collector.rest_of_write(node, level, ctes)
+    effects = read_effects(collector)
+    table = target.declared
+    if table is None:
+        return plain_write(collector, "InsertStmt", effects)
+    check_target(collector, target, table)
+    check_conflict(table, node.get("onConflictClause"))
+    check_no_plain(collector)
+    check_shard_local(collector)
+    columns = insert_columns(table, node)
+    rows = value_rows(node)
+    if rows is None:
+        check_query_source(table, columns, node)
+    uses = key_source(collector, table, columns, rows, node)
+    keys = locate_rest(collector, target, uses)
+    values = inserted_values(collector.text, table, columns, rows) if rows is not None else query_values(table)
+    return Template(
+        RouteKind.ROUTE_PLACE if uses is None else RouteKind.ROUTE_KEYED,
+        operation=Operation.OPERATION_INSERT,
+        is_write=True,
+        pin=effects.pin,
+        table=table.qualified,
+        keys=keys,
+        one_shard_refusal=None if uses is None else several_shards(),
+        profiles=fired_profiles(table, "insert"),
+        values=values,
+        rows=len(rows) if rows is not None else 1,
+        is_exact=collector.text.is_exact,
+        reason="the shard generates the keys" if uses is None else "the rows say where they live",
+    )
+
+
+def insert_columns(table: Table, node: Node) -> list[str]:
+    """The columns that values are given for, in their order."""
+    named = [unwrap(column)[1] for column in node.get("cols", [])]
+    for column in named:
+        if "indirection" in column and column["name"] in (table.key, table.via):
+            raise not_built(f'a part of "{column["name"]}"', "Give the column's whole value.")
+    if named:
+        return [column["name"] for column in named]
+    if not table.columns and "selectStmt" in node:
+        raise not_built(f'INSERT into "{table.name}" without a column list', "Name the columns.")
+    return [column.name for column in table.columns]
+
+
+def value_rows(node: Node) -> Rows | None:
+    """The rows of VALUES; None when the rows come from a query."""
+    if "selectStmt" not in node:
+        return [[]]  # DEFAULT VALUES
+    source = unwrap(node["selectStmt"])[1]
+    plain = {"valuesLists", "limitOption", "op"}
+    if "valuesLists" not in source or set(source) - plain:
+        return None
+    return [unwrap(row)[1].get("items", []) for row in source["valuesLists"]]
+
+
+def check_conflict(table: Table, clause: Node | None) -> None:
+    """Refuse ON CONFLICT that would look for the other row on one shard while it may be on any."""
+    if not clause:
+        return
+    check_assignments(table, [unwrap(target)[1].get("name", "") for target in clause.get("targetList", [])])
+    infer = clause.get("infer")
+    if not infer:
+        return
+    columns = [unwrap(element)[1].get("name") for element in infer.get("indexElems", [])]
+    routing = (table.key, table.via)
+    if infer.get("conname") == f"{table.name}_pkey" or any(column in routing for column in columns if column):
+        return
+    raise not_built(
+        f'ON CONFLICT on other columns than the key of "{table.name}"',
+        f"Name the key: ON CONFLICT ({table.key}).",
+        "A row with equal values of those columns may be on another shard.",
+    )
+
+
+def key_source(
+    collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
+) -> tuple[KeyUse, ...] | None:
+    """The keys that say where the new rows live; None when the shard will generate them."""
+    if table.key_type != "bigint":
+        raise not_built(f'keys of type {table.key_type} ("{table.name}")', "Use a bigint key.")
+    given: list[Node | None] = cells(columns, rows, table.key) if rows is not None else [None]
+    is_given = [cell is not None for cell in given]
+    if any(is_given) and node.get("override") == "OVERRIDING_USER_VALUE":
+        raise not_built("OVERRIDING USER VALUE for a key", "Leave the key out.")
+    if table.kind is TableKind.CHILD:
+        if any(cell is not None and not is_null(cell) for cell in given):
+            raise not_built(
+                f'given keys of the child table "{table.name}"', f'Leave "{table.key}" out: the shard generates it.'
+            )
+        return read_cells(collector, table, table.via or "", cells(columns, rows or [], table.via or ""))
+    if not any(is_given):
+        return None
+    if not all(is_given):
+        raise not_built("given and generated keys in one INSERT", "Send two statements.")
+    return read_cells(collector, table, table.key, given)
+
+
+def cells(columns: list[str], rows: Rows, column: str) -> list[Node | None]:
+    """What each row gives for a column; None where the shard fills it in."""
+    position = columns.index(column) if column in columns else -1
+    found = [row[position] if 0 <= position < len(row) else None for row in rows]
+    return [None if cell is not None and unwrap(cell)[0] == GENERATED else cell for cell in found]
+
+
+def is_null(cell: Node) -> bool:
+    """Whether an expression is the constant NULL, seen through casts."""
+    kind, fields = unwrap(cell)
+    return is_null(fields["arg"]) if kind == "TypeCast" else bool(kind == "A_Const" and fields.get("isnull"))
+
+
+def read_cells(collector: Collector, table: Table, column: str, given: list[Node | None]) -> tuple[KeyUse, ...]:
+    """The keys in a routing column of new rows."""
+    found: list[KeyUse] = []
+    for cell in given:
+        if cell is None or is_null(cell):
+            raise SqlError(
+                "23502",
+                f'null value in column "{column}" of relation "{table.name}" has no shard',
+                "The column's value says where the row lives.",
+                f'Give a value for "{column}" in every row.',
+            )
+        keys = collector.text.read_keys(cell) if table.has_integer(column) else None
+        if keys is None:
+            raise not_built(
+                f'an expression as "{column}" of "{table.name}"',
+                "Give a number or a parameter, computed in the client.",
+                "The column's value says where the row lives.",
+            )
+        found.extend(key_uses(collector.catalog, table, column, keys, KeyFlag.KEY_INSERTED))
+    check_param_types(collector, found)
+    return tuple(found)
+
+
+def check_param_types(collector: Collector, uses: list[KeyUse]) -> None:
+    """Refuse a parameter that is a key here and may be of another type elsewhere in the statement."""
+    locator = Locator(collector)
+    for use in uses:
+        if use.flags & KeyFlag.KEY_PARAM and use.index not in locator.usable:
+            raise not_built(
+                f"${use.index + 1} both as a key and otherwise",
+                f"Write ${use.index + 1}::bigint wherever it stands, or use two parameters.",
+                "The type of the parameter is not certain.",
+            )
+
+
+def check_query_source(table: Table, columns: list[str], node: Node) -> None:
+    """INSERT ... SELECT: only into roots, with generated keys."""
+    targets = unwrap(node["selectStmt"])[1].get("targetList", [])
+    stars = [target for target in targets if is_star(target)]
+    width = len(columns) if stars or not targets else min(len(columns), len(targets))
+    if table.kind is TableKind.CHILD or table.key in columns[:width]:
+        raise not_built(
+            f'INSERT ... SELECT that gives "{table.routing_column}" of "{table.name}"',
+            "Select the rows first, then insert them with VALUES.",
+            "Where the rows live would depend on the query's result.",
+        )
+
+
+def is_star(target: Node) -> bool:
+    """Whether a target stands for several columns."""
+    fields = unwrap(unwrap(target)[1].get("val"))[1].get("fields", [])
+    return bool(fields) and len(strings(fields)) < len(fields)
+
+
+def query_values(table: Table) -> tuple[Value, ...]:
+    """The values of a row of which only the table is known."""
+    return tuple((FILLED_IN, False, shape_of(table, column.name)) for column in table.columns)
+
+
+def locate_rest(
+    collector: Collector, target: Reference, uses: tuple[KeyUse, ...] | None
+) -> tuple[tuple[int, int, str], ...]:
+    """All keys of the statement: of the new rows, and of the rows that it reads besides."""
+    others = [one for one in collector.references if one.kind is ReferenceKind.SHARDED and one is not target]
+    if uses is None:
+        if others:
+            raise not_built(
+                "inserting with a generated key from rows of declared tables",
+                "Select the rows first, then insert them.",
+                "The new rows' shard is chosen by cost.",
+            )
+        return ()
+    located = Locator(collector).locate({target: uses})
+    for one in others:
+        if one not in located:
+            raise not_built(
+                "inserting from rows of several shards", f'Restrict "{one.name}" to the key of the new row.'
+            )
+    return distinct([located[one] for one in (target, *others)])

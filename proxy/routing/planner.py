@@ -1,0 +1,213 @@
+"""Statement text and catalog to a Template. Pure: the same text and catalog always give an equal Template.
+
+Two rules run through all of routing: a statement that touches a declared table is routed by what is proven about it,
+or refused with what would work; and a plan depends on a literal's value only where it is marked exact (Text.value_of).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foreshard._core.lexer import lift
+from foreshard._core.template import Operation, RouteKind, Template
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.inserts import plan_insert
+from foreshard.proxy.routing.reads import plan_select
+from foreshard.proxy.routing.session import HANDLED, plan_session
+from foreshard.proxy.routing.text import Text
+from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
+from foreshard.proxy.routing.utility import STATE_WORDS, plan_utility, words_of
+from foreshard.proxy.routing.writes import plan_write
+
+CURSOR_OPT_HOLD = 0x20
+OPTION = "foreshard"
+COPIED = (
+    *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
+    *("values", "rows", "one_shard_refusal", "cursor", "is_reset", "is_plain", "is_exact", "reason"),
+)
+TRANSACTION_WORDS = frozenset(
+    ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
+)
+
+
+class Planner:
+    """Plans statements against one version of the catalog. Stateless; one per catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def plan(self, sql: bytes) -> Template:
+        """The Template of a text, which may hold several statements. Never raises: refusals are Templates."""
+        text = Text(sql)
+        try:
+            statements = parse(sql)
+            if not statements:
+                return Template(RouteKind.ROUTE_EMPTY, reason="nothing to do")
+            if len(statements) > 1:
+                return self.plan_several(sql, statements)
+            return self.plan_one(text, statements[0])
+        except ParseFailure as failure:
+            return self.plan_unparsed(sql, failure)
+        except SqlError as refusal:
+            return refuse(refusal, text.is_exact)
+        except RecursionError:
+            return self.plan_unparsed(sql, ParseFailure("the statement is nested too deeply", "54001"))
+
+    def plan_one(self, text: Text, statement: Parsed) -> Template:
+        """The Template of a single statement."""
+        own = text.sql[statement.start : statement.stop].strip()
+        return self.plan_node(text, own, statement.kind, statement.node)
+
+    def plan_node(self, text: Text, own: bytes, kind: str, node: Node) -> Template:
+        """The Template of a parse tree; `own` is the text of this statement alone."""
+        collector = Collector(self.catalog, text)
+        if kind == "SelectStmt":
+            return plan_select(collector, node)
+        if kind == "InsertStmt":
+            return plan_insert(collector, node)
+        if kind in ("UpdateStmt", "DeleteStmt", "MergeStmt"):
+            return plan_write(collector, kind, node)
+        if kind == "ExplainStmt":
+            return self.plan_explain(text, own, node)
+        if kind == "DeclareCursorStmt":
+            return self.plan_cursor(text, own, node)
+        if kind == "PrepareStmt":
+            return self.plan_prepare(text, own, node)
+        if kind in HANDLED:
+            return plan_session(self.catalog, text, own, kind, node)
+        return plan_utility(collector, kind, node)
+
+    def plan_several(self, sql: bytes, statements: list[Parsed]) -> Template:
+        """The Template of a string of statements, which PostgreSQL runs as one transaction."""
+        parts = []
+        for statement in statements:
+            piece = sql[statement.start : statement.stop].strip()
+            part = with_text(self.plan(piece), piece)
+            if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
+                return refuse(part.refusal, True)
+            parts.append(part)
+        pin = next((part.pin for part in parts if part.pin), None)
+        plain = (RouteKind.ROUTE_DEFAULT, RouteKind.ROUTE_EMPTY)
+        if all(part.kind in plain and not part.is_reset and part.cursor is None for part in parts):
+            return Template(
+                RouteKind.ROUTE_DEFAULT,
+                is_write=any(part.is_write for part in parts),
+                pin=pin,
+                is_exact=any(part.is_exact for part in parts),
+                reason="no declared table in any of the statements",
+            )
+        return Template(
+            RouteKind.ROUTE_MULTI,
+            is_write=any(part.is_write for part in parts),
+            pin=pin,
+            parts=tuple(parts),
+            is_reset=any(part.is_reset for part in parts),
+            is_plain=all(part.kind in (*plain, RouteKind.ROUTE_TRANSACTION) for part in parts),
+            is_exact=True,
+            reason="several statements",
+        )
+
+    def plan_explain(self, text: Text, own: bytes, node: Node) -> Template:
+        """EXPLAIN goes where its statement goes, and EXPLAIN (FORESHARD) nowhere."""
+        options = {unwrap(option)[1]["defname"]: unwrap(option)[1].get("arg") for option in node.get("options", [])}
+        kind, query = unwrap(node["query"])
+        inner = self.plan_node(text, own, kind, query)
+        if OPTION in options:
+            if len(options) > 1 or options[OPTION] is not None:
+                raise SqlError("42601", "EXPLAIN (FORESHARD) takes no other option", hint="Write EXPLAIN (FORESHARD).")
+            return Template(
+                RouteKind.ROUTE_EXPLAIN, parts=(inner,), is_exact=text.is_exact, reason="EXPLAIN (FORESHARD)"
+            )
+        if "analyze" in options:
+            text.is_exact = True
+            if str(text.value_of(options["analyze"]) if options["analyze"] else "on").lower() not in (
+                "off",
+                "false",
+                "0",
+            ):
+                return inner
+        return explained(inner)
+
+    def plan_cursor(self, text: Text, own: bytes, node: Node) -> Template:
+        """DECLARE: on the one shard where its query runs."""
+        kind, query = unwrap(node["query"])
+        inner = self.plan_node(text, own, kind, query)
+        is_held = bool(node.get("options", 0) & CURSOR_OPT_HOLD)
+        if inner.kind == RouteKind.ROUTE_SCATTER:
+            raise not_built("a cursor over rows of several shards", "Restrict its query to a key.")
+        problem = not_built("a cursor over rows of several shards", "Restrict its query to keys of one shard.")
+        return Template(
+            inner.kind,
+            operation=inner.operation,
+            is_write=inner.is_write,
+            pin="cursor WITH HOLD" if is_held else inner.pin,
+            table=inner.table,
+            keys=inner.keys,
+            one_shard_refusal=problem if inner.kind == RouteKind.ROUTE_KEYED else None,
+            cursor=node["portalname"],
+            is_exact=text.is_exact,
+            reason=inner.reason,
+        )
+
+    def plan_prepare(self, text: Text, own: bytes, node: Node) -> Template:
+        """PREPARE of the default shard's statements ties the session to its backend."""
+        kind, query = unwrap(node["query"])
+        inner = self.plan_node(text, own, kind, query)
+        if inner.kind not in (RouteKind.ROUTE_DEFAULT, RouteKind.ROUTE_ANY):
+            raise not_built(
+                "PREPARE of statements on declared tables",
+                "Prepare with the protocol's own messages, as drivers do, or send the statement as it is.",
+            )
+        return Template(RouteKind.ROUTE_DEFAULT, pin="PREPARE", text=own, is_exact=True, reason="about the session")
+
+    def plan_unparsed(self, sql: bytes, failure: ParseFailure) -> Template:
+        """A text the parser does not know: a mistake or newer syntax, on the default shard if that is harmless."""
+        key, literals, _ = lift(sql)
+        outside = words_of(key.decode("utf-8", "replace"))
+        inside = words_of(b" ".join(sql[at : at + size] for at, size, _ in literals).decode("utf-8", "replace"))
+        if self.catalog.tables and (
+            (outside | inside) & self.catalog.words or OPTION in outside or b"U&" in sql.upper()
+        ):
+            detail = "The text names a declared table, so it was sent to no shard."
+            hint = "Foreshard knows the grammar of PostgreSQL 17."
+            return refuse(SqlError(failure.sqlstate, failure.message, detail, hint), True)
+        state = (STATE_WORDS | TRANSACTION_WORDS) & outside
+        several = b";" in key.rstrip(b"; ")
+        return Template(
+            RouteKind.ROUTE_DEFAULT,
+            is_write=True,
+            pin="a statement that was not understood" if state or several else None,
+            is_exact=True,
+            reason="not understood, and names no declared table",
+        )
+
+
+def refuse(refusal: SqlError, is_exact: bool) -> Template:
+    """The Template of a statement that is answered with an error."""
+    return Template(RouteKind.ROUTE_REFUSE, refusal=refusal, is_exact=is_exact, reason=refusal.message)
+
+
+def with_text(template: Template, text: bytes) -> Template:
+    """The same Template with the text of its statement."""
+    return copy_of(template, text=text)
+
+
+def explained(inner: Template) -> Template:
+    """EXPLAIN without ANALYZE: where the statement would go, but nothing is changed; a placement is not needed."""
+    if inner.kind == RouteKind.ROUTE_PLACE:
+        return Template(
+            RouteKind.ROUTE_ANY,
+            operation=Operation.OPERATION_OTHER,
+            table=inner.table,
+            is_exact=inner.is_exact,
+            reason="any shard can say how it would insert",
+        )
+    return copy_of(inner, is_write=False, pin=None)
+
+
+def copy_of(template: Template, **changes: Any) -> Template:
+    """A Template with some fields changed."""
+    fields: dict[str, Any] = {name: getattr(template, name) for name in COPIED}
+    return Template(template.kind, **{**fields, **changes})

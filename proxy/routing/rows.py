@@ -1,0 +1,89 @@
+"""What a write says about its rows: the values that prediction counts, and the profiles that it fires."""
+
+from __future__ import annotations
+
+from foreshard._core.features import SHAPE_SCALAR, shape_of_type
+from foreshard.proxy.catalog import Table
+from foreshard.proxy.routing.text import Text
+from foreshard.proxy.routing.tree import Node, unwrap
+
+FILLED_IN = -1  # the index of a value that the shard fills in
+Value = tuple[int, bool, int]  # as the Template has it: index, whether it is a parameter, shape
+
+
+def shape_of(table: Table, column: str) -> int:
+    """How the values of a column are counted."""
+    known = table.column(column)
+    return shape_of_type(known.type_name) if known is not None else SHAPE_SCALAR
+
+
+def value_source(text: Text, node: Node | None, shape: int) -> Value | None:
+    """Where an expression's value is read from. None for NULL."""
+    kind, fields = unwrap(node)
+    if kind == "TypeCast":
+        return value_source(text, fields.get("arg"), shape)
+    if kind == "ParamRef" and fields.get("number", 0) > 0:
+        return fields["number"] - 1, True, shape
+    if kind == "A_Const":
+        if fields.get("isnull"):
+            return None
+        index = text.literal_index(fields) if "boolval" not in fields else None
+        if index is not None:
+            return index, False, shape
+    return FILLED_IN, False, shape
+
+
+def inserted_values(text: Text, table: Table, columns: list[str], rows: list[list[Node]]) -> tuple[Value, ...]:
+    """The values of new rows, those that the shard fills in included."""
+    found: list[Value | None] = []
+    every = [column.name for column in table.columns] or columns
+    for row in rows:
+        given = dict(zip(columns, row, strict=False))
+        for column in every:
+            node = given.get(column)
+            shape = shape_of(table, column)
+            if node is None or unwrap(node)[0] == "SetToDefault":
+                known = table.column(column)
+                if column in (table.key, table.via) or (
+                    known is not None and (known.has_default or known.is_generated)
+                ):
+                    found.append((FILLED_IN, False, shape))
+            else:
+                found.append(value_source(text, node, shape))
+    return tuple(value for value in found if value is not None)
+
+
+def assignments(targets: list[Node]) -> list[tuple[str, Node | None]]:
+    """Column and expression of each assignment of SET; None where several columns are assigned from one row."""
+    found = []
+    for target in targets:
+        fields = unwrap(target)[1]
+        kind, value = unwrap(fields.get("val"))
+        expression = fields.get("val")
+        if kind == "MultiAssignRef":
+            source, row = unwrap(value.get("source"))
+            arguments = row.get("args", []) if source == "RowExpr" else []
+            position = value.get("colno", 1) - 1
+            expression = arguments[position] if position < len(arguments) else None
+        found.append((fields.get("name", ""), expression))
+    return found
+
+
+def updated_values(text: Text, table: Table, pairs: list[tuple[str, Node | None]]) -> tuple[Value, ...]:
+    """The values that SET gives."""
+    found = [
+        value_source(text, node, shape_of(table, column)) if node else (FILLED_IN, False, shape_of(table, column))
+        for column, node in pairs
+    ]
+    return tuple(value for value in found if value is not None)
+
+
+def fired_profiles(table: Table, operation: str, columns: frozenset[str] | None = None) -> tuple[int, ...]:
+    """Indexes of the profiles that a write fires; `columns` are those that an update assigns."""
+    return tuple(
+        function.profile_indexes[operation]
+        for function in table.functions
+        if operation in function.operations
+        and operation in function.profile_indexes
+        and (columns is None or function.columns is None or columns & frozenset(function.columns))
+    )

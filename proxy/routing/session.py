@@ -1,0 +1,97 @@
+"""Statements about the session rather than about rows: transactions, settings, cursors, prepared statements."""
+
+from __future__ import annotations
+
+from foreshard._core.template import Operation, RouteKind, Template, Verb
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.errors import not_built
+from foreshard.proxy.routing.settings import check_setting
+from foreshard.proxy.routing.text import Text
+from foreshard.proxy.routing.tree import Node, unwrap
+
+VERBS = {
+    "TRANS_STMT_BEGIN": Verb.VERB_BEGIN,
+    "TRANS_STMT_START": Verb.VERB_BEGIN,
+    "TRANS_STMT_COMMIT": Verb.VERB_COMMIT,
+    "TRANS_STMT_ROLLBACK": Verb.VERB_ROLLBACK,
+    "TRANS_STMT_SAVEPOINT": Verb.VERB_SAVEPOINT,
+    "TRANS_STMT_RELEASE": Verb.VERB_RELEASE,
+    "TRANS_STMT_ROLLBACK_TO": Verb.VERB_ROLLBACK_TO,
+}
+# SET TRANSACTION and SET CONSTRAINTS end with the transaction.
+PINNING = {
+    "ListenStmt": "LISTEN",
+    "UnlistenStmt": "UNLISTEN",
+    "LoadStmt": "LOAD",
+    "PrepareStmt": "PREPARE",
+    "ExecuteStmt": "EXECUTE",
+    "DeallocateStmt": "DEALLOCATE",
+    "DiscardStmt": "DISCARD",
+}
+CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
+READS = ("VariableSetStmt", "VariableShowStmt", "ConstraintsSetStmt", *CURSOR_KINDS, *PINNING)
+HANDLED = frozenset({"TransactionStmt", "NotifyStmt", *READS}) - {"PrepareStmt"}
+
+
+def plan_session(catalog: Catalog, text: Text, statement: bytes, kind: str, node: Node) -> Template:
+    """The route of a statement about the session; `statement` is its own text."""
+    if kind == "TransactionStmt":
+        return plan_transaction(catalog, statement, node)
+    if kind == "VariableSetStmt":
+        return plan_set(catalog, text, statement, node)
+    text.is_exact = True
+    return Template(
+        RouteKind.ROUTE_DEFAULT,
+        operation=Operation.OPERATION_OTHER,
+        is_write=kind in ("ExecuteStmt", "NotifyStmt"),
+        pin=PINNING.get(kind),
+        text=statement,
+        cursor=node.get("portalname") if kind in CURSOR_KINDS else None,
+        is_reset=kind == "DiscardStmt" or (kind == "DeallocateStmt" and "name" not in node),
+        is_exact=True,
+        reason="about the session",
+    )
+
+
+def plan_transaction(catalog: Catalog, statement: bytes, node: Node) -> Template:
+    """BEGIN, COMMIT, ROLLBACK and savepoints; prepared transactions are PostgreSQL's while no table is declared."""
+    verb = VERBS.get(node["kind"])
+    if verb is None:
+        if catalog.tables:
+            raise not_built(
+                "PREPARE TRANSACTION and COMMIT PREPARED beside declared tables",
+                "Use COMMIT.",
+            )
+        return Template(
+            RouteKind.ROUTE_DEFAULT, is_write=True, text=statement, is_exact=True, reason="about the session"
+        )
+    return Template(
+        RouteKind.ROUTE_TRANSACTION,
+        verb=verb,
+        chain=bool(node.get("chain")),
+        text=statement,
+        name=node.get("savepoint_name"),
+        is_exact=True,
+        reason="about the transaction",
+    )
+
+
+def plan_set(catalog: Catalog, text: Text, statement: bytes, node: Node) -> Template:
+    """SET and RESET. Their text is kept, so that it can be replayed on another backend."""
+    text.is_exact = True
+    form, name = node["kind"], node.get("name", "")
+    is_reset = form in ("VAR_RESET", "VAR_RESET_ALL", "VAR_SET_DEFAULT")
+    values = None
+    if form == "VAR_SET_VALUE":
+        values = [str(text.value_of(argument)) for argument in node.get("args", []) if unwrap(argument)[0]]
+    check_setting(catalog, name, values)
+    ends_with_transaction = node.get("is_local") or (form == "VAR_SET_MULTI" and name.startswith("TRANSACTION"))
+    return Template(
+        RouteKind.ROUTE_DEFAULT,
+        pin=None if ends_with_transaction else "RESET" if is_reset else f"SET {name}",
+        text=statement,
+        name=name,
+        is_reset=form == "VAR_RESET_ALL",
+        is_exact=True,
+        reason="about the session",
+    )

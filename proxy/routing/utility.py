@@ -1,0 +1,184 @@
+"""Every other statement: DDL, maintenance, COPY. Refused where it touches a declared table."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from foreshard._core.template import RouteKind, Template
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.functions import check_declared, read_effects
+from foreshard.proxy.routing.reads import check_new_name, route_read
+from foreshard.proxy.routing.tree import Node, range_vars, strings, unwrap, walk
+
+WORD = re.compile(r'"((?:[^"]|"")+)"|([A-Za-z_\u0080-\U0010ffff][\w$\u0080-\U0010ffff]*)')
+DDL_HINT = "Change the schema file and run `foreshard apply`, which changes every shard."
+# What a statement does to a declared table, and what to do instead.
+HINTS = {
+    "TruncateStmt": ("TRUNCATE", "Delete rows by key."),
+    "LockStmt": ("LOCK", "Lock rows by key with SELECT ... FOR UPDATE."),
+    "CopyStmt": ("COPY", "Use INSERT and SELECT."),
+    "VacuumStmt": ("VACUUM and ANALYZE", "Connect to each shard, or leave it to autovacuum."),
+    "ClusterStmt": ("CLUSTER", "Connect to each shard."),
+    "ReindexStmt": ("REINDEX", "Connect to each shard."),
+    "RefreshMatViewStmt": ("REFRESH MATERIALIZED VIEW", "Connect to each shard."),
+}
+NEW_TABLES = ("CreateStmt", "CreateTableAsStmt", "ViewStmt", "CreateForeignTableStmt", "CreateSeqStmt")
+OWNER_WIDE = ("DropOwnedStmt", "ReassignOwnedStmt")
+STATE_WORDS = frozenset(
+    (
+        *("set", "reset", "listen", "unlisten", "temp", "temporary", "prepare", "load", "discard", "execute"),
+        *("set_config", "pg_advisory_lock", "pg_advisory_lock_shared"),
+        *("pg_try_advisory_lock", "pg_try_advisory_lock_shared"),
+    )
+)
+
+
+def words_of(written: str) -> set[str]:
+    """The identifiers in a text of any language, folded as SQL folds them; quoted ones as they are."""
+    found = set()
+    for quoted, bare in WORD.findall(written):
+        if bare:
+            found.add(bare.lower())
+        else:
+            found.add(quoted.replace('""', '"'))
+            found.update(word.lower() for _, word in WORD.findall(quoted) if word)
+    return found
+
+
+def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
+    """The route of a statement that is none of the others; SqlError when it must be refused."""
+    collector.text.is_exact = True
+    catalog = collector.catalog
+    pin = None
+    if kind == "CopyStmt" and "query" in node:
+        return plan_copy_query(collector, node)
+    if kind in ("CreateTableAsStmt", "CreateStmt", "ViewStmt", "CreateSeqStmt", "SelectStmt"):
+        pin = new_table_pin(kind, node)
+    if kind == "CallStmt":
+        collector.visit(node.get("funccall", {}), collector.open_level(None), frozenset())
+        path = strings(node.get("funccall", {}).get("funcname"))
+        if path:
+            check_declared(catalog, path)
+        pin = read_effects(collector).pin
+    if kind == "DoStmt":
+        pin = do_pin(node)
+    if catalog.tables:
+        check_names(collector, kind, node)
+    is_write = not (kind == "CopyStmt" and not node.get("is_from"))
+    return Template(RouteKind.ROUTE_DEFAULT, is_write=is_write, pin=pin, is_exact=True, reason="no declared table")
+
+
+def plan_copy_query(collector: Collector, node: Node) -> Template:
+    """COPY (query) TO: as the query, which must be the default shard's."""
+    kind, query = unwrap(node["query"])
+    if kind != "SelectStmt":
+        if collector.catalog.tables:
+            check_names(collector, "CopyStmt", node)
+        return Template(RouteKind.ROUTE_DEFAULT, is_write=True, is_exact=True, reason="no declared table")
+    collector.select(query)
+    if any(one.declared is not None for one in collector.references):
+        raise touching("COPY", collector.references[0].name, "Use SELECT.")
+    inner = route_read(collector)
+    return Template(
+        RouteKind.ROUTE_DEFAULT, is_write=inner.is_write, pin=inner.pin, is_exact=True, reason="no declared table"
+    )
+
+
+def new_table_pin(kind: str, node: Node) -> str | None:
+    """Why making this relation ties the session to its backend."""
+    into = node.get("into", {})
+    relation = into.get("rel") or node.get("relation") or node.get("view") or node.get("sequence") or {}
+    is_temporary = relation.get("relpersistence") == "t" or relation.get("schemaname", "").startswith("pg_temp")
+    drops = "ONCOMMIT_DROP" in (node.get("oncommit"), into.get("onCommit"))
+    return "temporary table" if is_temporary and not drops else None
+
+
+def do_pin(node: Node) -> str | None:
+    """Why a DO block ties the session to its backend: it may change session state."""
+    found = words_of(body_of(node)) & STATE_WORDS
+    return "DO" if found else None
+
+
+def body_of(node: Node) -> str:
+    """All string constants of a statement, which hold the body of a function or a DO block."""
+    return "\n".join(fields.get("sval", "") for kind, fields in walk(node) if kind == "String")
+
+
+def check_names(collector: Collector, kind: str, node: Node) -> None:
+    """Refuse a statement that names a declared table in any way."""
+    catalog = collector.catalog
+    what, hint = HINTS.get(kind, ("DDL", DDL_HINT))
+    if kind in NEW_TABLES:
+        for relation in range_vars(node):
+            check_new_name(collector, relation)
+    for relation in range_vars(node):
+        name, schema = relation["relname"], relation.get("schemaname")
+        if touches(catalog, name, schema):
+            raise touching(what, name, hint)
+    for path in object_names(node):
+        for name, schema in ((path[-1], path[-2] if len(path) > 1 else None), (path[0], None)):
+            if touches(catalog, name, schema) or (len(path) > 2 and touches(catalog, path[-2], path[-3])):
+                raise touching(what, name, hint)
+        if len(path) > 1 and touches(catalog, path[0], None):
+            raise touching(what, path[0], hint)
+    check_wide(catalog, kind, node)
+    if kind == "RenameStmt" and catalog.find(node.get("newname", "")) is not None:
+        raise not_built(f'a table with the name of the declared table "{node["newname"]}"', "Choose another name.")
+    if kind in ("CreateFunctionStmt", "DoStmt", "RuleStmt", "CreateTrigStmt"):
+        check_body(catalog, kind, node)
+
+
+def touches(catalog: Catalog, name: str, schema: str | None) -> bool:
+    """Whether a name means a declared table, or something that belongs to one."""
+    return bool(catalog.find(name, schema) or catalog.find_view(name, schema) or catalog.find_sequence(name, schema))
+
+
+def touching(what: str, name: str, hint: str) -> SqlError:
+    """The refusal of a statement that touches a declared table."""
+    return not_built(f'{what} of the declared table "{name}"', hint, "It would reach one shard only.")
+
+
+def object_names(node: Any) -> list[list[str]]:
+    """Names given as lists of strings: of what is dropped, commented on, granted."""
+    found = []
+    for kind, fields in walk(node):
+        if kind == "List":
+            path = strings(fields.get("items"))
+            if path and len(path) <= 4:
+                found.append(path)
+    for key in ("object", "objects"):
+        for item in node.get(key, []) if isinstance(node.get(key), list) else []:
+            if "String" in item:
+                found.append([item["String"].get("sval", "")])
+    return found
+
+
+def check_wide(catalog: Catalog, kind: str, node: Node) -> None:
+    """Refuse what works on everything in a schema that holds declared tables, or on all that somebody owns."""
+    if kind in OWNER_WIDE:
+        raise not_built(f"{kind.removesuffix('Stmt')} beside declared tables", "Connect to each shard.")
+    is_schema = "OBJECT_SCHEMA" in (node.get("removeType"), node.get("renameType"), node.get("objectType"))
+    if is_schema or node.get("targtype") == "ACL_TARGET_ALL_IN_SCHEMA":
+        named = {path[-1] for path in object_names(node)} | {node.get("subname", "")}
+        if named & catalog.schemas:
+            raise not_built("changing a schema that holds declared tables", DDL_HINT)
+
+
+def check_body(catalog: Catalog, kind: str, node: Node) -> None:
+    """Refuse a body that names a declared table: it would read and write one shard only."""
+    found = words_of(body_of(node)) & catalog.words
+    if found:
+        raise not_built(
+            "functions and DO blocks that work on declared tables",
+            "Send the statements themselves through Foreshard.",
+            f'The body names "{min(found)}".',
+        )
+    if kind == "DoStmt" and "execute" in words_of(body_of(node)):
+        raise not_built(
+            "EXECUTE in a DO block beside declared tables",
+            "Send the statements themselves.",
+            "What it runs is not known before.",
+        )

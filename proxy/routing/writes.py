@@ -1,0 +1,132 @@
+"""Where UPDATE, DELETE and MERGE go."""
+
+from __future__ import annotations
+
+from foreshard._core.template import Operation, RouteKind, Template
+from foreshard.proxy.catalog import Table
+from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.collect import EVERYWHERE, Collector, Level
+from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
+from foreshard.proxy.routing.locate import Locator, distinct
+from foreshard.proxy.routing.reads import check_no_plain
+from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
+from foreshard.proxy.routing.scope import Reference, ReferenceKind
+from foreshard.proxy.routing.tree import Node
+
+OPERATIONS = {
+    "InsertStmt": Operation.OPERATION_INSERT,
+    "UpdateStmt": Operation.OPERATION_UPDATE,
+    "DeleteStmt": Operation.OPERATION_DELETE,
+    "MergeStmt": Operation.OPERATION_OTHER,
+}
+
+
+def open_write(collector: Collector, node: Node) -> tuple[Reference, Level, frozenset[str]]:
+    """The target of a write, its level, and the CTE names known in it."""
+    level = collector.open_level(None)
+    ctes = collector.ctes(node.get("withClause"), None, EVERYWHERE)
+    return collector.add_target(node["relation"], level), level, ctes
+
+
+def plan_write(collector: Collector, kind: str, node: Node) -> Template:
+    """The route of an UpdateStmt, DeleteStmt or MergeStmt; SqlError when it must be refused."""
+    target, level, ctes = open_write(collector, node)
+    collector.rest_of_write(node, level, ctes)
+    effects = read_effects(collector)
+    table = target.declared
+    if table is None:
+        return plain_write(collector, kind, effects)
+    check_target(collector, target, table)
+    if kind == "MergeStmt":
+        raise not_built("MERGE into declared tables", "Use INSERT ... ON CONFLICT, or UPDATE and INSERT.")
+    if "WHERE CURRENT OF" in level.merges:
+        raise not_built("WHERE CURRENT OF on declared tables", "Name the row by its key.")
+    pairs = assignments(node.get("targetList", [])) if kind == "UpdateStmt" else []
+    check_assignments(table, [column for column, _ in pairs])
+    check_no_plain(collector)
+    check_shard_local(collector)
+    keys = locate_all(collector, target, table)
+    operation = "update" if kind == "UpdateStmt" else "delete"
+    return Template(
+        RouteKind.ROUTE_KEYED,
+        operation=OPERATIONS[kind],
+        is_write=True,
+        pin=effects.pin,
+        table=table.qualified,
+        keys=keys,
+        one_shard_refusal=several_shards(),
+        profiles=fired_profiles(table, operation, frozenset(column for column, _ in pairs) if pairs else None),
+        values=updated_values(collector.text, table, pairs),
+        is_exact=collector.text.is_exact,
+        reason="restricted to keys",
+    )
+
+
+def plain_write(collector: Collector, kind: str, effects: Effects) -> Template:
+    """A write of a plain table: on the default shard, which has the reference tables too."""
+    for one in collector.references:
+        if one.kind is ReferenceKind.SHARDED:
+            raise not_built(
+                "writing a plain table from rows of declared tables",
+                "Select the rows first, then write them.",
+                f'"{one.name}" is on several shards, the plain table on the default shard only.',
+            )
+    return Template(
+        RouteKind.ROUTE_DEFAULT,
+        operation=OPERATIONS[kind],
+        is_write=True,
+        pin=effects.pin,
+        is_exact=collector.text.is_exact,
+        reason="plain tables are on the default shard",
+    )
+
+
+def check_target(collector: Collector, target: Reference, table: Table) -> None:
+    """Refuse targets that cannot be written yet."""
+    if target.kind is ReferenceKind.REFERENCE:
+        raise not_built(
+            f'writing the reference table "{table.name}"',
+            "Write it on every shard directly.",
+            "Every shard has its rows.",
+        )
+    if collector.writes_within:
+        raise not_built("data-modifying CTEs beside declared tables", "Send the two statements one after the other.")
+
+
+def check_assignments(table: Table, columns: list[str]) -> None:
+    """Refuse changes of the columns that say where a row lives."""
+    for column in columns:
+        if column in (table.key, table.via):
+            raise not_built(
+                f'changing "{column}" of "{table.name}"',
+                "Insert a new row and delete the old one.",
+                "The column's value says on which shard the row lives.",
+            )
+
+
+def locate_all(collector: Collector, target: Reference, table: Table) -> tuple[tuple[int, int, str], ...]:
+    """The keys of a write; refuses it when a declared table is not restricted to keys."""
+    locator = Locator(collector)
+    located = locator.locate()
+    if target not in located:
+        column = table.routing_column
+        raise not_built(
+            f'UPDATE and DELETE of "{table.name}" without its key',
+            f"Add WHERE {column} = ..." + (f", or {table.key} = ..." if column != table.key else "") + ".",
+            f"The statement does not say for which values of {column} it is.",
+        )
+    for one in locator.sharded:
+        if one not in located:
+            raise not_built(
+                "writing a declared table from rows of several shards", f'Restrict "{one.name}" to one key as well.'
+            )
+    return distinct([located[one] for one in locator.sharded])
+
+
+def several_shards() -> SqlError:
+    """The refusal of a write whose keys lie on several shards."""
+    return not_built(
+        "one write on several shards",
+        "Send one statement per key, or keys of one shard at a time.",
+        "The keys of the statement live on different shards.",
+    )
