@@ -222,10 +222,21 @@ class _Deriving:
             and key.target != facts.qualified
             and target is not None
             and not target.reference
+            and facts.qualified not in self._declared_ancestors(key.target)
             and key.target_columns == (target.key,)
             and wanted in (None, key.target)
             and via in (None, key.columns[0])
         )
+
+    def _declared_ancestors(self, name: str) -> list[str]:
+        """The table's parent, the parent's parent and so on, as far as they are declared (without circles)."""
+        found: list[str] = []
+        parent = self._declared[name].parent
+        while parent is not None and qualified(parent) not in found:
+            found.append(qualified(parent))
+            above = self._declared.get(qualified(parent))
+            parent = above.parent if above else None
+        return found
 
     def _check_via(self, declared: TableConfig, facts: TableFacts, via: str) -> None:
         column = facts.column(via)
