@@ -103,10 +103,11 @@ class Worker:
                 return 0
             call = self._slot.read()
             self._slot.clear()
-            disarm()
             if call is not None:
                 killed = (call, reason or _describe_status(status))
                 control_point("failure-found")
+            if not reason:
+                disarm()
             log.warning("shard %s: executor ended: %s", self._shard.name, reason or _describe_status(status))
             is_healthy = call is not None or time.monotonic() - started_s > LIFE_S_HEALTHY
             if call is None and is_healthy:
