@@ -497,4 +497,4 @@ cdef int load_fit(state, Fit* fit) except -1:
     for value in (fit.evidence, fit.samples, fit.settled, fit.mean, fit.variance, fit.risen, fit.fallen, fit.resets):
         if not 0 <= value < INFINITY:
             return 0
-    return fit.evidence > 0 or fit.samples == 0 or fit.mean == 0
+    return 1
