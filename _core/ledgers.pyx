@@ -1,7 +1,7 @@
 """Shadow ledgers: what the shards would carry had each of the other policies placed the rows.
 
 Every policy is the real Placer over a private state: it decides on the loads that its own decisions made. A row is
-known by its bigint key, which stands in for the hash of a client's key, so that `key-hash` is the home of the key
+known by its table's number and its bigint key, which stands in for the hash of a client's key, so that `key-hash` is the home of the key
 itself. A row seen first by its measurement (older than the ledgers, or forgotten) is placed then, at no predicted cost.
 Memory is bounded: when a set of the table is full, its oldest row is forgotten.
 """
@@ -42,13 +42,13 @@ cdef class ShadowLedgers:
     def __dealloc__(self):
         free(self.rows)
 
-    cdef Row* find(self, int64_t key, bint* known) noexcept:
+    cdef Row* find(self, int table, int64_t key, bint* known) noexcept:
         """The row of a key, or the place for it: an empty one, else the oldest of its set."""
-        cdef Row* row = self.rows + (mix64(<uint64_t> key) & self.set_mask) * SET_SIZE
+        cdef Row* row = self.rows + (mix64(<uint64_t> key + <uint64_t> table) & self.set_mask) * SET_SIZE
         cdef Row* oldest = row
         cdef int i
         for i in range(SET_SIZE):
-            if row[i].stamp and row[i].key == key:
+            if row[i].stamp and row[i].key == key and row[i].table == table:
                 known[0] = True
                 return row + i
             if row[i].stamp < oldest.stamp:
@@ -67,10 +67,10 @@ cdef class ShadowLedgers:
             row.pending = 0
         return 0
 
-    cdef Row* place(self, int64_t key, double cost) except NULL:
+    cdef Row* place(self, int table, int64_t key, double cost) except NULL:
         """The row of a key; placed by every policy when it is not known."""
         cdef bint known
-        cdef Row* row = self.find(key, &known)
+        cdef Row* row = self.find(table, key, &known)
         cdef Placer placer
         cdef int shard
         cdef int i
@@ -80,6 +80,7 @@ cdef class ShadowLedgers:
         self.settle(row)
         self.clock += 1
         row.key = key
+        row.table = table
         row.stamp = self.clock
         row.pending = cost
         for i in range(POLICY_COUNT):
@@ -88,13 +89,16 @@ cdef class ShadowLedgers:
             row.shards[i] = shard if shard >= 0 else 0
         return row
 
-    def insert(self, key: int, predicted_cost: float) -> None:
-        """Let every policy place a new row. A key that is known already stays where it is."""
-        self.place(key, predicted_cost)
+    def insert(self, key: int, predicted_cost: float, table: int = 0) -> None:
+        """Let every policy place a new row. One that is known already stays where it is.
 
-    def charge(self, key: int, measured_cost: float) -> None:
+        Tables generate their keys apart: `table` is any number that tells them apart.
+        """
+        self.place(table, key, predicted_cost)
+
+    def charge(self, key: int, measured_cost: float, table: int = 0) -> None:
         """Add the measured cost of a call for this row to the shards where the policies put it."""
-        cdef Row* row = self.place(key, 0)
+        cdef Row* row = self.place(table, key, 0)
         cdef Placer placer
         cdef int i
         self.settle(row)
@@ -122,10 +126,10 @@ cdef class ShadowLedgers:
         for placer in self.placers:
             placer.state.set_weight(shard, weight)
 
-    def shards_of(self, key: int):
+    def shards_of(self, key: int, table: int = 0):
         """Where each policy put a row; None when it is not known."""
         cdef bint known
-        cdef Row* row = self.find(key, &known)
+        cdef Row* row = self.find(table, key, &known)
         return {policy: row.shards[i] for i, policy in enumerate(POLICIES)} if known else None
 
     def __len__(self) -> int:

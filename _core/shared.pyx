@@ -4,8 +4,9 @@ Rules:
 1. Every field has one writing process, named in shared.pxd; the router's fields lie in cache lines of their own.
 2. A field of one word is written in one store. What is wider (the bucket map, a profile) changes under a sequence
    counter: odd while it changes; a reader that saw it odd or changed reads again.
-3. A reader never waits: after RETRIES_MAX it takes what it has read. A writer that died inside a change leaves words
-   that are each valid, and its successor makes the counter even again.
+3. The hot path never waits: after RETRIES_MAX it takes what it has read, words that are each valid, at worst of two
+   versions of one model. Readers of whole things wait for a writer that was interrupted inside a change, for WAITS_MAX
+   moments; one that died there is not waited for longer, and its successor makes the counter even again.
 4. The header is written before the file gets its name, and never again.
 """
 
@@ -17,6 +18,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
+from posix.unistd cimport usleep
 
 import numpy as np
 
@@ -43,7 +45,9 @@ POLICIES = ("bounded", "key-hash", "cost-hash", "two-choices", "least-loaded")
 cdef uint64_t MAGIC = 0x4452414853524F46    # "FORSHARD" in a little-endian file
 cdef uint64_t LAYOUT_VERSION = 1
 cdef enum:
-    RETRIES_MAX = 64        # a change takes under a microsecond: more means that its writer is gone
+    RETRIES_MAX = 64        # a change takes under a microsecond: more means that its writer is not running
+    WAITS_MAX = 10_000      # of WAIT_US each: a second in all
+    WAIT_US = 100
     LINE_SIZE = 64
 
 
@@ -130,6 +134,16 @@ cdef inline void begin_change(uint64_t* sequence) noexcept nogil:
 cdef inline void end_change(uint64_t* sequence) noexcept nogil:
     foreshard_fence()
     foreshard_store(sequence, sequence[0] + 1)
+
+
+cdef bint is_whole(const uint64_t* sequence, uint64_t before, int tries) noexcept nogil:
+    """Whether what was read since the counter was `before` is of one version; else wait a moment, up to a limit."""
+    foreshard_fence()
+    if not before & 1 and foreshard_load(sequence) == before:
+        return True
+    if tries > RETRIES_MAX:
+        usleep(WAIT_US)
+    return tries > RETRIES_MAX + WAITS_MAX
 
 
 @cython.final
@@ -297,13 +311,14 @@ cdef class SharedState:
         """(epoch, copy of the owners): both of one version."""
         cdef uint16_t owners[BUCKET_COUNT]
         cdef uint64_t before
-        cdef uint64_t epoch = 0
-        for _ in range(RETRIES_MAX):
+        cdef uint64_t epoch
+        cdef int tries = 0
+        while True:
             before = foreshard_load(&self.common.map_sequence)
             epoch = self.common.epoch
             memcpy(owners, self.owners, sizeof(owners))
-            foreshard_fence()
-            if not before & 1 and foreshard_load(&self.common.map_sequence) == before:
+            tries += 1
+            if is_whole(&self.common.map_sequence, before, tries):
                 break
         return epoch, np.frombuffer((<char*> owners)[:sizeof(owners)], dtype=np.uint16)
 
@@ -435,13 +450,14 @@ cdef class SharedState:
     def profile(self, profile: int) -> ProfileState:
         """What is published of one profile."""
         cdef Profile* entry = self.profile_at(profile)
-        cdef Profile copy = entry[0]
+        cdef Profile copy
         cdef uint64_t before
-        for _ in range(RETRIES_MAX):
+        cdef int tries = 0
+        while True:
             before = foreshard_load(&entry.sequence)
             memcpy(&copy, entry, sizeof(Profile))
-            foreshard_fence()
-            if not before & 1 and foreshard_load(&entry.sequence) == before:
+            tries += 1
+            if is_whole(&entry.sequence, before, tries):
                 break
         return ProfileState(
             [[copy.model.weights[i][j] for j in range(4)] for i in range(4)],

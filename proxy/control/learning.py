@@ -65,7 +65,7 @@ class Learning:
         self._triggers = {trigger.name: trigger for trigger in config.triggers}
         self._profiles = [self._make(key) for key in profile_keys(config)]
         self._by_key = {(profile.key.function, profile.key.operation): profile for profile in self._profiles}
-        self._roots = {qualified(table.name) for table in config.tables if _is_root(table)}
+        self._roots = {qualified(table.name): index for index, table in enumerate(config.tables) if _is_root(table)}
         self._inserts: dict[str, list[Profile]] = {}  # table -> profiles that an insert fires
         for profile in self._profiles:
             if profile.key.operation == "insert":
@@ -178,15 +178,16 @@ class Learning:
 
     def _feed_ledgers(self, measurement: Measurement, measured: float) -> None:
         """Inserts of root rows decide, all their events charge. Rows that follow a parent are no decision."""
-        if measurement.table_name not in self._roots:
+        table = self._roots.get(measurement.table_name)
+        if table is None:
             return
         try:
             key = int(measurement.row_key)
         except ValueError:
             return
         if measurement.operation == "insert":
-            self._ledgers.insert(key, self._predict_insert(measurement))
-        self._ledgers.charge(key, measured)
+            self._ledgers.insert(key, self._predict_insert(measurement), table)
+        self._ledgers.charge(key, measured, table)
 
     def _predict_insert(self, measurement: Measurement) -> float:
         """Scalar cost of all functions that the insert of this row fired."""

@@ -59,6 +59,16 @@ def test_a_row_placed_twice_stays_where_it_is() -> None:
     assert len(ledgers) == 1
 
 
+def test_rows_of_two_tables_with_one_key_are_two_rows() -> None:
+    ledgers = ShadowLedgers(4)
+    ledgers.insert(7, 1.0, table=0)
+    assert ledgers.shards_of(7, table=1) is None
+    ledgers.insert(7, 1.0, table=1)
+    ledgers.charge(7, 5.0, table=1)
+    assert len(ledgers) == 2
+    assert all(sum(costs) == 5.0 for costs in ledgers.loads().values())
+
+
 def test_a_row_older_than_the_ledgers_is_placed_at_its_first_measurement() -> None:
     ledgers = ShadowLedgers(4)
     assert ledgers.shards_of(9) is None

@@ -206,3 +206,20 @@ def test_what_does_not_fit_is_refused() -> None:
         SharedState.private(0)
     assert state.epoch == 0
     assert state.bucket_map()[1].tolist() == initial_map(2)
+
+
+def test_readers_and_the_next_writer_outlive_a_writer_that_died_in_a_change(path: Path) -> None:
+    state = SharedState.create(path, 2, 1)
+    map_sequence, profile_sequence = 64, path.stat().st_size - 384
+    data = bytearray(path.read_bytes())
+    for place in (map_sequence, profile_sequence):
+        assert data[place] == 0
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\1")
+    assert state.bucket_map()[1].tolist() == initial_map(2)
+    assert state.predict(0, [1, 1, 1, 1]) == [0, 0, 0, 0]
+    state.set_bucket_map([1] * 4096, 1)
+    state.set_profile(0, **MODEL)  # type: ignore[arg-type]
+    assert [path.read_bytes()[place] for place in (map_sequence, profile_sequence)] == [2, 2]
+    assert state.profile(0).samples == 17
