@@ -1,9 +1,9 @@
 """Shadow ledgers: what the shards would carry had each of the other policies placed the rows.
 
 Every policy is the real Placer over a private state: it decides on the loads that its own decisions made. A row is
-known by its table's number and its bigint key, which stands in for the hash of a client's key, so that `key-hash` is the home of the key
-itself. A row seen first by its measurement (older than the ledgers, or forgotten) is placed then, at no predicted cost.
-Memory is bounded: when a set of the table is full, its oldest row is forgotten.
+known by its table's number and its bigint key, which stands in for the hash of a client's key, so that `key-hash` is
+the home of the key itself. A row seen first by its measurement (older than the ledgers, or forgotten) is placed then,
+at no predicted cost. Memory is bounded: when a set of the table is full, its oldest row is forgotten.
 """
 
 cimport cython
