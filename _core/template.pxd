@@ -85,7 +85,9 @@ cdef class Template:
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
     cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE
-    cdef readonly bint is_reset         # RESET, DISCARD, DEALLOCATE ALL: leaves defaults, drops what was set before
+    # RESET, DISCARD, DEALLOCATE ALL, or a string of which every pinning part is: leaves nothing but defaults behind, so
+    # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.
+    cdef readonly bint is_reset
     # ROUTE_MULTI of plain statements and transaction verbs only: it may go whole to the default shard, which then runs
     # it as PostgreSQL runs such a string.
     cdef readonly bint is_plain

@@ -18,9 +18,6 @@ SESSION_LOCKS = {
     "pg_advisory_lock_shared",
     "pg_try_advisory_lock",
     "pg_try_advisory_lock_shared",
-    "pg_advisory_unlock",
-    "pg_advisory_unlock_shared",
-    "pg_advisory_unlock_all",
 }
 SEQUENCE_FUNCTIONS = {"nextval", "currval", "setval", "pg_sequence_last_value", "pg_get_sequence_data"}
 CATALOG_SCHEMA = "pg_catalog"

@@ -56,6 +56,7 @@ class Locator:
         self.sharded = [one for one in collector.references if one.kind is ReferenceKind.SHARDED]
         self.usable = usable_params(collector)
         self.facts = [fact for fact in collector.facts if fact.other is not None or self.is_usable(fact.keys)]
+        self.has_doubtful_keys = len(self.facts) < len(collector.facts)
 
     def is_usable(self, keys: KeySet) -> bool:
         """Whether the types of parameters among the keys are surely integers."""
@@ -69,7 +70,9 @@ class Locator:
             before = len(located)
             for one in self.sharded:
                 if one not in located:
-                    uses = self.by_key(one, bound) or self.by_neighbour(one, located)
+                    uses = self.by_key(one, bound)
+                    if uses is None:
+                        uses = self.by_neighbour(one, located)
                     if uses is not None:
                         located[one] = uses
             if len(located) == before:

@@ -103,7 +103,7 @@ class Planner:
             is_write=any(part.is_write for part in parts),
             pin=pin,
             parts=tuple(parts),
-            is_reset=any(part.is_reset for part in parts),
+            is_reset=pin is not None and all(part.is_reset for part in parts if part.pin),
             is_plain=all(part.kind in (*plain, RouteKind.ROUTE_TRANSACTION) for part in parts),
             is_exact=True,
             reason="several statements",
@@ -113,22 +113,16 @@ class Planner:
         """EXPLAIN goes where its statement goes, and EXPLAIN (FORESHARD) nowhere."""
         options = {unwrap(option)[1]["defname"]: unwrap(option)[1].get("arg") for option in node.get("options", [])}
         kind, query = unwrap(node["query"])
-        inner = self.plan_node(text, own, kind, query)
         if OPTION in options:
             if len(options) > 1 or options[OPTION] is not None:
                 raise SqlError("42601", "EXPLAIN (FORESHARD) takes no other option", hint="Write EXPLAIN (FORESHARD).")
-            return Template(
-                RouteKind.ROUTE_EXPLAIN, parts=(inner,), is_exact=text.is_exact, reason="EXPLAIN (FORESHARD)"
-            )
-        if "analyze" in options:
-            text.is_exact = True
-            if str(text.value_of(options["analyze"]) if options["analyze"] else "on").lower() not in (
-                "off",
-                "false",
-                "0",
-            ):
-                return inner
-        return explained(inner)
+            try:
+                part = self.plan_node(text, own, kind, query)
+            except SqlError as refusal:
+                part = refuse(refusal, text.is_exact)
+            return Template(RouteKind.ROUTE_EXPLAIN, parts=(part,), is_exact=text.is_exact, reason="about a route")
+        inner = self.plan_node(text, own, kind, query)
+        return inner if "analyze" in options and is_on(text, options["analyze"]) else explained(inner)
 
     def plan_cursor(self, text: Text, own: bytes, node: Node) -> Template:
         """DECLARE: on the one shard where its query runs."""
@@ -187,6 +181,14 @@ class Planner:
 def refuse(refusal: SqlError, is_exact: bool) -> Template:
     """The Template of a statement that is answered with an error."""
     return Template(RouteKind.ROUTE_REFUSE, refusal=refusal, is_exact=is_exact, reason=refusal.message)
+
+
+def is_on(text: Text, argument: Node | None) -> bool:
+    """Whether an option of EXPLAIN is given without a value, or with a true one."""
+    kind, fields = unwrap(argument)
+    text.is_exact = text.is_exact or kind == "Integer"
+    value = fields.get("sval", "on") if kind == "String" else "on" if kind != "Integer" or fields.get("ival") else "0"
+    return value.lower() not in ("off", "false", "0")
 
 
 def with_text(template: Template, text: bytes) -> Template:

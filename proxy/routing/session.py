@@ -18,10 +18,10 @@ VERBS = {
     "TRANS_STMT_RELEASE": Verb.VERB_RELEASE,
     "TRANS_STMT_ROLLBACK_TO": Verb.VERB_ROLLBACK_TO,
 }
-# SET TRANSACTION and SET CONSTRAINTS end with the transaction.
+# SET TRANSACTION and SET CONSTRAINTS end with the transaction. UNLISTEN and CLOSE leave nothing behind: a session that
+# listens or holds a cursor is tied to its backend already.
 PINNING = {
     "ListenStmt": "LISTEN",
-    "UnlistenStmt": "UNLISTEN",
     "LoadStmt": "LOAD",
     "PrepareStmt": "PREPARE",
     "ExecuteStmt": "EXECUTE",
@@ -29,7 +29,7 @@ PINNING = {
     "DiscardStmt": "DISCARD",
 }
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
-READS = ("VariableSetStmt", "VariableShowStmt", "ConstraintsSetStmt", *CURSOR_KINDS, *PINNING)
+READS = ("VariableSetStmt", "VariableShowStmt", "ConstraintsSetStmt", "UnlistenStmt", *CURSOR_KINDS, *PINNING)
 HANDLED = frozenset({"TransactionStmt", "NotifyStmt", *READS}) - {"PrepareStmt"}
 
 
@@ -91,7 +91,7 @@ def plan_set(catalog: Catalog, text: Text, statement: bytes, node: Node) -> Temp
         pin=None if ends_with_transaction else "RESET" if is_reset else f"SET {name}",
         text=statement,
         name=name,
-        is_reset=form == "VAR_RESET_ALL",
+        is_reset=is_reset,
         is_exact=True,
         reason="about the session",
     )

@@ -10,6 +10,7 @@ import bisect
 
 import msgspec
 
+from foreshard._core.key_values import parse_key
 from foreshard._core.lexer import (
     LITERAL_DOLLAR,
     LITERAL_INTEGER,
@@ -19,6 +20,7 @@ from foreshard._core.lexer import (
 from foreshard._core.template import KeyFlag
 from foreshard.proxy.routing.tree import Node, type_of, unwrap
 
+VALUE_NUMBER = 2  # of _core/values.ValueFormat
 INTEGER_TYPES = ("int2", "int4", "int8")
 
 
@@ -88,6 +90,8 @@ class Text:
         if kind != LITERAL_INTEGER or not ("ival" in fields or "fval" in fields):
             return None
         value = int(fields["ival"].get("ival", 0) if "ival" in fields else fields["fval"]["fval"])
+        if parse_key(written, VALUE_NUMBER) not in (abs(value), "none"):
+            return None
         if value == 0 and fields.get("location", 0) != offset:
             self.is_exact = True  # -0: the parser has lost the sign that other literals would have here
             return None

@@ -25,7 +25,7 @@ HINTS = {
     "ReindexStmt": ("REINDEX", "Connect to each shard."),
     "RefreshMatViewStmt": ("REFRESH MATERIALIZED VIEW", "Connect to each shard."),
 }
-NEW_TABLES = ("CreateStmt", "CreateTableAsStmt", "ViewStmt", "CreateForeignTableStmt", "CreateSeqStmt")
+NEW_RELATIONS = ("CreateStmt", "CreateTableAsStmt", "ViewStmt", "CreateForeignTableStmt", "CreateSeqStmt")
 OWNER_WIDE = ("DropOwnedStmt", "ReassignOwnedStmt")
 STATE_WORDS = frozenset(
     (
@@ -55,8 +55,12 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     pin = None
     if kind == "CopyStmt" and "query" in node:
         return plan_copy_query(collector, node)
-    if kind in ("CreateTableAsStmt", "CreateStmt", "ViewStmt", "CreateSeqStmt", "SelectStmt"):
-        pin = new_table_pin(kind, node)
+    if kind == "CreateTableAsStmt" and unwrap(node["query"])[0] == "SelectStmt":
+        collector.select(unwrap(node["query"])[1])
+        collector.into = node["into"]
+        return route_read(collector)
+    if kind in NEW_RELATIONS:
+        pin = new_relation_pin(node)
     if kind == "CallStmt":
         collector.visit(node.get("funccall", {}), collector.open_level(None), frozenset())
         path = strings(node.get("funccall", {}).get("funcname"))
@@ -87,12 +91,17 @@ def plan_copy_query(collector: Collector, node: Node) -> Template:
     )
 
 
-def new_table_pin(kind: str, node: Node) -> str | None:
+def new_relation(node: Node) -> Node:
+    """The relation that a statement makes."""
+    found = node.get("into", {}).get("rel") or node.get("relation") or node.get("view") or node.get("sequence")
+    return found or node.get("base", {}).get("relation") or {}
+
+
+def new_relation_pin(node: Node) -> str | None:
     """Why making this relation ties the session to its backend."""
-    into = node.get("into", {})
-    relation = into.get("rel") or node.get("relation") or node.get("view") or node.get("sequence") or {}
+    relation = new_relation(node)
     is_temporary = relation.get("relpersistence") == "t" or relation.get("schemaname", "").startswith("pg_temp")
-    drops = "ONCOMMIT_DROP" in (node.get("oncommit"), into.get("onCommit"))
+    drops = "ONCOMMIT_DROP" in (node.get("oncommit"), node.get("into", {}).get("onCommit"))
     return "temporary table" if is_temporary and not drops else None
 
 
@@ -111,19 +120,15 @@ def check_names(collector: Collector, kind: str, node: Node) -> None:
     """Refuse a statement that names a declared table in any way."""
     catalog = collector.catalog
     what, hint = HINTS.get(kind, ("DDL", DDL_HINT))
-    if kind in NEW_TABLES:
-        for relation in range_vars(node):
-            check_new_name(collector, relation)
+    if kind in NEW_RELATIONS:
+        check_new_name(collector, new_relation(node))
     for relation in range_vars(node):
-        name, schema = relation["relname"], relation.get("schemaname")
-        if touches(catalog, name, schema):
-            raise touching(what, name, hint)
+        if touches(catalog, relation["relname"], relation.get("schemaname")):
+            raise touching(what, relation["relname"], hint)
     for path in object_names(node):
-        for name, schema in ((path[-1], path[-2] if len(path) > 1 else None), (path[0], None)):
-            if touches(catalog, name, schema) or (len(path) > 2 and touches(catalog, path[-2], path[-3])):
-                raise touching(what, name, hint)
-        if len(path) > 1 and touches(catalog, path[0], None):
-            raise touching(what, path[0], hint)
+        name = touched_name(catalog, path)
+        if name is not None:
+            raise touching(what, name, hint)
     check_wide(catalog, kind, node)
     if kind == "RenameStmt" and catalog.find(node.get("newname", "")) is not None:
         raise not_built(f'a table with the name of the declared table "{node["newname"]}"', "Choose another name.")
@@ -136,9 +141,20 @@ def touches(catalog: Catalog, name: str, schema: str | None) -> bool:
     return bool(catalog.find(name, schema) or catalog.find_view(name, schema) or catalog.find_sequence(name, schema))
 
 
+def touched_name(catalog: Catalog, path: list[str]) -> str | None:
+    """The part of a dotted name that means a declared table: itself, or what is before a column's name."""
+    for end in range(len(path), max(len(path) - 2, 0), -1):
+        name, schema = path[end - 1], path[end - 2] if end > 1 else None
+        if touches(catalog, name, schema) or (end == 1 and touches(catalog, name, None)):
+            return name
+    return None
+
+
 def touching(what: str, name: str, hint: str) -> SqlError:
     """The refusal of a statement that touches a declared table."""
-    return not_built(f'{what} of the declared table "{name}"', hint, "It would reach one shard only.")
+    return not_built(
+        f'{what} of "{name}"', hint, "A declared table depends on it, and the statement would reach one shard only."
+    )
 
 
 def object_names(node: Any) -> list[list[str]]:

@@ -110,6 +110,12 @@ def locate_all(collector: Collector, target: Reference, table: Table) -> tuple[t
     located = locator.locate()
     if target not in located:
         column = table.routing_column
+        if locator.has_doubtful_keys:
+            raise not_built(
+                "a parameter both as a key and otherwise",
+                "Write $n::bigint wherever it stands, or use two parameters.",
+                "The type of the parameter is not certain.",
+            )
         raise not_built(
             f'UPDATE and DELETE of "{table.name}" without its key',
             f"Add WHERE {column} = ..." + (f", or {table.key} = ..." if column != table.key else "") + ".",
