@@ -1,0 +1,236 @@
+"""Looks at one database the way an operator would: each finding is ok, a warning, or a failure, with what it costs.
+
+Only reads. A failure is something that makes Foreshard give errors; a warning is something that it works without.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.introspect import Connection
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+VERSION_MIN = 14
+VERSION_TESTED = 18
+CLOCK_SKEW_MAX_S = 0.1  # chosen: queue waits and `captured_at` are compared over shards only by people
+CONNECTIONS_OTHERS = 10  # left for superusers, workers' tools and the operator
+
+FACTS = """
+SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS version_text,
+       current_setting('max_prepared_transactions')::int AS prepared_max,
+       current_setting('max_connections')::int AS connections_max,
+       current_setting('wal_level') AS wal_level,
+       current_setting('synchronous_commit') AS synchronous_commit, current_setting('fsync') AS fsync,
+       current_setting('full_page_writes') AS full_page_writes,
+       current_setting('default_transaction_isolation') AS isolation,
+       current_setting('default_transaction_read_only') AS read_only,
+       current_setting('default_transaction_deferrable') AS deferrable,
+       current_setting('session_replication_role') AS replication_role,
+       current_setting('server_encoding') AS encoding, current_setting('TimeZone') AS time_zone,
+       current_setting('transaction_timeout', true) AS transaction_timeout,
+       current_setting('idle_in_transaction_session_timeout') AS idle_timeout,
+       pg_is_in_recovery() AS is_standby, current_user::text AS user_name,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
+       (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS user_connections,
+       (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_connections,
+       (SELECT concat_ws('/', d.datcollate, to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'datcollversion')
+        FROM pg_database d WHERE datname = current_database()) AS collation,
+       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())::int AS prepared_now
+"""
+
+TABLE_PRIVILEGES = """
+SELECT name, to_regclass(name) IS NOT NULL AS is_there,
+       CASE WHEN to_regclass(name) IS NOT NULL THEN pg_has_role(c.relowner, 'USAGE') END AS is_owner
+FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) LEFT JOIN pg_class c ON c.oid = to_regclass(name)
+ORDER BY place
+"""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at. `cost` says what a shortfall costs; "" when there is none."""
+
+    place: str
+    subject: str
+    level: str
+    value: str
+    cost: str = ""
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What one database said, and when."""
+
+    name: str
+    facts: Mapping[str, Any]
+    tables: Mapping[str, bool | None]  # declared table -> whether we own it; None when it is missing
+    clock_skew_s: float  # database's clock minus ours
+    clock_error_s: float  # half the round trip: the skew is known no better than this
+
+
+async def inspect(connection: Connection, config: Config, name: str) -> Inspection:
+    """Ask one database."""
+    row = await connection.fetchrow(FACTS)
+    assert row is not None
+    names = [qualified(table.name) for table in config.tables]
+    tables = {entry["name"]: entry["is_owner"] for entry in await connection.fetch(TABLE_PRIVILEGES, names)}
+    best: tuple[float, float] | None = None
+    for _ in range(5):  # the quickest answer bounds the skew best
+        before = time.time()
+        theirs = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        after = time.time()
+        if best is None or after - before < best[1]:
+            best = (theirs - (before + after) / 2, after - before)
+    assert best is not None
+    return Inspection(name=name, facts=dict(row), tables=tables, clock_skew_s=best[0], clock_error_s=best[1] / 2)
+
+
+def judge(config: Config, inspections: list[Inspection]) -> list[Finding]:
+    """Findings about every database, then about their differences. The inspections are the shards', in order."""
+    found: list[Finding] = []
+    for inspection in inspections:
+        found += _judge_server(inspection)
+        found += _judge_durability(inspection)
+        found += _judge_sessions(inspection)
+        found += _judge_capacity(config, inspection)
+        found += _judge_privileges(inspection)
+    return [*found, *_judge_differences(inspections)]
+
+
+def _judge_server(inspection: Inspection) -> Iterator[Finding]:
+    facts, place = inspection.facts, inspection.name
+    version = facts["version"] // 10_000
+    if version < VERSION_MIN:
+        cost = f"PostgreSQL before {VERSION_MIN} lacks CREATE OR REPLACE TRIGGER: apply fails"
+        yield Finding(place=place, subject="version", level=FAIL, value=facts["version_text"], cost=cost)
+    elif version > VERSION_TESTED:
+        cost = f"not tested with PostgreSQL after {VERSION_TESTED}: statements of its new syntax are refused"
+        yield Finding(place=place, subject="version", level=WARN, value=facts["version_text"], cost=cost)
+    else:
+        yield Finding(place=place, subject="version", level=OK, value=facts["version_text"])
+    yield Finding(
+        place=place, subject="role of the server", level=FAIL if facts["is_standby"] else OK,
+        value="standby" if facts["is_standby"] else "primary",
+        cost="a standby takes no writes: name the primary" if facts["is_standby"] else "",
+    )  # fmt: skip
+    is_utf8 = facts["encoding"] == "UTF8"
+    yield Finding(
+        place=place, subject="server_encoding", level=OK if is_utf8 else WARN, value=facts["encoding"],
+        cost="" if is_utf8 else "sizes of texts are counted in UTF-8: predicted costs will be off",
+    )  # fmt: skip
+
+
+def _judge_durability(inspection: Inspection) -> Iterator[Finding]:
+    facts, place = inspection.facts, inspection.name
+    for name in ("fsync", "full_page_writes"):
+        is_on = facts[name] == "on"
+        cost = "" if is_on else "a crash of the machine may lose or corrupt the whole shard: for tests only"
+        yield Finding(place=place, subject=name, level=OK if is_on else WARN, value=facts[name], cost=cost)
+    is_on = facts["synchronous_commit"] != "off"
+    cost = "" if is_on else "a crash may lose the last acknowledged commits, with their trigger events"
+    yield Finding(
+        place=place, subject="synchronous_commit", level=OK if is_on else WARN, value=facts["synchronous_commit"],
+        cost=cost,
+    )  # fmt: skip
+    is_enough = facts["wal_level"] != "minimal"
+    cost = "" if is_enough else "no replica and no backup by WAL: a lost machine is a lost shard"
+    yield Finding(
+        place=place, subject="wal_level", level=OK if is_enough else WARN, value=facts["wal_level"], cost=cost
+    )
+
+
+def _judge_sessions(inspection: Inspection) -> Iterator[Finding]:
+    facts, place = inspection.facts, inspection.name
+    if facts["read_only"] == "on":
+        cost = "every write through Foreshard fails"
+        yield Finding(place=place, subject="default_transaction_read_only", level=FAIL, value="on", cost=cost)
+    if facts["replication_role"] != "origin":
+        cost = "no trigger fires: child keys are not filled and no event is captured"
+        value = facts["replication_role"]
+        yield Finding(place=place, subject="session_replication_role", level=FAIL, value=value, cost=cost)
+    is_plain = facts["isolation"] == "read committed"
+    cost = (
+        "" if is_plain else "a transaction that reads several shards has a snapshot on each, taken at different moments"
+    )
+    yield Finding(
+        place=place, subject="default_transaction_isolation", level=OK if is_plain else WARN, value=facts["isolation"],
+        cost=cost,
+    )  # fmt: skip
+    timeout = facts["transaction_timeout"]
+    if timeout not in (None, "0"):
+        cost = "a transaction of a worker, which lasts as long as its functions run, is ended after this"
+        yield Finding(place=place, subject="transaction_timeout", level=WARN, value=timeout, cost=cost)
+
+
+def _judge_capacity(config: Config, inspection: Inspection) -> Iterator[Finding]:
+    facts, place = inspection.facts, inspection.name
+    prepared = facts["prepared_max"]
+    if prepared == 0:
+        cost = "transactions that write on several shards stay refused when distributed commit comes; set it to "
+        cost += f"{config.pool.size} or more (needs a restart)"
+        yield Finding(place=place, subject="max_prepared_transactions", level=WARN, value="0", cost=cost)
+    elif prepared < config.pool.size:
+        cost = f"at most {prepared} distributed commits at once, while the pool has {config.pool.size} backends"
+        yield Finding(place=place, subject="max_prepared_transactions", level=WARN, value=str(prepared), cost=cost)
+    else:
+        yield Finding(place=place, subject="max_prepared_transactions", level=OK, value=str(prepared))
+    needed = config.pool.size + 2 * config.workers.per_shard + CONNECTIONS_OTHERS
+    limits = [facts["connections_max"], facts["user_connections"], facts["database_connections"]]
+    allowed = min(limit for limit in limits if limit >= 0)
+    cost = ""
+    if allowed < needed:
+        cost = f"pool, workers and controller may open {needed}: clients will hear 53300; raise it or lower pool.size"
+    level = OK if allowed >= needed else FAIL if allowed < config.pool.size else WARN
+    yield Finding(place=place, subject="connections allowed", level=level, value=str(allowed), cost=cost)
+    if facts["prepared_now"]:
+        cost = "each holds its locks until it is committed or rolled back (SELECT * FROM pg_prepared_xacts)"
+        value = str(facts["prepared_now"])
+        yield Finding(place=place, subject="prepared transactions now", level=WARN, value=value, cost=cost)
+
+
+def _judge_privileges(inspection: Inspection) -> Iterator[Finding]:
+    facts, place = inspection.facts, inspection.name
+    may = facts["may_create"]
+    yield Finding(
+        place=place, subject="privilege to create schema foreshard", level=OK if may else FAIL,
+        value=f"{facts['user_name']}: {'yes' if may else 'no'}",
+        cost="" if may else f"apply fails: GRANT CREATE ON DATABASE ... TO {facts['user_name']}",
+    )  # fmt: skip
+    for table, is_owner in inspection.tables.items():
+        if is_owner is None:
+            cost = "apply refuses unless the `schema` file makes it"
+            yield Finding(place=place, subject=f"table {table}", level=WARN, value="missing", cost=cost)
+        elif not is_owner:
+            cost = f"apply fails: {facts['user_name']} must own it to set its default and its triggers"
+            yield Finding(place=place, subject=f"table {table}", level=FAIL, value="not the owner", cost=cost)
+        else:
+            yield Finding(place=place, subject=f"table {table}", level=OK, value="owner")
+
+
+def _judge_differences(inspections: list[Inspection]) -> Iterator[Finding]:
+    """What must be the same on all shards, and how far their clocks are apart."""
+    texts = {
+        "collation": "rows of several shards cannot be merged in one order",
+        "time_zone": "times without a zone mean something else on each shard",
+        "encoding": "texts of several shards cannot be put side by side",
+    }
+    for subject, cost in texts.items():
+        values = sorted({str(inspection.facts[subject]) for inspection in inspections})
+        is_same = len(values) == 1
+        yield Finding(
+            place="all shards", subject=subject, level=OK if is_same else WARN, value=", ".join(values),
+            cost="" if is_same else cost,
+        )  # fmt: skip
+    skews = {inspection.name: inspection.clock_skew_s for inspection in inspections}
+    width = max(skews.values()) - min(skews.values())
+    error = max(inspection.clock_error_s for inspection in inspections)
+    is_close = width - 2 * error <= CLOCK_SKEW_MAX_S
+    yield Finding(
+        place="all shards", subject="clocks apart", level=OK if is_close else WARN,
+        value=f"{width * 1000:.1f} ms (known to {2 * error * 1000:.1f} ms)",
+        cost="" if is_close else "now() differs between shards, and so do the waits that SHOW OUTBOX prints",
+    )  # fmt: skip
