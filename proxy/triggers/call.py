@@ -20,7 +20,7 @@ from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.triggers.event import AsyncEvent, Effects, Event, FunctionMisuse
 from foreshard.proxy.triggers.functions import Functions
 from foreshard.proxy.triggers.measure import Meter, Usage
-from foreshard.proxy.triggers.outbox import Entry, Failure, Handled
+from foreshard.proxy.triggers.outbox import RESET_PLANNING, Entry, Failure, Handled
 from foreshard.proxy.triggers.points import control_point
 from foreshard.proxy.triggers.rows import RowReader
 from foreshard.proxy.triggers.slot import Call, CallSlot
@@ -48,6 +48,7 @@ class BatchContext:
         self.backend_pid, self.backend_started = backend
         self.shard = shard
         self.read_s = time.monotonic()  # when the events were read
+        self.has_planning = False  # whether RESET_PLANNING was sent
         self.has_savepoint = False
         self.has_effects = False
         self.has_settings = False
@@ -82,6 +83,7 @@ class Caller:
             self._slot.clear()
             effects.close()
         error = self._judge(entry, effects, usage, error, batch)
+        batch.has_planning |= effects.is_open
         if error is not None:
             self._undo(effects, batch)
             if isinstance(error, asyncpg.TransactionRollbackError) and batch.has_effects:
@@ -167,8 +169,9 @@ class Caller:
         release = "RELEASE SAVEPOINT foreshard_event; " if batch.has_savepoint else ""
         bucket = self._bucket(entry, row or {})
         value = "DEFAULT" if bucket is None else f"'{bucket}'"
+        planning = "" if batch.has_planning else RESET_PLANNING
         return (
-            f"{release}SAVEPOINT foreshard_event; SET LOCAL foreshard.depth = '{entry.depth + 1}'; "
+            f"{release}{planning}SAVEPOINT foreshard_event; SET LOCAL foreshard.depth = '{entry.depth + 1}'; "
             f"SET LOCAL foreshard.bucket TO {value}"
         )
 

@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS foreshard.outbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5);
 CREATE INDEX IF NOT EXISTS outbox_waiting ON foreshard.outbox (lane, row_key) WHERE not_before IS NOT NULL;
+CREATE INDEX IF NOT EXISTS outbox_retry ON foreshard.outbox (not_before) WHERE not_before IS NOT NULL;
 COMMENT ON TABLE foreshard.outbox IS 'events not yet handled: one row per change and trigger function';
 COMMENT ON COLUMN foreshard.outbox.attempt IS 'failed attempts so far';
 COMMENT ON COLUMN foreshard.outbox.not_before IS 'the next attempt waits until then; NULL: has not failed';

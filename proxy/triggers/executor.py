@@ -34,7 +34,7 @@ from foreshard.proxy.config import Config, ShardConfig
 from foreshard.proxy.triggers.call import BatchContext, Caller, Conflict, ConnectionLost
 from foreshard.proxy.triggers.capture import LANES
 from foreshard.proxy.triggers.functions import Functions
-from foreshard.proxy.triggers.outbox import Entry, Failure, Handled, Outbox
+from foreshard.proxy.triggers.outbox import BEGIN, Entry, Failure, Handled, Outbox
 from foreshard.proxy.triggers.points import control_point
 from foreshard.proxy.triggers.rows import RowReader, make_row_reader
 from foreshard.proxy.triggers.slot import Call, CallSlot
@@ -75,7 +75,6 @@ class Executor:
         self._next_lane = random.randrange(LANES)
         self._lane_count = LANES_PER_BATCH
         self._single_batches = 0  # batches of one event still to run (rule 4)
-        self._is_drained = False  # the last batch handled all there was in all free lanes
         self._backend = (0, "")  # pid and start of the backend: together they name it for ever
 
     def run(self, killed: tuple[Call, str] | None) -> int:
@@ -126,8 +125,6 @@ class Executor:
         outbox = Outbox(connection)
         while not self._is_stopping:
             wait_s = self._run_batch(connection, outbox)
-            if wait_s is None and self._is_drained:
-                wait_s = self._await(outbox.idle_s(self._config.workers.poll_interval_s))
             if os.getppid() != self._parent_pid:
                 log.warning("shard %s: the supervisor of this executor is gone", self._shard.name)
                 self._is_stopping = True
@@ -137,7 +134,7 @@ class Executor:
     def _run_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox) -> float | None:
         """One transaction; seconds to wait before the next one, None to go on at once."""
         lane_count = 1 if self._single_batches else self._lane_count
-        self._await(connection.execute("BEGIN"))
+        self._await(connection.execute(BEGIN))
         lanes = self._await(outbox.take_lanes(self._next_lane, lane_count))
         control_point("lanes-taken")
         entries: list[Entry] = []
@@ -146,16 +143,18 @@ class Executor:
             entries = self._await(outbox.read_events(lanes, count))
             control_point("batch-read")
             self._next_lane = lanes[-1] + 1
-        self._is_drained = False
         if not entries:
             return self._end_empty_batch(connection, outbox, len(lanes) < lane_count)
         is_complete = len(lanes) < lane_count and len(entries) < count
-        handled, failures = self._call_all(connection, outbox, entries)
-        if self._finish(connection, outbox, handled, failures):
-            self._single_batches = max(self._single_batches - 1, 0)
-            self._adapt_lanes(len(entries), len(handled) + len(failures), len(lanes))
-            self._is_drained = is_complete and len(handled) == len(entries)
-        return None
+        batch = BatchContext(connection, self._backend, self._shard.name)
+        handled, failures = self._call_all(batch, outbox, entries)
+        if not self._finish(connection, outbox, handled, failures):
+            return None
+        self._single_batches = max(self._single_batches - 1, 0)
+        self._adapt_lanes(count, len(entries), len(handled) + len(failures), len(lanes))
+        # All there was is handled: whoever commits more sends a datagram, except our own effects.
+        is_drained = is_complete and len(handled) == len(entries) and not batch.has_effects
+        return self._idle_s(None) if is_drained else None
 
     def _end_empty_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox, has_seen_all: bool) -> float | None:
         """Nothing in these lanes may run: look at more lanes, or wait when these were all."""
@@ -164,16 +163,17 @@ class Executor:
         if not has_seen_all:
             self._lane_count = min(self._lane_count * 2, LANES + 1)
             return None
-        # What may run is in lanes that others hold: their business, or ours at the next poll.
+        return self._idle_s(self._await(outbox.next_retry_s()))
+
+    def _idle_s(self, retry_s: float | None) -> float:
+        """How long to wait for a datagram. What may run by now is in lanes that others hold, or comes with the poll."""
         poll_s = self._config.workers.poll_interval_s
-        idle_s = self._await(outbox.idle_s(poll_s))
-        return poll_s if idle_s is None else idle_s
+        return poll_s if retry_s is None or retry_s <= 0 else min(retry_s, poll_s)
 
     def _call_all(
-        self, connection: asyncpg.Connection[Any], outbox: Outbox, entries: list[Entry]
+        self, batch: BatchContext, outbox: Outbox, entries: list[Entry]
     ) -> tuple[list[Handled], list[Failure]]:
         """Call the functions of the events in order, as far as the batch's time allows."""
-        batch = BatchContext(connection, self._backend, self._shard.name)
         handled: list[Handled] = []
         failures: list[Failure] = []
         blocked: set[tuple[str, str, str]] = set()
@@ -234,11 +234,11 @@ class Executor:
             self._next_lane = handled[0].entry.id.lane if handled else self._next_lane
             self._single_batches = len(handled)
 
-    def _adapt_lanes(self, read: int, done: int, lanes: int) -> None:
+    def _adapt_lanes(self, count: int, read: int, done: int, lanes: int) -> None:
         """Hold as many lanes as fill a batch, and few while calls are slow, so that other workers find free ones."""
-        if done < read:
+        if done < read or read == count:
             self._lane_count = max(lanes // 2, 1)
-        elif read < self._config.workers.batch_events_max:
+        else:
             self._lane_count = min(self._lane_count * 2, LANES + 1)
 
     def _reader(self, outbox: Outbox, entry: Entry) -> RowReader:

@@ -21,12 +21,23 @@ from foreshard.proxy.triggers.capture import LANES
 from foreshard.proxy.triggers.measure import Usage
 from foreshard.proxy.triggers.slot import EventId
 
-RETRY_WAIT_S_MIN = 0.005
 LANE_LOCK_CLASS = 1718579813  # first half of the advisory key, "foreshard" in ASCII as far as it fits
 EVENT_COLUMNS = (
     "lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, volume, depth, captured_at"
 )
 MATCH = "lane = $1 AND lsn = $2::text::pg_lsn AND xid = $3::text::xid8 AND ordinal = $4"
+
+# A queue is empty when it is analysed and long when it matters, so its statements are planned without statistics: in
+# order of the index (10,000 events waiting: read of 32 from 8 lanes 1.3 ms without this, 0.2 ms with it).
+BEGIN = (
+    "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; "
+    "SET LOCAL plan_cache_mode = force_generic_plan"
+)
+# Ahead of the first statement of a trigger function: it is planned as everywhere else.
+RESET_PLANNING = (
+    "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT; SET LOCAL enable_sort TO DEFAULT; "
+    "SET LOCAL plan_cache_mode TO DEFAULT; "
+)
 
 TAKE_LANES = """\
 WITH RECURSIVE ahead(lane) AS (
@@ -62,11 +73,9 @@ FROM (
 ) AS picked ORDER BY picked.lsn, picked.xid, picked.ordinal
 """
 
-IDLE = """\
-SELECT
-  EXISTS (SELECT FROM foreshard.outbox WHERE not_before IS NULL OR not_before <= statement_timestamp()) AS is_ready,
-  (SELECT extract(epoch FROM min(not_before) - statement_timestamp())::double precision
-   FROM foreshard.outbox WHERE not_before IS NOT NULL) AS retry_s
+NEXT_RETRY = """\
+SELECT extract(epoch FROM min(not_before) - statement_timestamp())::double precision
+FROM foreshard.outbox WHERE not_before IS NOT NULL
 """
 
 REMOVE_EVENTS = """\
@@ -171,13 +180,10 @@ class Outbox:
         rows = await self._connection.fetch(READ_EVENTS, lanes, count)
         return [_make_entry(row) for row in rows]
 
-    async def idle_s(self, most_s: float) -> float | None:
-        """Seconds, up to `most_s`, until a waiting event may run; None when one may run now."""
-        row = await self._connection.fetchrow(IDLE)
-        assert row is not None
-        if row["is_ready"]:
-            return None
-        return most_s if row["retry_s"] is None else max(min(row["retry_s"], most_s), RETRY_WAIT_S_MIN)
+    async def next_retry_s(self) -> float | None:
+        """Seconds until the first waiting event may run, below zero when it may; None when none waits."""
+        seconds: float | None = await self._connection.fetchval(NEXT_RETRY)
+        return seconds
 
     async def remove(self, handled: Sequence[Handled]) -> bool:
         """Remove handled events and record their measurements; whether exactly these were still there."""
