@@ -11,7 +11,10 @@ help:            ## what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Use: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel cython
 
 $(STAMP): pyproject.toml setup.py $(BIN)/python
@@ -36,6 +39,11 @@ bench: build     ## every benchmark; results in bench/results
 	$(BIN)/python -m bench $(ARGS)
 
 clean:           ## remove the environment, builds and the demo's data
+	@for file in $$(find -L data -maxdepth 6 -name postmaster.pid 2>/dev/null); do \
+	  folder=$$(dirname "$$(readlink -f $$file)"); pid=$$(head -n 1 $$file); \
+	  if grep -qa -- "$$folder" /proc/$$pid/cmdline 2>/dev/null; then \
+	    kill -INT $$pid; while kill -0 $$pid 2>/dev/null; do sleep 0.1; done; fi; done
+	@find data -maxdepth 4 -name instances -type l -exec readlink {} + 2>/dev/null | xargs -r rm -rf
 	rm -rf build dist .venv data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find _core proxy tests bench -name '__pycache__' -prune -exec rm -rf {} +
 	find _core proxy \( -name '*.so' -o -name '*.c' \) -delete
