@@ -135,5 +135,3 @@ def with_dsns(config: Config, dsns: dict[int, str], control: str | None = None) 
         msgspec.structs.replace(shard, dsn=dsns.get(index, shard.dsn)) for index, shard in enumerate(config.shards)
     )
     return msgspec.structs.replace(config, shards=shards, control=control or config.shards[0].dsn)
-
-

@@ -71,7 +71,7 @@ def test_doubled_quotes_of_a_literal_count_once() -> None:
         (b"{}", (0, 1)),
         (b"{a,b}", (2, 3)),
         (b'{"a,b", "c\\"d" }', (6, 3)),
-        (b"{NULL,null,\"NULL\"}", (4, 4)),
+        (b'{NULL,null,"NULL"}', (4, 4)),
         (b"{{a,b},{c,d}}", (4, 7)),
         (b"[0:1]={a,b}", (2, 3)),
         (b" { a b , c } ", (4, 3)),

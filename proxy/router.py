@@ -1,0 +1,390 @@
+"""The router process: listens, relays, routes (`foreshard router`, started by `foreshard serve`).
+
+Everything per message is in proxy/wire; this is the shell around it: sockets to listen on, timers, signals, the console
+and what it asks, cancel requests, wake datagrams to workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import uvloop
+
+from foreshard._core.placement import Placer
+from foreshard._core.shared import SharedState
+from foreshard._core.statement_cache import StatementCache
+from foreshard.proxy.admin import (
+    ClientRow,
+    Console,
+    PoolRow,
+    ServerRow,
+    ShardAnswer,
+    ask_control,
+    ask_shards,
+    encode_results,
+    explain_result,
+)
+from foreshard.proxy.admin.results import Column, encode_row_description
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.control import read_catalog
+from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.errors import ForeshardError, SqlError
+from foreshard.proxy.placement import open_state
+from foreshard.proxy.profiles import profile_keys
+from foreshard.proxy.routing import Planner
+from foreshard.proxy.wire.backend import Backend
+from foreshard.proxy.wire.endpoint import Endpoint, Reactor
+from foreshard.proxy.wire.explain import explain_route
+from foreshard.proxy.wire.frontend import Frontend
+from foreshard.proxy.wire.pool import Hub, Pool
+
+HOUSEKEEPING_S = 0.25
+DRAIN_S = 10.0  # how long open transactions may go on after SIGTERM
+WAKE_LISTING_S = 1.0  # how old the list of workers' sockets may be
+BACKLOG = 1024
+
+log = logging.getLogger("foreshard.router")
+
+
+@dataclass(frozen=True)
+class ShardAddress:
+    """Where a shard listens, resolved once at start."""
+
+    family: int
+    address: Any
+    host: str
+    port: int
+    database: str
+    user: str
+
+
+def resolve_address(name: str, dsn: str) -> ShardAddress:
+    """The address in a postgresql:// DSN. ForeshardError when it cannot be resolved."""
+    parts = urlsplit(dsn)
+    query = parse_qs(parts.query)
+    host = unquote(parts.hostname or query.get("host", ["127.0.0.1"])[0])
+    port = parts.port or int(query.get("port", ["5432"])[0])
+    user = unquote(parts.username or query.get("user", ["postgres"])[0])
+    database = unquote(parts.path.lstrip("/")) or user
+    if host.startswith("/"):
+        return ShardAddress(socket.AF_UNIX, f"{host}/.s.PGSQL.{port}", host, port, database, user)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ForeshardError(f"shard {name}: cannot resolve {host}: {error.strerror or error}") from error
+    return ShardAddress(family, address, host, port, database, user)
+
+
+class Router:
+    """One router: its reactor, hub and listeners; what proxy/wire asks for (`services`); the console's sources."""
+
+    def __init__(self, config: Config, catalog: Catalog, loop: asyncio.AbstractEventLoop) -> None:
+        self.config = config
+        self.catalog = catalog
+        self.loop = loop
+        self.state: SharedState = open_state(config)
+        self.placer = Placer(self.state, config.placement.policy, config.placement.bound)
+        self.cache = StatementCache(Planner(catalog).plan, config.limits.statement_cache_entries_max)
+        self.addresses = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
+        self.reactor = Reactor(loop, self.report_failure)
+        self.hub = Hub(
+            self.reactor,
+            loop,
+            config,
+            self.cache,
+            self.state,
+            self.placer,
+            self,
+            list(self.addresses),
+            self.addresses[0].database,
+            bool(catalog.tables),
+        )
+        self.profile_names = [f"{key.function} on {key.operation}" for key in profile_keys(config)]
+        self.console = Console(self)
+        self.starting: dict[Frontend, float] = {}
+        self.listener: socket.socket | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.wake_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.wake_paths: dict[int, list[str]] = {}
+        self.wake_listed_at = 0.0
+        self.stopped = loop.create_future()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen."""
+        listener = socket.socket(socket.AF_INET6 if ":" in self.config.listen_host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        try:
+            listener.bind((self.config.listen_host, self.config.listen_port))
+        except OSError as error:
+            where = f"{self.config.listen_host}:{self.config.listen_port}"
+            raise ForeshardError(f"cannot listen on {where}: {error.strerror}") from error
+        listener.listen(BACKLOG)
+        self.listener = listener
+        self.loop.add_reader(listener, self.accept)
+        self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
+
+    def accept(self) -> None:
+        """Take every connection that waits."""
+        assert self.listener is not None
+        while True:
+            try:
+                connection, address = self.listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error.strerror)
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            frontend = Frontend(self.hub, connection.detach(), address)
+            self.starting[frontend] = self.loop.time() + self.config.limits.startup_timeout_s
+
+    def keep_house(self) -> None:
+        """Deadlines: pools, start-ups, idle backends."""
+        self.hub.run_housekeeping()
+        now = self.loop.time()
+        for frontend, deadline in list(self.starting.items()):
+            if not frontend.is_starting() or frontend.fd < 0:
+                del self.starting[frontend]
+            elif now > deadline:
+                del self.starting[frontend]
+                frontend.terminate(SqlError("08P01", "start-up took too long", "", "limits.startup_timeout bounds it."))
+        self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
+
+    async def stop(self) -> None:
+        """Accept no more, let transactions end within DRAIN_S, close everything."""
+        if self.listener is not None:
+            self.loop.remove_reader(self.listener)
+            self.listener.close()
+        self.hub.drain()
+        gone = SqlError("57P01", "terminating connection due to administrator command")
+        deadline = self.loop.time() + DRAIN_S
+        while self.hub.sessions and self.loop.time() < deadline:
+            for session in list(self.hub.sessions.values()):
+                if session.is_idle():
+                    session.terminate(gone)
+            await asyncio.sleep(0.02)
+        for session in list(self.hub.sessions.values()):
+            session.terminate(gone)
+        self.reactor.stop()
+        self.wake_socket.close()
+
+    def report_failure(self, endpoint: Endpoint, error: Exception) -> None:
+        """A mistake of ours: that connection ends, the others go on."""
+        log.error("a connection failed inside Foreshard and is closed", exc_info=error)
+        if isinstance(endpoint, Frontend):
+            endpoint.terminate(SqlError("XX000", "Foreshard failed on this connection; its log has the details"))
+
+    # -- services for proxy/wire -----------------------------------------------------------------------------------
+
+    def wake(self, shard: int) -> None:
+        """Tell the shard's local workers that there may be events."""
+        now = self.loop.time()
+        if now - self.wake_listed_at > WAKE_LISTING_S:
+            self.wake_listed_at = now
+            self.wake_paths = {}
+            for path in sorted(Path(self.config.run_directory).glob("wake-*.sock")):
+                self.wake_paths.setdefault(int(path.name.split("-")[1]), []).append(str(path))
+        for name in self.wake_paths.get(shard, ()):
+            try:
+                self.wake_socket.sendto(b"w", name)
+            except OSError:
+                continue  # gone or busy: it polls
+
+    def cancel(self, pid: int, secret: bytes) -> None:
+        """Pass a cancel request on to the backends that work for that client now."""
+        session = self.hub.sessions.get((pid, secret))
+        if session is None:
+            return
+        for backend in session.busy_backends():
+            self._keep(self._cancel(backend))
+
+    async def _cancel(self, backend: Backend) -> None:
+        """One CancelRequest; the backend goes to nobody else until the shard has taken it."""
+        address = self.addresses[backend.shard]
+        packet = (12 + len(backend.secret)).to_bytes(4, "big") + (80877102).to_bytes(4, "big")
+        packet += backend.pid.to_bytes(4, "big") + backend.secret
+        backend.begin_cancel()
+        try:
+            if address.family == socket.AF_UNIX:
+                reader, writer = await asyncio.open_unix_connection(address.address)
+            else:
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(packet)
+            await asyncio.wait_for(reader.read(1), self.config.pool.connect_timeout_s)
+            writer.close()
+        except (OSError, TimeoutError) as error:
+            log.warning("a cancel request did not reach shard %s: %s", self.config.shards[backend.shard].name, error)
+        finally:
+            backend.end_cancel()
+
+    def console_greeting(self, parameters: Iterable[tuple[str, str]]) -> bytes:
+        """AuthenticationOk and the parameters that psql and drivers look at."""
+        told = {
+            "server_version": "18.0 (Foreshard console)",
+            "server_encoding": "UTF8",
+            "client_encoding": "UTF8",
+            "DateStyle": "ISO, MDY",
+            "integer_datetimes": "on",
+            "standard_conforming_strings": "on",
+        }
+        answer = b"R\0\0\0\x08\0\0\0\0"
+        for name, value in told.items():
+            body = name.encode() + b"\0" + value.encode() + b"\0"
+            answer += b"S" + (len(body) + 4).to_bytes(4, "big") + body
+        return answer
+
+    def ask_console(self, frontend: Frontend, sql: str) -> None:
+        """Answer a console command when its answer is known."""
+        self._keep(self._ask_console(frontend, sql))
+
+    async def _ask_console(self, frontend: Frontend, sql: str) -> None:
+        try:
+            answer = encode_results(await self.console.execute(sql))
+        except SqlError as error:
+            answer = error.encode()
+        frontend.give_answer(answer)
+
+    def explain(self, frontend: Frontend, template: Any, literals: Any, params: Any) -> bytes:
+        """The rows and CommandComplete of EXPLAIN (FORESHARD)."""
+        told = explain_route(self.hub, template, literals, params, frontend.only_shard())
+        told["functions"] = [self.profile_names[index] for index in told.pop("profiles")]
+        result = explain_result(told, [shard.name for shard in self.config.shards])  # type: ignore[arg-type]
+        whole = encode_results([result])
+        return whole[len(encode_row_description(result.columns)) :]
+
+    def explain_description(self) -> bytes:
+        """The RowDescription of EXPLAIN (FORESHARD)."""
+        return encode_row_description((Column("QUERY PLAN"),))
+
+    def _keep(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # -- sources of the console ------------------------------------------------------------------------------------
+
+    async def ask_shards(self, sql: str) -> list[ShardAnswer]:
+        """Run one SELECT on every shard."""
+        return await ask_shards(self.config, sql)
+
+    async def ask_control(self, sql: str) -> ShardAnswer:
+        """Run one SELECT on the control database."""
+        return await ask_control(self.config, sql)
+
+    def pools(self) -> list[PoolRow]:
+        """SHOW POOLS."""
+        return [self._pool_row(pool) for pool in self.hub.pools.values()]
+
+    def _pool_row(self, pool: Pool) -> PoolRow:
+        parameters = dict(pool.parameters)
+        owned = [backend for backend in pool.backends if backend.has_owner()]
+        now = self.loop.time()
+        waited = [now - (deadline - self.config.pool.wait_timeout_s) for _, deadline in pool.waiters]
+        return PoolRow(
+            shard=self.config.shards[pool.shard].name,
+            database=parameters["database"],
+            user=parameters["user"],
+            cl_active=len({backend.owner_id() for backend in owned}),
+            cl_waiting=len(waited),
+            sv_active=sum(1 for backend in owned if not backend.is_tainted),
+            sv_idle=len(pool.idle),
+            sv_pinned=sum(1 for backend in owned if backend.is_tainted),
+            sv_login=sum(1 for backend in pool.backends if backend.is_starting()),
+            maxwait_us=int(max(waited, default=0.0) * 1e6),
+            pool_mode="transaction",
+        )
+
+    def clients(self) -> list[ClientRow]:
+        """SHOW CLIENTS."""
+        return [self._client_row(session) for session in self.hub.sessions.values()]
+
+    def _client_row(self, session: Frontend) -> ClientRow:
+        parameters = dict(session.parameters)
+        host, port = (session.address[0], session.address[1]) if session.address else ("unix", 0)
+        return ClientRow(
+            user=parameters["user"],
+            database=parameters["database"],
+            state=session.state_name(),
+            addr=host,
+            port=port,
+            connect_time=stamp(session.connected_time),
+            link=", ".join(str(backend.pid) for backend in session.links),
+            remote_pid=session.pid,
+            application_name=parameters.get("application_name", ""),
+            prepared_statements=session.prepared_count(),
+            pinned=session.pinned or "",
+        )
+
+    def servers(self) -> list[ServerRow]:
+        """SHOW SERVERS."""
+        return [self._server_row(pool, backend) for pool in self.hub.pools.values() for backend in pool.backends]
+
+    def _server_row(self, pool: Pool, backend: Backend) -> ServerRow:
+        parameters = dict(pool.parameters)
+        address = self.addresses[pool.shard]
+        state = "login" if backend.is_starting() else "idle"
+        if backend.has_owner():
+            state = "pinned" if backend.is_tainted else "active"
+        return ServerRow(
+            shard=self.config.shards[pool.shard].name,
+            user=parameters["user"],
+            database=address.database,
+            state=state,
+            addr=address.host,
+            port=address.port,
+            connect_time=stamp(backend.connected_at),
+            link=str(backend.owner_id() or ""),
+            remote_pid=backend.pid,
+            prepared_statements=backend.prepared_count(),
+            bucket=backend.bucket if backend.bucket >= 0 else None,
+        )
+
+
+def stamp(seconds: float) -> str:
+    """A time as PgBouncer prints it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S+00", time.gmtime(seconds))
+
+
+async def serve(config: Config) -> int:
+    """Route until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    catalog = await read_catalog(config)
+    router = Router(config, catalog, loop)
+    router.start()
+    finished = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, finished.set)
+    log.info("listening on %s:%d, %d shards", config.listen_host, config.listen_port, len(config.shards))
+    await finished.wait()
+    await router.stop()
+    return 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `foreshard router`."""
+    parser.add_argument("-c", "--config", required=True, type=Path, help="configuration file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the router in this process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = resolve_shards(load_config(arguments.config, os.environ))
+    return uvloop.run(serve(config))

@@ -1,0 +1,97 @@
+from foreshard._core.replies cimport Replies
+from foreshard.proxy.wire.endpoint cimport Endpoint
+
+
+cdef enum BackendPhase:
+    BACKEND_CONNECTING = 0
+    BACKEND_STARTUP = 1
+    BACKEND_READY = 2
+    BACKEND_CLOSED = 3
+
+
+cdef enum Filter:               # what of a backend's replies the client sees
+    FILTER_NONE = 0             # all
+    FILTER_FIRST = 1            # first of several shards: no CommandComplete, no ReadyForQuery
+    FILTER_REST = 2             # a later shard: rows and notices only
+    FILTER_MUTE = 3             # nothing: another shard has failed
+
+
+cdef class Owner(Endpoint):
+    cdef int on_ready(self, Backend backend) except -1
+    cdef int on_drained(self, Backend backend) except -1
+    cdef int on_copy_in(self, Backend backend) except -1
+    cdef int on_failed(self, Backend backend) except -1
+    cdef int on_part(self, Backend backend, bint suspended) except -1
+    cdef int on_backend_lost(self, Backend backend, object error) except -1
+    cdef int on_flushed(self, Backend backend) except -1
+    cdef int on_granted(self, Backend backend) except -1
+    cdef int on_denied(self, object error) except -1
+
+
+cdef class BackendHome:
+    cdef int on_backend_ready(self, Backend backend) except -1
+    cdef int on_backend_gone(self, Backend backend, object error) except -1
+    cdef int on_cancel_done(self, Backend backend) except -1
+
+
+cdef class Backend(Endpoint):
+    cdef BackendHome home               # its pool
+    cdef Owner owner                    # who its replies go to; None while idle
+    cdef readonly int shard
+    cdef int phase                      # BackendPhase
+    cdef bytes startup                  # the StartupMessage to send
+    cdef readonly object parameters     # ParameterStatus values by name, as the shard gave them at start-up
+    cdef readonly int pid
+    cdef readonly bytes secret          # cancel key
+    cdef readonly object connected_at   # seconds since the epoch
+    cdef readonly double idle_since     # loop time
+    cdef readonly long long transactions
+
+    cdef Replies replies
+    cdef char status                    # of the last ReadyForQuery
+    cdef bint unsynced                  # extended messages sent since the last Sync
+    cdef bint is_skipping               # the shard discards messages until Sync
+    cdef bint begun                     # takes part in the owner's explicit transaction
+    cdef bint wrote                     # was sent a write in this transaction or segment
+    cdef bint captured                  # changed a table with trigger functions in this transaction
+    cdef bint notify_drained            # the owner waits for the last reply
+    cdef int cancels                    # cancel requests on their way: not for anyone else until they're done
+    cdef readonly bint is_tainted       # carries session state: DISCARD ALL before reuse
+    cdef readonly object close_reason
+
+    cdef readonly int bucket            # setting foreshard.bucket; -1: unknown
+    cdef int bucket_rows                # rows placed since it was set
+    cdef double bucket_cost
+    cdef bint bucket_tentative          # set inside the transaction: unknown after it
+
+    cdef set prepared                   # ids of the server-side prepared statements it has
+    cdef list parsing                   # statements whose ParseComplete is owed, oldest first
+    cdef object unnamed                 # what its unnamed statement holds; None: unknown
+
+    cdef Py_ssize_t streaming           # bytes of a large message still to come
+    cdef bint streaming_dropped
+    cdef bint notify_flushed            # the owner waits until the outbox has room
+    cdef bint was_muted                 # the last ReadyForQuery did not go to the client
+    cdef bint holds_ready               # its next ReadyForQuery is for the owner, not for the client
+    cdef bint hold                      # its replies wait for another shard's
+    cdef int filter                     # Filter
+    cdef long long part_rows            # count of the CommandComplete that the filter kept
+    cdef bytes part_tag
+    cdef bint part_suspended
+    cdef bint is_resetting              # DISCARD ALL is under way
+
+    cdef int write_message(self, char type, const char* body, Py_ssize_t size) except -1
+    cdef int write_query(self, bytes sql, int entry) except -1
+    cdef int write_empty(self, char type, int entry) except -1
+    cdef int write_parse(self, object statement, bytes name, const char* body, Py_ssize_t size, int entry) except -1
+    cdef int complete(self, int synthetic) except -1
+    cdef int set_hold(self, bint hold) except -1
+    cdef int lose(self, object error) except -1
+    cdef int owner_push(self, const char* data, Py_ssize_t size) except -1
+    cdef int push_synthetic(self) except -1
+    cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
+    cdef int on_error_reply(self, int head) except -1
+    cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1
+    cdef Py_ssize_t on_startup_input(self, const char* data, Py_ssize_t size) except -1
+    cdef int on_startup_message(self, char type, const char* body, Py_ssize_t size) except -1
+    cdef int after(self, int action) except -1

@@ -1,0 +1,492 @@
+"""A backend: one connection to a shard, and the relay of its replies.
+
+Rules:
+1. Headers are looked at, bodies are not, but for the few short messages that change state; rows stream through in
+   pieces of whatever size arrives.
+2. Every request sent pushes an entry on `replies`; the head decides whether a reply goes to the client. Nothing is
+   relayed that nobody asked for, except NoticeResponse, ParameterStatus and NotificationResponse.
+3. Consecutive messages for the client leave in one write, straight from the receive buffer.
+4. An error in extended query drops the entries up to the next Sync, because the shard skips those messages.
+
+    CONNECTING --writable--> STARTUP --ReadyForQuery--> READY --(failure, close)--> CLOSED
+"""
+
+cimport cython
+from libc.string cimport memchr
+
+from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
+from foreshard._core.replies cimport (
+    REPLY_BIND,
+    REPLY_CLOSE,
+    REPLY_DESCRIBE,
+    REPLY_EXECUTE,
+    REPLY_KIND_MASK,
+    REPLY_NONE,
+    REPLY_NOTIFY,
+    REPLY_PARSE,
+    REPLY_POISON,
+    REPLY_QUERY,
+    REPLY_SWALLOW,
+    REPLY_SYNC,
+    SYNTHETIC_BIND,
+    SYNTHETIC_CLOSE,
+    SYNTHETIC_PARSE,
+    Replies,
+)
+from foreshard.proxy.wire.endpoint cimport Endpoint
+
+from foreshard._core.errors import SqlError
+
+cdef enum:
+    REPLY_BYTES_MAX = 0x7FFFFFF0    # PostgreSQL itself sends no message above 1 GB
+    OUTBOX_LOW_BYTES = 65536        # COPY goes on when a shard has taken all but this
+    OUTBOX_HIGH_BYTES = 262144      # a client that lags so far stops its backend; chosen, not measured
+
+cdef enum Action:               # odd: not for the client
+    ACTION_RELAY = 0
+    ACTION_DROP = 1
+    ACTION_READY = 2            # relay, then tell the owner
+    ACTION_READY_DROP = 3       # tell the owner only
+    ACTION_ERROR = 4            # relay, then tell the owner
+    ACTION_ERROR_DROP = 5
+    ACTION_COPY_IN = 6          # relay, then tell the owner
+    ACTION_PART = 7             # a shard's part of a concatenation ended: tell the owner only
+    ACTION_FATAL = 8            # relay, then close: a statement of ours failed
+
+cdef enum Class:
+    CLASS_OTHER = 0
+    CLASS_ROW = 1               # DataRow, CopyData, CopyDone: streams through
+    CLASS_COMPLETE = 2          # ParseComplete, BindComplete, CloseComplete
+    CLASS_DESCRIPTION = 3       # RowDescription, NoData
+    CLASS_END = 4               # CommandComplete, EmptyQueryResponse, PortalSuspended
+    CLASS_ERROR = 5
+    CLASS_READY = 6
+    CLASS_ASYNC = 7             # notices, parameters, notifications
+    CLASS_COPY_IN = 8
+    CLASS_PARAMETERS = 9        # ParameterDescription
+
+
+cdef unsigned char CLASSES[256]
+for _type, _class in (
+    (b"D", CLASS_ROW), (b"d", CLASS_ROW), (b"c", CLASS_ROW), (b"H", CLASS_ROW), (b"V", CLASS_ROW),
+    (b"1", CLASS_COMPLETE), (b"2", CLASS_COMPLETE), (b"3", CLASS_COMPLETE),
+    (b"T", CLASS_DESCRIPTION), (b"n", CLASS_DESCRIPTION), (b"t", CLASS_PARAMETERS),
+    (b"C", CLASS_END), (b"I", CLASS_END), (b"s", CLASS_END),
+    (b"E", CLASS_ERROR), (b"Z", CLASS_READY), (b"G", CLASS_COPY_IN),
+    (b"N", CLASS_ASYNC), (b"S", CLASS_ASYNC), (b"A", CLASS_ASYNC),
+):
+    CLASSES[<int> _type[0]] = _class
+
+
+cdef class Owner(Endpoint):
+    """Whoever a backend's replies go to: a frontend. The calls come after the bytes have been pushed."""
+
+    cdef int on_ready(self, Backend backend) except -1:
+        """ReadyForQuery of a request of the owner's."""
+        return 0
+
+    cdef int on_drained(self, Backend backend) except -1:
+        """No reply is owed any more (asked for by notify_drained)."""
+        return 0
+
+    cdef int on_copy_in(self, Backend backend) except -1:
+        """The shard waits for COPY data."""
+        return 0
+
+    cdef int on_failed(self, Backend backend) except -1:
+        """An ErrorResponse went by."""
+        return 0
+
+    cdef int on_part(self, Backend backend, bint suspended) except -1:
+        """The backend's part of a concatenated result is complete (or its row limit was reached)."""
+        return 0
+
+    cdef int on_backend_lost(self, Backend backend, object error) except -1:
+        """The connection is gone; `error` is the SqlError for the client."""
+        return 0
+
+    cdef int on_flushed(self, Backend backend) except -1:
+        """The shard has taken most of what was sent (asked for by notify_flushed)."""
+        return 0
+
+    cdef int on_granted(self, Backend backend) except -1:
+        """A pool gives what it could not give at once."""
+        return 0
+
+    cdef int on_denied(self, object error) except -1:
+        """A pool gives up; `error` is the SqlError for the client."""
+        return 0
+
+
+cdef class BackendHome:
+    """What a pool is to its backends."""
+
+    cdef int on_backend_ready(self, Backend backend) except -1:
+        """Start-up is complete."""
+        return 0
+
+    cdef int on_backend_gone(self, Backend backend, object error) except -1:
+        """The backend is closed for good."""
+        return 0
+
+    cdef int on_cancel_done(self, Backend backend) except -1:
+        """No cancel request is on its way any more."""
+        return 0
+
+
+@cython.final
+cdef class Backend(Endpoint):
+    """Made and ended by its pool; lent to one owner at a time."""
+
+    def __cinit__(self):
+        self.replies = Replies()
+        self.parameters = {}
+        self.prepared = set()
+        self.parsing = []
+        self.status = b"I"
+        self.bucket = -1
+        self.secret = b""
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    cdef int write_message(self, char type, const char* body, Py_ssize_t size) except -1:
+        """Queue a message; `flush` sends it."""
+        self.outbox.append_byte(type)
+        self.outbox.append_int32(<int> size + 4)
+        self.outbox.append(body, size)
+        return 0
+
+    cdef int write_query(self, bytes sql, int entry) except -1:
+        """Queue a simple Query of ours."""
+        self.write_message(b"Q", <const char*> sql, len(sql) + 1)
+        self.replies.push(entry)
+        return 0
+
+    cdef int write_empty(self, char type, int entry) except -1:
+        """Queue a message without a body (Sync, Flush)."""
+        self.outbox.append_byte(type)
+        self.outbox.append_int32(4)
+        if entry:
+            self.replies.push(entry)
+        return 0
+
+    cdef int write_parse(self, object statement, bytes name, const char* body, Py_ssize_t size, int entry) except -1:
+        """Queue a Parse: `body` is everything after the name (query, parameter types)."""
+        self.outbox.append_byte(b"P")
+        self.outbox.append_int32(<int> (4 + len(name) + 1 + size))
+        self.outbox.append(<const char*> name, len(name) + 1)
+        self.outbox.append(body, size)
+        self.replies.push(entry)
+        self.parsing.append(statement if name else None)
+        self.unsynced = True
+        if name:
+            self.prepared.add(statement.id)
+        return 0
+
+    cdef int complete(self, int synthetic) except -1:
+        """Answer on the shard's behalf, in turn."""
+        self.replies.push(synthetic)
+        if self.replies.count == 1:
+            self.push_synthetic()
+        return 0
+
+    cdef int set_hold(self, bint hold) except -1:
+        """Let this backend's replies wait in the socket, or look at them (again)."""
+        self.hold = hold
+        if self.fd >= 0:
+            self.set_reading(not hold)
+            if not hold:
+                self.look()
+        return 0
+
+    # -- replies -------------------------------------------------------------------------------------------------
+
+    cdef Py_ssize_t on_input(self, const char* data, Py_ssize_t size) except -1:
+        """Relay what belongs to the owner; returns the bytes dealt with."""
+        cdef Py_ssize_t at = 0, run = 0, total = 0, take
+        cdef int result, action
+        if self.phase != BACKEND_READY:
+            return self.on_startup_input(data, size)
+        while at < size and not self.hold:
+            if self.streaming:
+                take = min(self.streaming, size - at)
+                at += take
+                self.streaming -= take
+                if self.streaming_dropped:
+                    run = at
+                continue
+            result = scan_frame(data + at, size - at, REPLY_BYTES_MAX, &total)
+            if result == FRAME_NONE:
+                break
+            if result == FRAME_MALFORMED:
+                self.lose(SqlError("08P01", "a shard sent a malformed message"))
+                return size
+            if result == FRAME_PARTIAL and CLASSES[<unsigned char> data[at]] != CLASS_ROW:
+                self.inbox_goal = total
+                break
+            action = self.on_reply(data[at], data + at + 5, total - 5)
+            if action & 1 and run < at:
+                self.owner_push(data + run, at - run)
+            if result == FRAME_PARTIAL:
+                self.streaming = total - (size - at)
+                self.streaming_dropped = action == ACTION_DROP
+                total = size - at
+            at += total
+            if action & 1:
+                run = at
+            elif action > ACTION_DROP:
+                self.owner_push(data + run, at - run)
+                run = at
+            if action > ACTION_DROP:
+                self.after(action)
+                if self.phase != BACKEND_READY:
+                    return size
+            if self.replies.count and self.replies.items[self.replies.head] & REPLY_KIND_MASK >= SYNTHETIC_PARSE:
+                self.owner_push(data + run, at - run)
+                run = at
+                self.push_synthetic()
+            if self.notify_drained and self.replies.count == 0 and self.owner is not None:
+                self.owner_push(data + run, at - run)
+                run = at
+                self.notify_drained = False
+                self.owner.on_drained(self)
+        if run < at:
+            self.owner_push(data + run, at - run)
+        return at
+
+    cdef int owner_push(self, const char* data, Py_ssize_t size) except -1:
+        """Bytes for the client; a client that lags stops this backend until it has caught up."""
+        cdef Owner owner = self.owner
+        if owner is None or size <= 0:
+            return 0
+        owner.push(data, size)
+        if owner.outbox.end - owner.outbox.start > OUTBOX_HIGH_BYTES:
+            self.set_reading(False)
+        return 0
+
+    cdef int push_synthetic(self) except -1:
+        """Give the synthetic answers whose turn it is."""
+        cdef int kind
+        while self.replies.count:
+            kind = self.replies.peek() & REPLY_KIND_MASK
+            if kind == SYNTHETIC_PARSE:
+                self.owner_push(b"1\0\0\0\4", 5)
+            elif kind == SYNTHETIC_BIND:
+                self.owner_push(b"2\0\0\0\4", 5)
+            elif kind == SYNTHETIC_CLOSE:
+                self.owner_push(b"3\0\0\0\4", 5)
+            else:
+                break
+            self.replies.pop()
+        return 0
+
+    cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1:
+        """Account for one reply; returns what to do with its bytes (an Action)."""
+        cdef int head = self.replies.peek()
+        cdef int kind = head & REPLY_KIND_MASK
+        cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
+        cdef int class_ = CLASSES[<unsigned char> type]
+        if class_ == CLASS_ROW:
+            return ACTION_DROP if is_ours or self.filter == FILTER_MUTE or self.owner is None else ACTION_RELAY
+        if class_ == CLASS_READY:
+            self.status = body[0]
+            self.is_skipping = False
+            if kind == REPLY_QUERY or kind == REPLY_SYNC:
+                self.replies.pop()
+            if self.filter != FILTER_NONE and kind == REPLY_QUERY and not is_ours:
+                return ACTION_PART
+            if head & REPLY_NOTIFY or self.holds_ready:
+                self.holds_ready = False
+                self.was_muted = True
+                return ACTION_READY_DROP
+            self.was_muted = False
+            return ACTION_DROP if is_ours else ACTION_READY
+        if class_ == CLASS_END:
+            if self.filter != FILTER_NONE and not is_ours:
+                return self.on_part_end(type, body, size)
+            if kind == REPLY_EXECUTE:
+                self.replies.pop()
+        elif class_ == CLASS_ERROR:
+            return self.on_error_reply(head)
+        elif class_ == CLASS_COMPLETE:
+            if kind == REPLY_PARSE and self.parsing:
+                statement = self.parsing.pop(0)
+                if statement is not None:
+                    statement.is_validated = True
+            if kind == REPLY_PARSE or kind == REPLY_BIND or kind == REPLY_CLOSE:
+                self.replies.pop()
+        elif class_ == CLASS_DESCRIPTION:
+            if kind == REPLY_DESCRIBE:
+                self.replies.pop()
+        elif class_ == CLASS_COPY_IN:
+            return ACTION_COPY_IN
+        elif class_ == CLASS_ASYNC:
+            return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
+        if is_ours or self.filter >= FILTER_REST:
+            return ACTION_DROP
+        return ACTION_RELAY
+
+    cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1:
+        """CommandComplete or PortalSuspended of one shard's part: keep the count."""
+        cdef int kind = self.replies.peek() & REPLY_KIND_MASK
+        if type == b"C" and self.filter != FILTER_MUTE:
+            self.part_tag = body[:size - 1]
+            words = self.part_tag.rsplit(b" ", 1)
+            self.part_rows += int(words[1]) if len(words) == 2 and words[1].isdigit() else 0
+        if kind == REPLY_EXECUTE:
+            self.replies.pop()
+            self.part_suspended = type == b"s"
+            return ACTION_PART
+        return ACTION_DROP
+
+    cdef int on_error_reply(self, int head) except -1:
+        """ErrorResponse: in extended query the shard now skips to Sync, and so do the entries."""
+        cdef int kind = head & REPLY_KIND_MASK
+        if kind == REPLY_QUERY and head & REPLY_SWALLOW:
+            return ACTION_FATAL
+        if kind != REPLY_QUERY and kind != REPLY_SYNC:
+            while self.replies.count and self.replies.peek() & REPLY_KIND_MASK != REPLY_SYNC:
+                self.replies.pop()
+            for statement in self.parsing:
+                if statement is not None:
+                    self.prepared.discard(statement.id)
+            self.parsing.clear()
+            self.unnamed = None
+            self.is_skipping = self.replies.count == 0
+        if kind == REPLY_POISON or self.owner is None:
+            return ACTION_DROP
+        return ACTION_ERROR_DROP if self.filter == FILTER_MUTE or kind == REPLY_NONE else ACTION_ERROR
+
+    cdef int after(self, int action) except -1:
+        """What follows once the bytes are with the client."""
+        cdef Owner owner = self.owner
+        if owner is None:
+            if self.is_resetting and self.replies.count == 0:
+                self.is_resetting = False
+                self.home.on_backend_ready(self)
+            return 0
+        if action == ACTION_READY or action == ACTION_READY_DROP:
+            owner.on_ready(self)
+        elif action == ACTION_ERROR or action == ACTION_ERROR_DROP:
+            owner.on_failed(self)
+        elif action == ACTION_COPY_IN:
+            if self.replies.peek() & REPLY_KIND_MASK == REPLY_EXECUTE and self.replies.count > 1:
+                self.replies.drop_last()    # the shard ignores the Sync that lies behind the Execute
+            owner.on_copy_in(self)
+        elif action == ACTION_PART:
+            owner.on_part(self, self.part_suspended)
+        elif action == ACTION_FATAL:
+            self.lose(SqlError("08006", "the shard refused to begin the transaction", hint="See the error before."))
+        return 0
+
+    # -- connecting ----------------------------------------------------------------------------------------------
+
+    cdef int on_writable(self) except -1:
+        """Connected: send the StartupMessage; later: more room."""
+        if self.phase == BACKEND_CONNECTING:
+            self.phase = BACKEND_STARTUP
+            self.outbox.append(<const char*> self.startup, len(self.startup))
+        self.flush()
+        if self.notify_flushed and self.outbox.end - self.outbox.start < OUTBOX_LOW_BYTES:
+            self.notify_flushed = False
+            if self.owner is not None:
+                return self.owner.on_flushed(self)
+        return 0
+
+    cdef Py_ssize_t on_startup_input(self, const char* data, Py_ssize_t size) except -1:
+        """Messages up to the first ReadyForQuery."""
+        cdef Py_ssize_t at = 0, total = 0
+        cdef int result
+        while self.phase == BACKEND_STARTUP:
+            result = scan_frame(data + at, size - at, REPLY_BYTES_MAX, &total)
+            if result == FRAME_MALFORMED:
+                self.lose(SqlError("08P01", "a shard sent a malformed message at start-up"))
+                return size
+            if result == FRAME_NONE or result == FRAME_PARTIAL:
+                break
+            self.on_startup_message(data[at], data + at + 5, total - 5)
+            at += total
+        return at
+
+    cdef int on_startup_message(self, char type, const char* body, Py_ssize_t size) except -1:
+        """Authentication, parameters, key, errors."""
+        cdef const char* end
+        if type == b"R":
+            if size < 4 or read_uint32(body) != 0:
+                self.lose(SqlError(
+                    "28000", "a shard asks for a password, which Foreshard cannot give it yet",
+                    hint="Let the shard trust the address Foreshard connects from (pg_hba.conf).",
+                ))
+        elif type == b"S":
+            end = <const char*> memchr(body, 0, size)
+            if end != NULL and size - (end - body) >= 2:
+                name = body[:end - body].decode()
+                self.parameters[name] = body[end - body + 1:size - 1].decode("utf-8", "replace")
+        elif type == b"K":
+            if size >= 8:
+                self.pid = <int> read_uint32(body)
+                self.secret = body[4:size]
+        elif type == b"E":
+            self.lose(decode_error(body[:size]))
+        elif type == b"Z":
+            self.phase = BACKEND_READY
+            self.status = body[0]
+            self.home.on_backend_ready(self)
+        return 0
+
+    # -- looking inside ------------------------------------------------------------------------------------------
+
+    def has_owner(self) -> bool:
+        """Lent to a session."""
+        return self.owner is not None
+
+    def owner_id(self) -> int | None:
+        """The pid that the session it is lent to was told; None when idle."""
+        return self.owner.pid if self.owner is not None else None
+
+    def is_starting(self) -> bool:
+        """Has not completed its start-up."""
+        return self.phase < BACKEND_READY
+
+    def prepared_count(self) -> int:
+        """Server-side prepared statements."""
+        return len(self.prepared)
+
+    def begin_cancel(self) -> None:
+        """A cancel request is on its way: the backend goes to nobody else meanwhile."""
+        self.cancels += 1
+
+    def end_cancel(self) -> None:
+        """The cancel request was taken, or failed."""
+        self.cancels -= 1
+        if self.cancels == 0 and self.owner is None and self.phase == BACKEND_READY:
+            self.home.on_cancel_done(self)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    cdef int lose(self, object error) except -1:
+        """Close for good and tell owner and pool."""
+        cdef Owner owner = self.owner
+        if self.phase == BACKEND_CLOSED:
+            return 0
+        self.phase = BACKEND_CLOSED
+        self.owner = None
+        self.close()
+        if owner is not None:
+            owner.on_backend_lost(self, error)
+        self.home.on_backend_gone(self, error)
+        return 0
+
+    cdef int on_closed(self, str reason) except -1:
+        """The shard closed the connection."""
+        what = f": {reason}" if reason else ""
+        return self.lose(SqlError(
+            "08006", f"the connection to the shard was lost{what}",
+            hint="The outcome of the statement that was running is unknown; look before trying again.",
+        ))
+
+
+def decode_error(bytes body) -> SqlError:
+    """An ErrorResponse body as SqlError."""
+    fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0") if part}
+    return SqlError(fields.get(b"C", "XX000"), fields.get(b"M", ""), fields.get(b"D", ""), fields.get(b"H", ""))

@@ -1,0 +1,9 @@
+from typing import Any
+
+from foreshard._core.template import Template
+from foreshard._core.values import Values
+from foreshard.proxy.wire.pool import Hub
+
+def explain_route(
+    hub: Hub, template: Template, literals: Values, params: Values, only_shard: int
+) -> dict[str, Any]: ...

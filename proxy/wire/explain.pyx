@@ -1,0 +1,78 @@
+"""What EXPLAIN (FORESHARD) tells of a statement: found by the same code that routes it, changing nothing."""
+
+from foreshard._core.template cimport (
+    ROUTE_ANY,
+    ROUTE_DEFAULT,
+    ROUTE_EMPTY,
+    ROUTE_EXPLAIN,
+    ROUTE_KEYED,
+    ROUTE_MULTI,
+    ROUTE_PLACE,
+    ROUTE_REFUSE,
+    ROUTE_SCATTER,
+    ROUTE_TRANSACTION,
+    Buckets,
+    Template,
+)
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.pool cimport Hub
+
+ROUTE_NAMES = {
+    ROUTE_EMPTY: "empty",
+    ROUTE_DEFAULT: "default",
+    ROUTE_KEYED: "keyed",
+    ROUTE_SCATTER: "scatter",
+    ROUTE_ANY: "any",
+    ROUTE_PLACE: "place",
+    ROUTE_REFUSE: "refuse",
+    ROUTE_TRANSACTION: "transaction",
+    ROUTE_EXPLAIN: "explain",
+    ROUTE_MULTI: "multi",
+}
+OPERATION_NAMES = ("select", "insert", "update", "delete", "other")
+
+
+def explain_route(Hub hub, Template template, Values literals, Values params, int only_shard) -> dict[str, object]:
+    """The route as a dictionary of foreshard.proxy.admin.Explanation's fields, less the names of functions."""
+    cdef double features[4]
+    cdef Buckets buckets = hub.buckets
+    cdef Py_ssize_t index
+    cdef int kind = template.kind
+    told = {
+        "route": ROUTE_NAMES[kind],
+        "operation": OPERATION_NAMES[template.operation],
+        "table": template.table,
+        "shards": [],
+        "buckets": [],
+        "pin": template.pin,
+        "refusal": None,
+        "features": None,
+        "decision": None,
+        "profiles": template.profiles,
+    }
+    shards = []
+    if kind == ROUTE_REFUSE:
+        told["refusal"] = str(template.refusal)
+    elif kind == ROUTE_DEFAULT or kind == ROUTE_ANY or kind == ROUTE_MULTI:
+        shards = [hub.default_shard]
+    elif kind == ROUTE_SCATTER:
+        shards = list(range(hub.shard_count))
+    elif kind == ROUTE_KEYED:
+        buckets.clear()
+        template.locate(literals, params, buckets)
+        told["buckets"] = [buckets.items[index] for index in range(buckets.count)]
+        shards = sorted({hub.state.shard_of_bucket(bucket) for bucket in told["buckets"]})
+        if buckets.every:
+            shards = list(range(hub.shard_count))
+        if len(shards) > 1 and template.is_write:
+            told["refusal"] = "the keys lie on several shards"
+        elif len(shards) > 1 and template.one_shard_refusal is not None:
+            told["refusal"] = str(template.one_shard_refusal)
+    if template.is_write and kind in (ROUTE_KEYED, ROUTE_PLACE) and template.operation != 0:
+        template.read_features(literals, params, features)
+        told["features"] = [features[index] for index in range(4)]
+        only = only_shard if kind == ROUTE_PLACE else (shards[0] if shards else -1)
+        reason = None if kind == ROUTE_PLACE else "parent"
+        told["decision"] = hub.placer.explain(told["features"], template.profiles, only, reason)
+    told["shards"] = [hub.shard_names[shard] for shard in shards]
+    return told

@@ -1,0 +1,60 @@
+from foreshard._core.frames cimport BindParts
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.statement cimport Statement
+
+
+cdef enum Handled:
+    HANDLED = 0             # the message is dealt with
+    RETRY = 1               # it has to wait; nothing has changed
+
+
+cdef class Portal:
+    cdef Statement statement        # None: no such portal
+    cdef Backend backend            # where it is; None for what Foreshard answers itself
+    cdef list parts                 # backends of a concatenation; None otherwise
+    cdef int part                   # where a row limit has stopped
+    cdef bint is_done
+
+
+cdef class Extended(Gather):
+    cdef dict prepared              # name -> Statement
+    cdef Statement unnamed          # the unnamed prepared statement
+    cdef Statement recent           # the named statement bound last, and its name
+    cdef bytes recent_name
+    cdef list unconfirmed           # names parsed in this segment that no shard had accepted before
+    cdef Statement deferred         # parsed, but not yet sent to a shard
+    cdef bint deferred_unnamed
+    cdef Portal portal              # the unnamed portal
+    cdef dict portals               # named ones
+    cdef Portal asked               # whose Execute is under way over several shards
+    cdef bytes asked_name
+    cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
+
+    cdef int on_parse(self, const char* body, Py_ssize_t size) except -1
+    cdef int on_bind(self, const char* body, Py_ssize_t size) except -1
+    cdef int on_describe(self, const char* body, Py_ssize_t size) except -1
+    cdef int on_execute(self, const char* body, Py_ssize_t size) except -1
+    cdef int on_close(self, const char* body, Py_ssize_t size) except -1
+    cdef int on_flush(self) except -1
+    cdef int on_sync(self) except -1
+
+    cdef Statement intern_statement(self, bytes body, Py_ssize_t query_size)
+    cdef Statement find_statement(self, const char* name, Py_ssize_t size)
+    cdef Portal find_portal(self, const char* name, Py_ssize_t size)
+    cdef Portal make_portal(self, const char* name, Py_ssize_t size)
+    cdef int home_shard(self, Statement statement) except -2
+    cdef int settle_deferred(self) except -1
+    cdef int ensure(self, Backend backend, Statement statement, bint is_unnamed, bint is_shown) except -1
+    cdef int answer(self, int synthetic) except -1
+    cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
+    cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
+    cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1
+    cdef int describe_own(self, Statement statement, bint with_parameters) except -1
+    cdef int explain_bound(self, Statement statement) except -1
+    cdef int execute_own(self, Statement statement) except -1
+    cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1
+    cdef int forget_unconfirmed(self) except -1
+    cdef int forget_portals(self) except -1
+    cdef int poison(self, Backend backend) except -1
+    cdef int protocol_error(self, str message) except -1

@@ -1,0 +1,519 @@
+"""Extended query: Parse, Bind, Describe, Execute, Close, Flush and Sync.
+
+A client's prepared statement is known to backends under a name of our own and prepared there when first needed, so it
+survives a change of backend. Parse is held back until the shard is known (Bind) or an answer is due (Describe, Flush,
+Sync); a named statement that some backend has parsed before is confirmed at once. The unnamed statement is sent each
+time the client parses it, so that it sees today's schema.
+"""
+
+cimport cython
+from libc.string cimport memcmp
+
+from foreshard._core.frames cimport (
+    BindParts,
+    Cursor,
+    decode_bind,
+    decode_bind_params,
+    read_bytes,
+    read_cstring,
+    read_int16,
+    read_int32,
+)
+from foreshard._core.replies cimport (
+    REPLY_BIND,
+    REPLY_CLOSE,
+    REPLY_DESCRIBE,
+    REPLY_EXECUTE,
+    REPLY_NOTIFY,
+    REPLY_PARSE,
+    REPLY_POISON,
+    REPLY_SWALLOW,
+    REPLY_SYNC,
+    SYNTHETIC_BIND,
+    SYNTHETIC_CLOSE,
+    SYNTHETIC_PARSE,
+)
+from foreshard._core.template cimport (
+    ROUTE_DEFAULT,
+    ROUTE_EXPLAIN,
+    ROUTE_MULTI,
+    ROUTE_PLACE,
+    ROUTE_REFUSE,
+    ROUTE_TRANSACTION,
+    Template,
+)
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.gather cimport ROUTE_MANY, Gather
+from foreshard.proxy.wire.session cimport WAIT_SEGMENT
+from foreshard.proxy.wire.statement cimport Statement
+
+from foreshard._core.errors import SqlError
+from foreshard.proxy.wire.session import failed_transaction
+
+cdef enum:
+    STATEMENTS_MAX = 10000      # that the router remembers for clients to come; chosen, not measured
+
+cdef bytes POISON = b"\0foreshard: refused, rolling back\0\0\0\0\0\0\0"
+
+
+@cython.final
+cdef class Portal:
+    """What a Bind made. The unnamed portal's object is used again for each Bind."""
+
+
+cdef class Extended(Gather):
+    """The part of a frontend that knows extended query."""
+
+    def __cinit__(self):
+        self.prepared = {}
+        self.portals = {}
+        self.portal = Portal()
+        self.unconfirmed = []
+
+    # -- Parse ---------------------------------------------------------------------------------------------------
+
+    cdef int on_parse(self, const char* body, Py_ssize_t size) except -1:
+        """Remember the statement; the shard hears of it when it is bound."""
+        cdef Cursor cursor
+        cdef Py_ssize_t name_size, query_size
+        cdef const char* name
+        cdef const char* query
+        cdef Statement statement
+        cursor.at = body
+        cursor.end = body + size
+        cursor.is_bad = False
+        name = read_cstring(&cursor, &name_size)
+        query = read_cstring(&cursor, &query_size)
+        read_bytes(&cursor, <Py_ssize_t> read_int16(&cursor) * 4)
+        if cursor.is_bad or cursor.at != cursor.end:
+            return self.protocol_error("invalid Parse message")
+        if self.deferred is not None and self.settle_deferred() == RETRY:
+            return RETRY
+        statement = self.unnamed
+        if name_size or statement is None or len(statement.body) != cursor.end - query or \
+                memcmp(<const char*> statement.body, query, cursor.end - query) != 0:
+            statement = self.intern_statement(query[:cursor.end - query], query_size)
+        if self.failed and statement.template.kind != ROUTE_TRANSACTION:
+            raise failed_transaction()
+        if statement.template.kind == ROUTE_REFUSE:
+            raise statement.template.refusal
+        if name_size:
+            key = name[:name_size]
+            if key in self.prepared:
+                raise SqlError("42P05", f'prepared statement "{key.decode("utf-8", "replace")}" already exists')
+            self.prepared[key] = statement
+            if not statement.is_validated:
+                self.unconfirmed.append(key)
+        else:
+            self.unnamed = statement
+        if statement.template.kind in (ROUTE_TRANSACTION, ROUTE_EXPLAIN) or (name_size and statement.is_validated):
+            return self.answer(SYNTHETIC_PARSE)
+        self.deferred = statement
+        self.deferred_unnamed = name_size == 0
+        return HANDLED
+
+    cdef Statement intern_statement(self, bytes body, Py_ssize_t query_size):
+        """The router's one Statement for this text and these types."""
+        cdef Statement statement = self.hub.statements.get(body)
+        if statement is None:
+            if len(self.hub.statements) >= STATEMENTS_MAX:
+                self.hub.statements.pop(next(iter(self.hub.statements)))
+            self.hub.statement_ids += 1
+            statement = Statement(self.hub.statement_ids, body, query_size, self.hub.cache)
+            self.hub.statements[body] = statement
+        return statement
+
+    cdef int home_shard(self, Statement statement) except -2:
+        """Where a statement can be parsed and described."""
+        cdef int kind = statement.template.kind
+        if kind == ROUTE_DEFAULT or kind == ROUTE_MULTI or self.active is None:
+            return self.hub.default_shard
+        return self.active.shard
+
+    cdef int settle_deferred(self) except -1:
+        """The client wants an answer to its Parse: send it to a shard that can tell."""
+        cdef Statement statement = self.deferred
+        cdef Backend backend
+        if statement is None:
+            return HANDLED
+        backend = self.attach(self.home_shard(statement), False, False)
+        if backend is None:
+            return RETRY
+        self.ensure(backend, statement, self.deferred_unnamed, True)
+        return HANDLED
+
+    cdef int ensure(self, Backend backend, Statement statement, bint is_unnamed, bint is_shown) except -1:
+        """See that the backend has the statement; a deferred Parse is answered by this one if it is to be shown."""
+        cdef bint is_due = is_shown and self.deferred is statement and self.deferred_unnamed == is_unnamed
+        cdef int entry = REPLY_PARSE if is_due else REPLY_PARSE | REPLY_SWALLOW
+        if is_due:
+            self.deferred = None
+        if is_unnamed:
+            if is_due or backend.unnamed is not statement:
+                backend.write_parse(statement, b"", <const char*> statement.body, len(statement.body), entry)
+                backend.unnamed = statement
+        elif statement.id not in backend.prepared:
+            backend.write_parse(
+                statement, statement.server_name, <const char*> statement.body, len(statement.body), entry)
+        elif is_due:
+            self.answer(SYNTHETIC_PARSE)
+        return 0
+
+    cdef int answer(self, int synthetic) except -1:
+        """Give an answer of our own, behind what the active backend still owes."""
+        cdef Backend backend = self.active
+        if backend is not None and backend.replies.count:
+            backend.replies.push(synthetic)
+            return 0
+        if synthetic == SYNTHETIC_PARSE:
+            return self.push(b"1\0\0\0\4", 5)
+        if synthetic == SYNTHETIC_BIND:
+            return self.push(b"2\0\0\0\4", 5)
+        return self.push(b"3\0\0\0\4", 5)
+
+    # -- Bind ----------------------------------------------------------------------------------------------------
+
+    cdef Statement find_statement(self, const char* name, Py_ssize_t size):
+        """A prepared statement by name; SqlError 26000."""
+        cdef Statement statement
+        if size == 0:
+            if self.unnamed is None:
+                raise SqlError("26000", "unnamed prepared statement does not exist")
+            return self.unnamed
+        if self.recent is not None and len(self.recent_name) == size:
+            if memcmp(<const char*> self.recent_name, name, size) == 0:
+                return self.recent
+        key = name[:size]
+        statement = self.prepared.get(key)
+        if statement is None:
+            raise SqlError("26000", f'prepared statement "{key.decode("utf-8", "replace")}" does not exist')
+        self.recent = statement
+        self.recent_name = key
+        return statement
+
+    cdef Portal make_portal(self, const char* name, Py_ssize_t size):
+        """A fresh portal under that name."""
+        cdef Portal portal = self.portal
+        if size:
+            key = name[:size]
+            if key in self.portals:
+                raise SqlError("42P03", f'cursor "{key.decode("utf-8", "replace")}" already exists')
+            portal = Portal()
+            self.portals[key] = portal
+        return portal
+
+    cdef int on_bind(self, const char* body, Py_ssize_t size) except -1:
+        """Find the shard by the statement's keys or cost, and bind there."""
+        cdef BindParts parts
+        cdef Statement statement
+        cdef Template template
+        cdef Backend backend
+        cdef Portal portal
+        cdef int shard
+        if not decode_bind(body, size, &parts):
+            return self.protocol_error("invalid Bind message")
+        statement = self.find_statement(parts.statement, parts.statement_size)
+        template = statement.template
+        if template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN:
+            portal = self.make_portal(parts.portal, parts.portal_size)
+            portal.statement = statement
+            portal.backend = None
+            portal.parts = None
+            if template.kind == ROUTE_EXPLAIN and decode_bind_params(&parts, self.hub.params) == 0:
+                self.explain_bound(statement)
+            return self.answer(SYNTHETIC_BIND)
+        if self.failed:
+            raise failed_transaction()
+        shard = self.hub.default_shard
+        if (template.kind != ROUTE_DEFAULT or template.cursor is not None) and template.kind != ROUTE_MULTI:
+            if decode_bind_params(&parts, self.hub.params):
+                return self.protocol_error("invalid Bind message")
+            shard = self.route(template, statement.literals, self.hub.params, -1)
+        if shard == ROUTE_MANY:
+            if not self.attach_all(self.shards):
+                return RETRY
+            portal = self.make_portal(parts.portal, parts.portal_size)
+            return self.bind_many(portal, statement, &parts)
+        backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
+        if backend is None:
+            return RETRY
+        portal = self.make_portal(parts.portal, parts.portal_size)
+        portal.statement = statement
+        portal.backend = backend
+        portal.parts = None
+        self.ensure(backend, statement, parts.statement_size == 0, True)
+        self.send_bind(backend, statement, &parts, True)
+        if template.is_write or template.pin is not None or template.cursor is not None:
+            self.mark(backend, template)
+            self.charge(backend, template, statement.literals, self.hub.params)
+        return HANDLED
+
+    cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1:
+        """Bind under the backend's name for the statement."""
+        cdef bytes name = b"" if parts.statement_size == 0 else statement.server_name
+        cdef Py_ssize_t name_size = len(name)
+        backend.outbox.append_byte(b"B")
+        backend.outbox.append_int32(<int> (4 + parts.portal_size + 1 + name_size + 1 + parts.rest_size))
+        backend.outbox.append(parts.portal, parts.portal_size + 1)
+        backend.outbox.append(<const char*> name, name_size + 1)
+        backend.outbox.append(parts.rest, parts.rest_size)
+        backend.replies.push(REPLY_BIND if is_shown else REPLY_BIND | REPLY_SWALLOW)
+        backend.unsynced = True
+        return 0
+
+    cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1:
+        """Bind on every shard of a concatenated read; the first one's answers are the client's."""
+        cdef Backend backend
+        cdef bint is_first = True
+        portal.statement = statement
+        portal.backend = None
+        portal.part = 0
+        portal.parts = [self.find_link(shard) for shard in self.shards]
+        self.active = portal.parts[0]
+        for backend in portal.parts:
+            self.ensure(backend, statement, parts.statement_size == 0, is_first)
+            self.send_bind(backend, statement, parts, is_first)
+            is_first = False
+        return HANDLED
+
+    # -- Describe, Execute, Close --------------------------------------------------------------------------------
+
+    cdef Portal find_portal(self, const char* name, Py_ssize_t size):
+        """A portal by name, of Bind or of DECLARE; SqlError 34000. None: the message has to wait."""
+        cdef Portal portal = self.portals.get(name[:size]) if size else self.portal
+        if portal is not None and portal.statement is not None:
+            return portal
+        word = name[:size].decode("utf-8", "replace")
+        if word not in self.cursors:
+            raise SqlError("34000", f'portal "{word}" does not exist')
+        portal = Portal()
+        portal.backend = self.attach(self.cursors[word], False, False)
+        return portal if portal.backend is not None else None
+
+    cdef int on_describe(self, const char* body, Py_ssize_t size) except -1:
+        """Describe a statement on any shard that can, a portal where it is."""
+        cdef Statement statement
+        cdef Portal portal
+        cdef Backend backend
+        cdef bytes message
+        if size < 2 or body[size - 1] != 0 or (body[0] != b"S" and body[0] != b"P"):
+            return self.protocol_error("invalid DESCRIBE message")
+        if body[0] == b"P":
+            portal = self.find_portal(body + 1, size - 2)
+            if portal is None:
+                return RETRY
+            if portal.backend is None and portal.parts is None:
+                return RETRY if self.wait_until_drained() else self.describe_own(portal.statement, False)
+            backend = portal.backend if portal.backend is not None else portal.parts[0]
+            if self.attach(backend.shard, False, False) is not backend:
+                return RETRY
+            backend.write_message(b"D", body, size)
+        else:
+            statement = self.find_statement(body + 1, size - 2)
+            if statement.template.kind == ROUTE_TRANSACTION or statement.template.kind == ROUTE_EXPLAIN:
+                return RETRY if self.wait_until_drained() else self.describe_own(statement, True)
+            if self.deferred is not statement and self.settle_deferred() == RETRY:
+                return RETRY
+            backend = self.attach(self.home_shard(statement), False, False)
+            if backend is None:
+                return RETRY
+            self.ensure(backend, statement, size == 2, True)
+            message = b"S" + (b"" if size == 2 else statement.server_name) + b"\0"
+            backend.write_message(b"D", <const char*> message, len(message))
+        backend.replies.push(REPLY_DESCRIBE)
+        backend.unsynced = True
+        return HANDLED
+
+    cdef int describe_own(self, Statement statement, bint with_parameters) except -1:
+        """Describe what Foreshard answers itself."""
+        if with_parameters:
+            self.push(b"t\0\0\0\6\0\0", 7)
+        if statement.template.kind == ROUTE_EXPLAIN:
+            self.push_bytes(self.hub.services.explain_description())
+            return HANDLED
+        self.push(b"n\0\0\0\4", 5)
+        return HANDLED
+
+    cdef int on_execute(self, const char* body, Py_ssize_t size) except -1:
+        """Run a portal where it is."""
+        cdef Cursor cursor
+        cdef Py_ssize_t name_size
+        cdef const char* name
+        cdef Portal portal
+        cdef Backend backend
+        cdef long long rows
+        cursor.at = body
+        cursor.end = body + size
+        cursor.is_bad = False
+        name = read_cstring(&cursor, &name_size)
+        rows = read_int32(&cursor)
+        if cursor.is_bad or cursor.at != cursor.end:
+            return self.protocol_error("invalid Execute message")
+        portal = self.find_portal(name, name_size)
+        if portal is None:
+            return RETRY
+        if portal.parts is not None:
+            return self.execute_many(portal, name[:name_size], max(rows, 0))
+        if portal.backend is None:
+            if self.wait_until_drained():
+                return RETRY
+            return self.execute_own(portal.statement)
+        backend = portal.backend
+        if self.attach(backend.shard, False, False) is not backend:
+            return RETRY
+        backend.write_message(b"E", body, size)
+        backend.replies.push(REPLY_EXECUTE)
+        backend.unsynced = True
+        return HANDLED
+
+    cdef int execute_own(self, Statement statement) except -1:
+        """Run a transaction command, or give an EXPLAIN (FORESHARD) that was made at Bind."""
+        if statement.template.kind == ROUTE_EXPLAIN:
+            self.push_bytes(self.explained)
+            return HANDLED
+        self.run_verb(statement.template)
+        return HANDLED
+
+    cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1:
+        """Run a portal of several shards: all at once, or with a row limit one after the other."""
+        cdef Backend backend
+        if self.wait_until_drained():
+            return RETRY
+        self.asked = portal
+        self.asked_name = name
+        self.rows_left = rows
+        if rows:
+            self.send_execute(portal.parts[portal.part], name, rows)
+            self.start_parts(portal.parts, portal.part, False)
+        else:
+            for backend in portal.parts[portal.part:]:
+                self.send_execute(backend, name, 0)
+            self.start_parts(portal.parts, portal.part, True)
+        return HANDLED
+
+    cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1:
+        """Execute and Flush."""
+        cdef bytes body = name + b"\0" + int(rows).to_bytes(4, "big")
+        backend.write_message(b"E", <const char*> body, len(body))
+        backend.replies.push(REPLY_EXECUTE)
+        backend.unsynced = True
+        return backend.write_empty(b"H", 0)
+
+    cdef int ask_part(self, Backend backend) except -1:
+        """The next shard of a limited Execute."""
+        self.asked.part = self.part
+        self.send_execute(backend, self.asked_name, self.rows_left)
+        return backend.flush()
+
+    cdef int on_close(self, const char* body, Py_ssize_t size) except -1:
+        """Close: statements stay on the backends for others; portals are closed where they are."""
+        cdef Portal portal
+        cdef Backend backend
+        if size < 2 or body[size - 1] != 0 or (body[0] != b"S" and body[0] != b"P"):
+            return self.protocol_error("invalid CLOSE message")
+        if body[0] == b"S":
+            if self.settle_deferred() == RETRY:
+                return RETRY
+            if size == 2:
+                self.unnamed = None
+            else:
+                self.prepared.pop(body[1:size - 1], None)
+                self.recent = None
+            return self.answer(SYNTHETIC_CLOSE)
+        portal = self.portal if size == 2 else self.portals.get(body[1:size - 1])
+        if portal is None and body[1:size - 1].decode("utf-8", "replace") in self.cursors:
+            portal = self.find_portal(body + 1, size - 2)
+            if portal is None:
+                return RETRY
+            self.cursors.pop(body[1:size - 1].decode("utf-8", "replace"))
+        elif portal is None or portal.statement is None or portal.backend is None:
+            if portal is not None:
+                portal.statement = None
+            self.portals.pop(body[1:size - 1], None)
+            return self.answer(SYNTHETIC_CLOSE)
+        backend = portal.backend
+        if self.attach(backend.shard, False, False) is not backend:
+            return RETRY
+        backend.write_message(b"C", body, size)
+        backend.replies.push(REPLY_CLOSE)
+        backend.unsynced = True
+        portal.statement = None
+        self.portals.pop(body[1:size - 1], None)
+        return HANDLED
+
+    # -- Flush, Sync ---------------------------------------------------------------------------------------------
+
+    cdef int on_flush(self) except -1:
+        """Have the shards answer what they owe."""
+        cdef Backend backend
+        if self.settle_deferred() == RETRY:
+            return RETRY
+        for backend in self.links:
+            if backend.unsynced:
+                backend.write_empty(b"H", 0)
+                backend.flush()
+        return HANDLED
+
+    cdef int on_sync(self) except -1:
+        """End the segment on every shard it touched."""
+        cdef Backend backend
+        cdef int count = 0
+        if not self.skipping and self.settle_deferred() == RETRY:
+            return RETRY
+        self.deferred = None
+        for backend in self.links:
+            if backend.unsynced:
+                count += 1
+                if self.skipping and not self.explicit and not backend.is_skipping:
+                    self.poison(backend)
+        self.skipping = False
+        self.simple = False
+        if count == 0:
+            self.forget_unconfirmed()
+            self.push_ready()
+            if not self.explicit and self.pinned is None and self.links:
+                self.release_links()
+            return HANDLED
+        self.pending = count
+        self.waiting = WAIT_SEGMENT
+        for backend in self.links:
+            if backend.unsynced:
+                backend.unsynced = False
+                backend.write_empty(b"S", REPLY_SYNC if count == 1 else REPLY_SYNC | REPLY_NOTIFY)
+                backend.flush()
+        return HANDLED
+
+    cdef int poison(self, Backend backend) except -1:
+        """Make the shard roll back the implicit transaction of a segment in which Foreshard refused a statement."""
+        backend.write_message(b"B", <const char*> POISON, len(POISON))
+        backend.replies.push(REPLY_POISON)
+        return 0
+
+    cdef int forget_portals(self) except -1:
+        """Portals end with their transaction."""
+        self.portal.statement = None
+        if self.portals:
+            self.portals.clear()
+        return 0
+
+    cdef int forget_unconfirmed(self) except -1:
+        """Named statements of this segment that no shard has accepted do not exist."""
+        cdef Statement statement
+        for key in self.unconfirmed:
+            statement = self.prepared.get(key)
+            if statement is not None and not statement.is_validated and statement.template.kind != ROUTE_TRANSACTION \
+                    and statement.template.kind != ROUTE_EXPLAIN:
+                del self.prepared[key]
+                self.recent = None
+        self.unconfirmed.clear()
+        return 0
+
+    cdef int explain_bound(self, Statement statement) except -1:
+        """Make the answer of an EXPLAIN (FORESHARD) while its parameters are at hand."""
+        self.explained = self.hub.services.explain(
+            self, statement.template.parts[0], statement.literals, self.hub.params)
+        return 0
+
+    cdef int protocol_error(self, str message) except -1:
+        """The client broke the protocol: tell it and close. Overridden by the frontend."""
+        return 0

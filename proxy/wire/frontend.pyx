@@ -1,0 +1,534 @@
+"""A frontend: one client connection, from its StartupMessage to its end.
+
+    STARTUP --SSLRequest, GSSENCRequest: 'N'--> STARTUP
+    STARTUP --CancelRequest--> CLOSED
+    STARTUP --StartupMessage--> LOGIN --first backend's parameters known--> READY
+    STARTUP --StartupMessage, database foreshard--> CONSOLE
+    any     --Terminate, end of input, protocol error--> CLOSED
+
+Rules: a message is looked at only when it is whole and its length is within the limit; a malformed one ends the
+connection with a FATAL ErrorResponse and touches nobody else's; input that cannot be handled yet stays in the inbox.
+"""
+
+cimport cython
+
+from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
+from foreshard._core.replies cimport REPLY_QUERY
+from foreshard._core.template cimport (
+    ROUTE_ANY,
+    ROUTE_EMPTY,
+    ROUTE_EXPLAIN,
+    ROUTE_MULTI,
+    ROUTE_PLACE,
+    ROUTE_REFUSE,
+    ROUTE_TRANSACTION,
+    Template,
+)
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.extended cimport RETRY, Extended
+from foreshard.proxy.wire.gather cimport ROUTE_MANY
+from foreshard.proxy.wire.pool cimport Hub, Pool
+from foreshard.proxy.wire.session cimport (
+    WAIT_ANSWER,
+    WAIT_COMMANDS,
+    WAIT_NOTHING,
+    WAIT_POOL,
+    WAIT_SEGMENT,
+)
+
+import secrets
+import time
+
+from foreshard._core.errors import SqlError, not_built
+from foreshard.proxy.wire.session import failed_transaction
+
+cdef enum:
+    EPOLL_IN = 1
+    SSL_REQUEST = 80877103
+    GSSENC_REQUEST = 80877104
+    CANCEL_REQUEST = 80877102
+    PROTOCOL_3_0 = 196608
+    INBOX_HIGH_BYTES = 262144       # a client that sends on while it waits is not read beyond; chosen, not measured
+    OUTBOX_HIGH_BYTES = 1048576     # COPY data a shard has not taken; chosen, not measured
+
+CONSOLE_DATABASE = "foreshard"
+WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active")
+
+
+@cython.final
+cdef class Frontend(Extended):
+    """Made by the listener for each connection; keeps itself alive through the reactor until it is closed."""
+
+    def __init__(self, Hub hub, int fd, object address):
+        self.hub = hub
+        self.address = address
+        self.connected_at = hub.loop.time()
+        self.connected_time = time.time()
+        self.pid = 0
+        self.secret = b""
+        self.open(hub.reactor, fd, EPOLL_IN)
+
+    # -- start-up ------------------------------------------------------------------------------------------------
+
+    cdef int on_startup(self, const char* data, Py_ssize_t size) except -1:
+        """Requests that come before the StartupMessage, and that one; returns the bytes dealt with."""
+        cdef Py_ssize_t at = 0
+        cdef unsigned int length
+        while self.phase == FRONTEND_STARTUP and size - at >= 4:
+            length = read_uint32(data + at)
+            if length < 8 or length > <unsigned int> self.hub.config.limits.startup_bytes_max:
+                self.fatal(SqlError("08P01", "invalid length of startup packet"))
+                return size
+            if size - at < length:
+                break
+            self.on_startup_message(data + at + 4, length - 4)
+            at += length
+        return at
+
+    cdef int on_startup_message(self, const char* body, Py_ssize_t size) except -1:
+        """One packet of the start-up phase."""
+        cdef unsigned int code = read_uint32(body)
+        if code == SSL_REQUEST or code == GSSENC_REQUEST:
+            return self.push(b"N", 1)
+        if code == CANCEL_REQUEST:
+            if size >= 8:
+                self.hub.services.cancel(int(read_uint32(body + 4)), body[8:size])
+            return self.finish()
+        if code >> 16 != 3:
+            return self.fatal(SqlError(
+                "0A000", f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: Foreshard supports 3.0"))
+        words = body[4:size].split(b"\0")
+        if len(words) < 2 or words[-1] != b"" or words[-2] != b"" or len(words) % 2 != 0:
+            return self.fatal(SqlError("08P01", "invalid startup packet layout: expected terminator as last byte"))
+        try:
+            texts = [word.decode() for word in words[:-2]]
+        except UnicodeDecodeError:
+            return self.fatal(SqlError("08P01", "invalid startup packet: not UTF-8"))
+        parameters = dict(zip(texts[::2], texts[1::2], strict=True))
+        unknown = [name for name in parameters if name.startswith("_pq_.")]
+        if code != PROTOCOL_3_0 or unknown:
+            names = b"".join(name.encode() + b"\0" for name in unknown)
+            answer = PROTOCOL_3_0.to_bytes(4, "big") + len(unknown).to_bytes(4, "big") + names
+            self.push_bytes(b"v" + (len(answer) + 4).to_bytes(4, "big") + answer)
+            for name in unknown:
+                del parameters[name]
+        return self.check_parameters(parameters)
+
+    cdef int check_parameters(self, dict parameters) except -1:
+        """Who is it, and what database do they want?"""
+        user = parameters.pop("user", "")
+        database = parameters.pop("database", "") or user
+        if not user:
+            return self.fatal(SqlError("28000", "no PostgreSQL user name specified in startup packet"))
+        if parameters.pop("replication", "off").lower() not in ("off", "false", "no", "0"):
+            return self.fatal(not_built("replication connections", "Connect to the shard itself."))
+        if len(self.hub.sessions) >= self.hub.config.limits.clients_max:
+            return self.fatal(SqlError(
+                "53300", "sorry, too many clients already", hint="limits.clients_max is the bound."))
+        settings = " ".join([*parameters, parameters.get("options", "")])
+        if self.hub.is_sharded and ("search_path" in settings or "foreshard" in settings):
+            return self.fatal(not_built("setting search_path or foreshard.* at start-up", "Qualify the names instead."))
+        self.pid = secrets.randbits(31)
+        self.secret = secrets.token_bytes(4)
+        self.hub.sessions[self.pid, self.secret] = self
+        self.parameters = (("user", user), ("database", database), *sorted(parameters.items()))
+        if database == CONSOLE_DATABASE:
+            self.phase = FRONTEND_CONSOLE
+            self.push_bytes(self.hub.services.console_greeting(self.parameters))
+            self.push_login()
+            return 0
+        if database != self.hub.database:
+            return self.fatal(SqlError(
+                "3D000", f'database "{database}" does not exist',
+                hint=f'Foreshard serves database "{self.hub.database}", and its console as "{CONSOLE_DATABASE}".'))
+        self.phase = FRONTEND_LOGIN
+        return self.login()
+
+    cdef int login(self) except -1:
+        """The client's parameters are what a backend with the same StartupMessage was given."""
+        cdef Pool pool = self.hub.pool(self.hub.default_shard, self.parameters)
+        cdef Backend backend
+        if pool.server_parameters is None:
+            backend = pool.take(self)
+            if backend is None:
+                self.waiting = WAIT_POOL
+                return 0
+            pool.put(backend)
+        return self.finish_login()
+
+    cdef int finish_login(self) except -1:
+        """AuthenticationOk, parameters, cancel key, ReadyForQuery."""
+        cdef Pool pool = self.hub.pool(self.hub.default_shard, self.parameters)
+        answer = bytearray(b"R\0\0\0\x08\0\0\0\0")
+        for name, value in pool.server_parameters.items():
+            body = name.encode() + b"\0" + value.encode() + b"\0"
+            answer += b"S" + (len(body) + 4).to_bytes(4, "big") + body
+        self.push_bytes(bytes(answer))
+        self.phase = FRONTEND_READY
+        return self.push_login()
+
+    def push_login(self) -> int:
+        """BackendKeyData and ReadyForQuery."""
+        self.push_bytes(b"K\0\0\0\x0c" + self.pid.to_bytes(4, "big") + self.secret)
+        return self.push_ready()
+
+    # -- input ---------------------------------------------------------------------------------------------------
+
+    cdef Py_ssize_t on_input(self, const char* data, Py_ssize_t size) except -1:
+        """Handle whole messages until one has to wait; returns the bytes dealt with."""
+        cdef Py_ssize_t at = 0, total = 0
+        cdef int result
+        if self.phase == FRONTEND_STARTUP:
+            at = self.on_startup(data, size)
+        if self.is_looking:
+            return at
+        self.is_looking = True
+        try:
+            while self.waiting == WAIT_NOTHING and self.phase >= FRONTEND_READY and self.fd >= 0:
+                result = scan_frame(data + at, size - at, self.hub.message_bytes_max, &total)
+                if result == FRAME_NONE:
+                    break
+                if result == FRAME_MALFORMED or not is_frontend_type(data[at]):
+                    self.fatal(bad_message(data[at], read_uint32(data + at + 1), self.hub.message_bytes_max))
+                    return size
+                if result == FRAME_PARTIAL:
+                    self.inbox_goal = total
+                    break
+                if self.handle(data[at], data + at + 5, total - 5, data + at, total) == RETRY:
+                    break
+                at += total
+        finally:
+            self.is_looking = False
+        if self.fd < 0:
+            return size
+        if self.active is not None and self.active.outbox.end > self.active.outbox.start:
+            self.active.flush()
+        if self.waiting != WAIT_NOTHING and size - at > INBOX_HIGH_BYTES and not self.reading_paused:
+            self.reading_paused = True
+            self.set_reading(False)
+        elif self.at_end and self.waiting == WAIT_NOTHING:
+            self.finish()
+            return size
+        return at
+
+    cdef int resume(self) except -1:
+        """Go on with the client's next message."""
+        self.waiting = WAIT_NOTHING
+        if self.phase == FRONTEND_LOGIN:
+            return self.resume_login()
+        if self.reading_paused:
+            self.reading_paused = False
+            self.set_reading(True)
+        if self.is_looking or self.fd < 0:
+            return 0
+        if self.inbox.end > self.inbox.start:
+            return self.look()
+        if self.at_end:
+            return self.finish()
+        return 0
+
+    def resume_login(self) -> int:
+        """A backend was granted (or denied) while the client logs in."""
+        error, self.denied = self.denied, None
+        if error is not None:
+            return self.fatal(error)
+        self.release_links()
+        self.finish_login()
+        return self.look()
+
+    cdef int handle(
+        self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total
+    ) except -1:
+        """One whole message; SqlErrors become its answer."""
+        try:
+            if self.denied is not None:
+                error, self.denied = self.denied, None
+                raise error
+            return self.on_message(type, body, size, message, total)
+        except SqlError as error:
+            self.decided_shard = -1
+            if self.wait_until_drained():
+                return RETRY
+            self.answer_error(error)
+            return 0
+
+    cdef int on_message(
+        self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total
+    ) except -1:
+        """Dispatch by type."""
+        if type == b"Q":
+            return self.on_query(body, size, message, total)
+        if type == b"X":
+            return self.finish()
+        if self.phase == FRONTEND_CONSOLE:
+            self.simple = False
+            if type == b"S":
+                self.skipping = False
+                return self.push_ready()
+            if self.skipping:
+                return 0
+            raise not_built("extended query in the console", "Use simple queries: psql does.")
+        if type == b"S":
+            return self.on_sync() if not self.copying else 0
+        if type == b"d" or type == b"c" or type == b"f":
+            return self.on_copy_message(type, message, total)
+        if self.copying:
+            if type == b"H":
+                return 0
+            return self.fatal(SqlError("08P01", f"unexpected message type 0x{type:02X} during COPY from stdin"))
+        if self.skipping:
+            return 0
+        self.simple = False
+        if type == b"B":
+            return self.on_bind(body, size)
+        if type == b"E":
+            return self.on_execute(body, size)
+        if type == b"P":
+            return self.on_parse(body, size)
+        if type == b"D":
+            return self.on_describe(body, size)
+        if type == b"C":
+            return self.on_close(body, size)
+        if type == b"H":
+            return self.on_flush()
+        raise not_built("the function call protocol", "Call the function with SELECT.")
+
+    cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1:
+        """CopyData, CopyDone, CopyFail: to the shard that waits for them; late ones are ignored, as PostgreSQL does."""
+        cdef Backend backend = self.active
+        if not self.copying or backend is None:
+            return 0
+        backend.outbox.append(message, total)
+        if type != b"d":
+            self.copying = False
+            if self.simple:
+                self.waiting = WAIT_SEGMENT
+        elif backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
+            backend.flush()
+            if backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
+                self.waiting = WAIT_SEGMENT
+                backend.notify_flushed = True
+        return 0
+
+    # -- simple query --------------------------------------------------------------------------------------------
+
+    cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
+        """One simple Query: route it and send the client's own bytes."""
+        cdef Template template
+        cdef int kind, shard
+        if size < 1 or body[size - 1] != 0:
+            return self.protocol_error("invalid Query message")
+        if self.active is not None and self.active.unsynced and self.wait_until_drained():
+            return RETRY
+        self.simple = True
+        self.skipping = False
+        self.deferred = None
+        if self.phase == FRONTEND_CONSOLE:
+            return self.ask_console(body[:size - 1])
+        template = self.hub.cache.get(body, size - 1, self.hub.literals)
+        kind = template.kind
+        if kind == ROUTE_TRANSACTION:
+            if self.wait_until_drained():
+                return RETRY
+            self.queries += 1
+            return self.run_verb(template)
+        if kind == ROUTE_EMPTY:
+            self.push(b"I\0\0\0\4", 5)
+            return self.push_ready()
+        if self.failed:
+            raise failed_transaction()
+        if kind == ROUTE_MULTI:
+            return self.query_several(template, message, total)
+        if kind == ROUTE_EXPLAIN:
+            return self.explain_query(template)
+        self.hub.params.clear()
+        shard = self.route(template, self.hub.literals, self.hub.params, -1)
+        if shard == ROUTE_MANY:
+            return self.query_many(message, total)
+        return self.forward_query(template, shard, message, total)
+
+    cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1:
+        """Send the client's Query to one shard."""
+        cdef Backend backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
+        if backend is None:
+            return RETRY
+        self.queries += 1
+        if template.is_write or template.pin is not None or template.cursor is not None:
+            self.mark(backend, template)
+            self.charge(backend, template, self.hub.literals, self.hub.params)
+        if backend.outbox.end == backend.outbox.start:
+            backend.push(message, total)
+        else:
+            backend.outbox.append(message, total)
+        backend.unsynced = False
+        backend.unnamed = None
+        backend.replies.push(REPLY_QUERY)
+        self.pending = 1
+        self.waiting = WAIT_SEGMENT
+        return 0
+
+    cdef int query_many(self, const char* message, Py_ssize_t total) except -1:
+        """Send the client's Query to several shards and concatenate their rows."""
+        cdef Backend backend
+        cdef list parts
+        if not self.attach_all(self.shards):
+            return RETRY
+        self.queries += 1
+        parts = [self.find_link(shard) for shard in self.shards]
+        for backend in parts:
+            backend.outbox.append(message, total)
+            backend.unnamed = None
+            backend.replies.push(REPLY_QUERY)
+        self.rows_left = 0
+        self.start_parts(parts, 0, True)
+        return 0
+
+    cdef int query_several(self, Template template, const char* message, Py_ssize_t total) except -1:
+        """A string of several statements goes whole to one shard, or is refused."""
+        cdef Template part
+        cdef Template writer = template
+        cdef int shard = -1, found, only = self.written_shard()
+        if not template.is_plain:
+            for part in template.parts:
+                if part.kind == ROUTE_REFUSE:
+                    raise part.refusal
+                if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_ANY or part.kind == ROUTE_EMPTY:
+                    continue
+                found = self.route(part, self.hub.literals, self.hub.params, shard if shard >= 0 else only)
+                if found == ROUTE_MANY or (shard >= 0 and found != shard):
+                    raise not_built(
+                        "several statements in one string that need different shards", "Send them one by one.")
+                shard = found
+                if part.is_write:
+                    writer = part
+        if len(self.links) > 1 and self.explicit and any(part.kind == ROUTE_TRANSACTION for part in template.parts):
+            raise not_built("transaction commands inside a string of several statements on several shards",
+                            "Send them one by one.")
+        if shard < 0:
+            shard = self.hub.default_shard
+        return self.forward_query(writer, shard, message, total)
+
+    cdef int explain_query(self, Template template) except -1:
+        """EXPLAIN (FORESHARD): answered here."""
+        if self.wait_until_drained():
+            return RETRY
+        self.hub.params.clear()
+        rows = self.hub.services.explain(self, template.parts[0], self.hub.literals, self.hub.params)
+        self.push_bytes(self.hub.services.explain_description())
+        self.push_bytes(rows)
+        return self.push_ready()
+
+    def ask_console(self, bytes sql) -> int:
+        """Hand a console command to the router; `give_answer` follows."""
+        self.waiting = WAIT_ANSWER
+        self.hub.services.ask_console(self, sql.decode("utf-8", "replace"))
+        return 0
+
+    def give_answer(self, bytes data) -> None:
+        """The console's whole answer, without ReadyForQuery."""
+        if self.fd >= 0 and self.waiting == WAIT_ANSWER:
+            self.push_bytes(data)
+            self.push_ready()
+            self.resume()
+
+    # -- what backends report ------------------------------------------------------------------------------------
+
+    cdef int on_ready(self, Backend backend) except -1:
+        """ReadyForQuery of a shard: of the client's own request, or of a command on several shards."""
+        self.pending -= 1
+        if self.waiting == WAIT_COMMANDS:
+            return self.finish_verb() if self.pending == 0 else 0
+        if self.pending > 0:
+            return 0
+        if self.unconfirmed:
+            self.forget_unconfirmed()
+        if len(self.links) > 1 and not self.simple:
+            self.settle_status()
+            if backend.was_muted:
+                self.push_ready()
+        self.end_segment()
+        if not self.explicit and self.portal.statement is not None:
+            self.forget_portals()
+        return 0
+
+    cdef int on_backend_lost(self, Backend backend, object error) except -1:
+        """A shard's connection broke under the session: say so and end, for its transaction is gone."""
+        return self.fatal(error)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    cdef int protocol_error(self, str message) except -1:
+        return self.fatal(SqlError("08P01", message))
+
+    cdef int fatal(self, object error) except -1:
+        """Tell the client and close."""
+        self.push_bytes(error.encode("FATAL"))
+        return self.finish()
+
+    cdef int finish(self) except -1:
+        """Close for good; idempotent."""
+        if self.phase == FRONTEND_CLOSED:
+            return 0
+        self.phase = FRONTEND_CLOSED
+        self.flush()
+        self.hub.sessions.pop((self.pid, self.secret), None)
+        self.close()
+        return self.abandon()
+
+    cdef int on_closed(self, str reason) except -1:
+        """The client's last byte has come: what it asked for is still done, as PostgreSQL would."""
+        if reason or self.waiting == WAIT_NOTHING or self.phase != FRONTEND_READY or self.waiting == WAIT_POOL:
+            return self.finish()
+        self.at_end = True
+        self.reading_paused = False
+        return self.set_reading(False)
+
+    def terminate(self, error: SqlError) -> None:
+        """End the session from outside (shutdown, limits)."""
+        self.fatal(error)
+
+    # -- looking inside ------------------------------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Between transactions, with nothing under way."""
+        return self.waiting == WAIT_NOTHING and not self.explicit and (not self.links or self.pinned is not None)
+
+    def is_starting(self) -> bool:
+        """Has not completed its start-up."""
+        return self.phase < FRONTEND_READY
+
+    def state_name(self) -> str:
+        """active, waiting or idle, as PgBouncer's SHOW CLIENTS has it."""
+        if self.waiting == WAIT_NOTHING and self.links and (self.explicit or self.copying):
+            return "active"
+        return WAITING_NAMES[self.waiting]
+
+    def prepared_count(self) -> int:
+        """Named prepared statements of this client."""
+        return len(self.prepared)
+
+    def only_shard(self) -> int:
+        """The shard that the transaction has written on, which a new row must follow; -1: none."""
+        return self.written_shard()
+
+    def busy_backends(self) -> list[Backend]:
+        """Backends that work for this session now: where a cancel request must go."""
+        cdef Backend backend
+        return [backend for backend in self.links if backend.replies.count]
+
+
+cdef bint is_frontend_type(char type) noexcept:
+    """A type byte that a client may send after start-up."""
+    return type in (b"Q", b"P", b"B", b"E", b"D", b"C", b"S", b"H", b"d", b"c", b"f", b"F", b"X")
+
+
+def bad_message(int type, unsigned int length, Py_ssize_t bytes_max) -> SqlError:
+    """Why a header cannot be taken."""
+    if not is_frontend_type(<char> type):
+        return SqlError("08P01", f"invalid frontend message type {type & 0xFF}")
+    if length < 4:
+        return SqlError("08P01", f"invalid message length {length}")
+    return SqlError(
+        "08P01", f"invalid message length {length}", f"limits.message_bytes_max is {bytes_max}",
+        "Raise the limit if the client means it.",
+    )

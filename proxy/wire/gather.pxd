@@ -1,0 +1,26 @@
+from foreshard._core.template cimport Template
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.transaction cimport Transaction
+
+
+cdef enum:
+    ROUTE_MANY = -2         # what route() answers for a read of several shards
+
+
+cdef class Gather(Transaction):
+    cdef list shards                    # of the read that route() found to go to many
+    cdef int any_turn
+    cdef int decided_rows               # of the placement at hand
+    cdef double decided_cost
+
+    cdef int route(self, Template template, Values literals, Values params, int only) except -3
+    cdef int route_keyed(self, Template template, Values literals, Values params) except -3
+    cdef int written_shard(self) noexcept
+    cdef int next_any(self) noexcept
+    cdef int charge(self, Backend backend, Template template, Values literals, Values params) except -1
+    cdef bint attach_all(self, list shards) except -1
+    cdef int start_parts(self, list parts, int first, bint parallel) except -1
+    cdef int next_part(self) except -1
+    cdef int finish_parts(self, bint suspended) except -1
+    cdef int ask_part(self, Backend backend) except -1

@@ -1,0 +1,243 @@
+"""Where a statement goes, and reads of several shards: their rows one shard after the other.
+
+The client sees what one PostgreSQL would have answered. All shards run the statement at once; the replies of the later
+ones wait in their sockets (hold) until the earlier ones have been relayed, so memory stays bounded and order is kept.
+The first shard describes the result, every shard gives its rows, CommandComplete carries the sum. A row limit (Execute)
+asks one shard after the other instead, each for what is left. When a shard fails, its error is the client's, and what
+the others still say is dropped.
+"""
+
+from foreshard._core.template cimport (
+    ROUTE_ANY,
+    ROUTE_DEFAULT,
+    ROUTE_KEYED,
+    ROUTE_PLACE,
+    ROUTE_REFUSE,
+    ROUTE_SCATTER,
+    Buckets,
+    Template,
+)
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.backend cimport (
+    BACKEND_READY,
+    FILTER_FIRST,
+    FILTER_MUTE,
+    FILTER_NONE,
+    FILTER_REST,
+    Backend,
+)
+from foreshard.proxy.wire.pool cimport Hub
+from foreshard.proxy.wire.session cimport WAIT_PARTS, WAIT_POOL
+from foreshard.proxy.wire.transaction cimport Transaction
+
+from foreshard._core.errors import SqlError
+
+
+cdef class Gather(Transaction):
+    """The part of a frontend that finds shards and concatenates their rows."""
+
+    cdef int route(self, Template template, Values literals, Values params, int only) except -3:
+        """The shard of a statement; ROUTE_MANY with `shards` set for a read of several; SqlError when refused.
+
+        only >= 0 holds a placement to that shard. A placement is decided (and charged) once per message.
+        """
+        cdef Hub hub = self.hub
+        cdef double features[4]
+        cdef int kind = template.kind
+        if template.cursor is not None and template.cursor in self.cursors:
+            return self.cursors[template.cursor]
+        if kind == ROUTE_DEFAULT:
+            return hub.default_shard
+        if kind == ROUTE_KEYED:
+            return self.route_keyed(template, literals, params)
+        if kind == ROUTE_PLACE:
+            if self.decided_shard < 0:
+                if only < 0:
+                    only = self.written_shard()
+                template.read_features(literals, params, features)
+                self.decided_shard = hub.placer.place(
+                    features, template.profile_indexes, template.profile_count, only)
+                self.decided_rows = <int> features[3]
+                self.decided_cost = hub.placer.decision.cost
+                if self.decided_shard < 0:
+                    raise SqlError("57P03", "no shard is up to take the row", hint="SHOW SHARDS tells which are down.")
+            return self.decided_shard
+        if kind == ROUTE_ANY:
+            if self.active is not None:
+                return self.active.shard
+            return hub.default_shard if hub.shard_count == 1 else self.next_any()
+        if kind == ROUTE_SCATTER:
+            if hub.shard_count == 1:
+                return 0
+            self.shards = list(range(hub.shard_count))
+            return ROUTE_MANY
+        if kind == ROUTE_REFUSE:
+            raise template.refusal
+        return hub.default_shard
+
+    cdef int route_keyed(self, Template template, Values literals, Values params) except -3:
+        """The shard that owns the buckets of the keys, or several."""
+        cdef Hub hub = self.hub
+        cdef Buckets buckets = hub.buckets
+        cdef Py_ssize_t index
+        cdef int shard, first
+        buckets.clear()
+        template.locate(literals, params, buckets)
+        first = hub.state.shard_of_bucket(buckets.items[0])
+        if not buckets.every:
+            for index in range(1, buckets.count):
+                shard = hub.state.shard_of_bucket(buckets.items[index])
+                if shard != first:
+                    break
+            else:
+                return first
+        if hub.shard_count == 1:
+            return first
+        if template.is_write:
+            raise SqlError(
+                "0A000", "Foreshard does not support writing rows of several shards in one statement yet",
+                f"the keys of table {template.table} lie on several shards", "Write them one by one.",
+            )
+        if template.one_shard_refusal is not None:
+            raise template.one_shard_refusal
+        if buckets.every:
+            self.shards = list(range(hub.shard_count))
+        else:
+            found = {hub.state.shard_of_bucket(buckets.items[index]) for index in range(buckets.count)}
+            self.shards = sorted(found)
+        return ROUTE_MANY
+
+    cdef int written_shard(self) noexcept:
+        """The shard that the transaction has written on; -1: none."""
+        cdef Backend backend
+        for backend in self.links:
+            if backend.wrote:
+                return backend.shard
+        return -1
+
+    cdef int next_any(self) noexcept:
+        """Shards in turn, for what any of them can answer."""
+        self.any_turn = (self.any_turn + 1) % self.hub.shard_count
+        return self.any_turn
+
+    cdef int charge(self, Backend backend, Template template, Values literals, Values params) except -1:
+        """Account for the statement just sent: bucket share of a placement, predicted cost of any other write."""
+        cdef double features[4]
+        if self.decided_shard >= 0:
+            backend.bucket_rows += self.decided_rows
+            backend.bucket_cost += self.decided_cost
+            self.decided_shard = -1
+        elif template.profile_count and template.is_write:
+            template.read_features(literals, params, features)
+            self.hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
+        return 0
+
+    cdef bint attach_all(self, list shards) except -1:
+        """Link a backend of each shard; False: the message has to wait."""
+        cdef Backend backend
+        if self.wait_until_drained():
+            return False
+        for shard in shards:
+            backend = self.find_link(shard)
+            if backend is None:
+                backend = self.pool(shard).take(self)
+                if backend is None:
+                    self.waiting = WAIT_POOL
+                    return False
+                self.links.append(backend)
+        for shard in shards:
+            backend = self.find_link(shard)
+            if self.script or (self.explicit and not backend.begun):
+                self.join(backend, False)
+        return True
+
+    cdef int start_parts(self, list parts, int first, bint parallel) except -1:
+        """The statement was sent to `parts` (in parallel) or to parts[first] alone: relay from there on."""
+        cdef Backend backend
+        cdef int index
+        self.parts = parts
+        self.part = first
+        self.parts_failed = False
+        self.waiting = WAIT_PARTS
+        for index in range(len(parts)):
+            backend = parts[index]
+            backend.part_rows = 0
+            backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
+            if parallel and index > first:
+                backend.set_hold(True)
+        self.active = parts[first]
+        for backend in parts:
+            backend.flush()
+        return 0
+
+    cdef int on_part(self, Backend backend, bint suspended) except -1:
+        """One shard has given its part, or the row limit was reached."""
+        if self.waiting != WAIT_PARTS or backend is not self.parts[self.part]:
+            return 0
+        if suspended:
+            return self.finish_parts(True)
+        return self.next_part()
+
+    cdef int next_part(self) except -1:
+        """Go on with the next shard, or finish."""
+        cdef Backend backend = self.parts[self.part]
+        if self.rows_left:
+            self.rows_left -= backend.part_rows
+        self.part += 1
+        if self.part >= len(self.parts) or (self.parts_failed and self.rows_left):
+            return self.finish_parts(False)
+        backend = self.parts[self.part]
+        if backend.phase != BACKEND_READY:
+            return self.next_part()
+        if self.parts_failed:
+            backend.filter = FILTER_MUTE
+        self.active = backend
+        if self.rows_left:
+            return self.ask_part(backend)
+        return backend.set_hold(False)
+
+    cdef int ask_part(self, Backend backend) except -1:
+        """Execute with what is left of the row limit; the frontend knows the portal."""
+        return 0
+
+    cdef int finish_parts(self, bint suspended) except -1:
+        """Complete the client's result."""
+        cdef Backend backend
+        cdef long long rows = 0
+        cdef bytes word = b"SELECT"
+        for backend in self.parts:
+            rows += backend.part_rows
+            if backend.part_tag:
+                word = backend.part_tag.rsplit(b" ", 1)[0]
+            backend.filter = FILTER_NONE
+            backend.part_rows = 0
+            if backend.hold:
+                backend.set_hold(False)
+            if self.parts_failed and self.explicit:
+                self.failed = True
+        if suspended:
+            self.push_bytes(b"s\0\0\0\4")
+        elif not self.parts_failed:
+            self.push_complete(word + b" %d" % rows)
+        self.rows_left = 0
+        if self.simple:
+            self.parts = []
+            self.settle_status()
+            self.push_ready()
+            return self.end_segment()
+        if self.parts_failed:
+            self.skipping = True
+        return self.resume()
+
+    cdef int on_failed(self, Backend backend) except -1:
+        """A shard answered with an error."""
+        if self.waiting == WAIT_PARTS:
+            self.parts_failed = True
+            backend.filter = FILTER_MUTE
+            if not self.simple and backend is self.parts[self.part]:
+                return self.next_part()
+            return 0
+        self.copying = False
+        if not self.simple:
+            self.skipping = True
+        return 0

@@ -1,0 +1,54 @@
+from foreshard._core.placement cimport Placer
+from foreshard._core.shared cimport SharedState
+from foreshard._core.statement_cache cimport StatementCache
+from foreshard._core.template cimport Buckets
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.backend cimport Backend, BackendHome, Owner
+from foreshard.proxy.wire.endpoint cimport Reactor
+
+
+cdef class Hub:
+    cdef readonly Reactor reactor
+    cdef readonly object loop
+    cdef readonly object config             # foreshard.proxy.config.Config
+    cdef readonly StatementCache cache
+    cdef readonly SharedState state
+    cdef readonly Placer placer
+    cdef readonly object services           # what router.py offers: console, explain, wake, cancel, log
+    cdef readonly list addresses            # per shard: (family, address, database, user)
+    cdef readonly list shard_names
+    cdef readonly int shard_count
+    cdef readonly int default_shard
+    cdef readonly str database              # the one database that clients connect to
+    cdef readonly bint is_sharded           # tables are declared
+    cdef readonly Py_ssize_t message_bytes_max
+    cdef readonly dict pools                # (shard, startup parameters) -> Pool
+    cdef readonly list backend_counts       # per shard, connecting ones too
+    cdef readonly dict sessions             # cancel key (pid, secret) -> session
+    cdef readonly dict statements           # (query and types) -> Statement
+    cdef readonly long long statement_ids
+    cdef readonly bint is_stopping
+    cdef Values params                      # scratch of whoever is decoding a Bind or a Query
+    cdef Values literals
+    cdef Buckets buckets
+    cdef unsigned char* touched             # shards whose workers are to be woken
+    cdef bint wake_is_due
+
+    cdef Pool pool(self, int shard, tuple parameters)
+    cdef int touch(self, int shard) except -1
+
+
+cdef class Pool(BackendHome):
+    cdef readonly Hub hub
+    cdef readonly int shard
+    cdef readonly tuple parameters          # (name, value) pairs of the StartupMessage, user and database first
+    cdef bytes startup
+    cdef readonly list idle                 # most recently used last
+    cdef readonly set backends              # all of them
+    cdef readonly object waiters            # deque of (owner, deadline)
+    cdef readonly object server_parameters  # ParameterStatus of the first backend; None before
+
+    cdef Backend take(self, Owner owner)
+    cdef int put(self, Backend backend) except -1
+    cdef int offer(self, Backend backend) except -1
+    cdef int discard(self, Backend backend) except -1

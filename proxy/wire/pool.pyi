@@ -1,0 +1,40 @@
+from asyncio import AbstractEventLoop
+from typing import Any
+
+from foreshard._core.placement import Placer
+from foreshard._core.shared import SharedState
+from foreshard._core.statement_cache import StatementCache
+from foreshard.proxy.config import Config
+from foreshard.proxy.wire.backend import Backend, BackendHome
+from foreshard.proxy.wire.endpoint import Reactor
+
+def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes: ...
+
+class Hub:
+    shard_count: int
+    sessions: dict[tuple[int, bytes], Any]
+    pools: dict[tuple[int, tuple[tuple[str, str], ...]], Pool]
+    is_stopping: bool
+    def __init__(
+        self,
+        reactor: Reactor,
+        loop: AbstractEventLoop,
+        config: Config,
+        cache: StatementCache,
+        state: SharedState,
+        placer: Placer,
+        services: Any,
+        addresses: list[Any],
+        database: str,
+        is_sharded: bool,
+    ) -> None: ...
+    def run_housekeeping(self) -> None: ...
+    def drain(self) -> None: ...
+
+class Pool(BackendHome):
+    shard: int
+    parameters: tuple[tuple[str, str], ...]
+    idle: list[Backend]
+    backends: set[Backend]
+    waiters: Any
+    server_parameters: dict[str, str] | None

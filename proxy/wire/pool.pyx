@@ -1,0 +1,303 @@
+"""Pools of backends, and the hub that every session of a router shares.
+
+A pool holds the backends of one (shard, StartupMessage): clients that connect with the same user and parameters share
+it, so a backend needs no SET before it changes hands. Rules:
+
+1. A backend in `idle` is in transaction status I, owes nothing, has no owner and no session state (invariant 2).
+2. `pool.size` bounds the backends of a shard over all its pools; when it is reached, an idle backend of another pool
+   makes room, else the client waits in line, first come first served, until its deadline (53300).
+"""
+
+cimport cython
+from libc.stdlib cimport calloc, free
+
+from foreshard._core.placement cimport Placer
+from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
+from foreshard._core.shared cimport SharedState
+from foreshard._core.statement_cache cimport StatementCache
+from foreshard._core.template cimport Buckets
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.backend cimport BACKEND_CLOSED, BACKEND_READY, Backend, BackendHome, Owner
+from foreshard.proxy.wire.endpoint cimport Reactor
+
+import socket
+import time
+from collections import deque
+
+from foreshard._core.errors import SqlError
+
+cdef enum:
+    EPOLL_IN = 1
+    EPOLL_OUT = 4
+    PREPARED_MAX = 1000         # server-side statements a backend keeps; chosen, not measured
+
+WAKE_DELAY_S = 0.002            # commits within it wake a shard's workers once
+
+
+def encode_startup(tuple parameters) -> bytes:
+    """A StartupMessage of protocol 3.0."""
+    body = b"\x00\x03\x00\x00"
+    for name, value in parameters:
+        body += name.encode() + b"\0" + value.encode() + b"\0"
+    body += b"\0"
+    return (len(body) + 4).to_bytes(4, "big") + body
+
+
+@cython.final
+cdef class Hub:
+    """Everything the sessions of one router share. Made by the router process; ends with it."""
+
+    def __cinit__(self):
+        self.touched = NULL
+
+    def __init__(self, Reactor reactor, object loop, object config, StatementCache cache, SharedState state,
+                 Placer placer, object services, list addresses, str database, bint is_sharded):
+        self.reactor = reactor
+        self.loop = loop
+        self.config = config
+        self.cache = cache
+        self.state = state
+        self.placer = placer
+        self.services = services
+        self.addresses = addresses
+        self.shard_names = [shard.name for shard in config.shards]
+        self.shard_count = len(addresses)
+        self.default_shard = 0
+        self.database = database
+        self.is_sharded = is_sharded
+        self.message_bytes_max = config.limits.message_bytes_max
+        self.pools = {}
+        self.backend_counts = [0] * self.shard_count
+        self.sessions = {}
+        self.statements = {}
+        self.params = Values()
+        self.literals = Values()
+        self.buckets = Buckets()
+        self.touched = <unsigned char*> calloc(self.shard_count, 1)
+        if self.touched == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.touched)
+
+    cdef Pool pool(self, int shard, tuple parameters):
+        """The pool for a shard and a client's StartupMessage."""
+        cdef tuple key = (shard, parameters)
+        cdef Pool pool = self.pools.get(key)
+        if pool is None:
+            pool = Pool(self, shard, parameters)
+            self.pools[key] = pool
+        return pool
+
+    cdef int touch(self, int shard) except -1:
+        """A captured table of the shard changed: wake its workers soon."""
+        self.touched[shard] = 1
+        if not self.wake_is_due:
+            self.wake_is_due = True
+            self.loop.call_later(WAKE_DELAY_S, self.send_wakes)
+        return 0
+
+    def send_wakes(self) -> None:
+        """Wake the workers of every touched shard."""
+        cdef int shard
+        self.wake_is_due = False
+        for shard in range(self.shard_count):
+            if self.touched[shard]:
+                self.touched[shard] = 0
+                self.services.wake(shard)
+
+    def run_housekeeping(self) -> None:
+        """Deadlines of waiting clients and idle backends; called every second or oftener."""
+        cdef Pool pool
+        now = self.loop.time()
+        for pool in list(self.pools.values()):
+            pool.expire(now)
+
+    def drain(self) -> None:
+        """Take no more clients into transactions: idle backends are closed, sessions end as they fall idle."""
+        cdef Pool pool
+        self.is_stopping = True
+        for pool in self.pools.values():
+            pool.close_idle()
+
+
+@cython.final
+cdef class Pool(BackendHome):
+    """Backends of one shard and StartupMessage. Made by the hub on first use."""
+
+    def __init__(self, Hub hub, int shard, tuple parameters):
+        self.hub = hub
+        self.shard = shard
+        self.parameters = parameters
+        address = hub.addresses[shard]
+        named = dict(parameters)
+        named["database"] = address.database
+        self.startup = encode_startup(tuple(named.items()))
+        self.idle = []
+        self.backends = set()
+        self.waiters = deque()
+        self.server_parameters = None
+
+    cdef Backend take(self, Owner owner):
+        """An idle backend, or None when the owner was put in line (on_granted or on_denied follows)."""
+        cdef Backend backend
+        while self.idle and not self.waiters:
+            backend = self.idle.pop()
+            if backend.phase == BACKEND_READY:
+                backend.owner = owner
+                return backend
+        self.waiters.append((owner, self.hub.loop.time() + self.hub.config.pool.wait_timeout_s))
+        self.grow()
+        return None
+
+    cdef int put(self, Backend backend) except -1:
+        """Take a backend back: to the next in line, or idle; with session state, only after DISCARD ALL."""
+        backend.owner = None
+        if backend.phase != BACKEND_READY:
+            return 0
+        if self.hub.is_stopping:
+            return self.discard(backend)
+        if backend.is_tainted or len(backend.prepared) > PREPARED_MAX:
+            backend.is_tainted = False
+            backend.is_resetting = True
+            backend.prepared.clear()
+            backend.unnamed = None
+            backend.bucket = -1
+            backend.write_query(b"DISCARD ALL", REPLY_QUERY | REPLY_NOTIFY)
+            return backend.flush()
+        if backend.cancels:
+            return 0        # on_cancel_done() calls again
+        return self.offer(backend)
+
+    cdef int offer(self, Backend backend) except -1:
+        """Give a clean backend to the next in line, or keep it."""
+        cdef Owner owner
+        while self.waiters:
+            owner = self.waiters.popleft()[0]
+            if owner.fd >= 0:
+                backend.owner = owner
+                return owner.on_granted(backend)
+        backend.idle_since = self.hub.loop.time()
+        self.idle.append(backend)
+        self.make_room_for_others()
+        return 0
+
+    cdef int discard(self, Backend backend) except -1:
+        """Close a backend that nobody should get."""
+        backend.owner = None
+        if backend.phase != BACKEND_CLOSED:
+            if backend.phase == BACKEND_READY and backend.replies.count == 0:
+                backend.write_empty(b"X", 0)
+                backend.flush()
+            backend.phase = BACKEND_CLOSED
+            backend.close()
+            self.on_backend_gone(backend, None)
+        return 0
+
+    cdef int on_cancel_done(self, Backend backend) except -1:
+        """A cancel request for a backend that was given back has been delivered."""
+        if backend not in self.idle and not backend.is_resetting:
+            return self.put(backend)
+        return 0
+
+    def grow(self) -> None:
+        """Connect one more backend for whoever waits, if the shard's bound allows."""
+        if self.hub.backend_counts[self.shard] >= self.hub.config.pool.size and not self.evict_elsewhere():
+            return
+        connecting = sum(1 for each in self.backends if (<Backend> each).phase < BACKEND_READY)
+        if connecting < len(self.waiters):
+            self.connect()
+
+    def evict_elsewhere(self) -> bool:
+        """Close the longest idle backend of the shard's other pools."""
+        cdef Pool pool
+        for pool in self.hub.pools.values():
+            if pool is not self and pool.shard == self.shard and pool.idle:
+                pool.discard(pool.idle.pop(0))
+                return True
+        return False
+
+    def make_room_for_others(self) -> None:
+        """When clients of another pool of this shard wait and this one is idle, give way."""
+        cdef Pool pool
+        if self.hub.backend_counts[self.shard] < self.hub.config.pool.size:
+            return
+        for pool in self.hub.pools.values():
+            if pool is not self and pool.shard == self.shard and pool.waiters and self.idle:
+                self.discard(self.idle.pop(0))
+                pool.grow()
+
+    def connect(self) -> None:
+        """Begin one connection."""
+        cdef Backend backend = Backend()
+        address = self.hub.addresses[self.shard]
+        connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        if address.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.connect_ex(address.address)
+        backend.home = self
+        backend.shard = self.shard
+        backend.startup = self.startup
+        backend.connected_at = time.time()
+        backend.idle_since = self.hub.loop.time()
+        self.backends.add(backend)
+        self.hub.backend_counts[self.shard] += 1
+        backend.open(self.hub.reactor, connection.detach(), EPOLL_IN | EPOLL_OUT)
+
+    cdef int on_backend_ready(self, Backend backend) except -1:
+        """Start-up or DISCARD ALL is complete."""
+        if self.server_parameters is None:
+            self.server_parameters = dict(backend.parameters)
+        return self.put(backend)
+
+    cdef int on_backend_gone(self, Backend backend, object error) except -1:
+        """Forget a closed backend; when none could connect, tell whoever waits why."""
+        cdef Owner owner
+        if backend not in self.backends:
+            return 0
+        self.backends.discard(backend)
+        self.hub.backend_counts[self.shard] -= 1
+        if backend in self.idle:
+            self.idle.remove(backend)
+        never_ready = backend.pid == 0
+        if error is not None and never_ready and not self.backends:
+            waiters = list(self.waiters)
+            self.waiters.clear()
+            name = self.hub.shard_names[self.shard]
+            message = f"cannot connect to shard {name}: {error.message}"
+            told = SqlError(error.sqlstate, message, error.detail, error.hint)
+            if error.sqlstate == "08006":
+                told.hint = "Is it running and reachable? `foreshard check` looks at every shard."
+            for owner, _ in waiters:
+                if owner.fd >= 0:
+                    owner.on_denied(told)
+        elif self.waiters and not never_ready:
+            self.grow()
+        return 0
+
+    def expire(self, double now) -> None:
+        """Deny who has waited too long; close what has been idle or connecting too long."""
+        cdef Owner owner
+        cdef Backend backend
+        config = self.hub.config.pool
+        while self.waiters and self.waiters[0][1] <= now:
+            owner = self.waiters.popleft()[0]
+            if owner.fd >= 0:
+                owner.on_denied(SqlError(
+                    "53300", f"no backend of shard {self.hub.shard_names[self.shard]} became free in time",
+                    f"waited {config.wait_timeout_s:g} s; pool.size is {config.size}",
+                    "Raise pool.size, or look for long transactions with SHOW CLIENTS.",
+                ))
+        while self.idle and now - (<Backend> self.idle[0]).idle_since > config.idle_timeout_s:
+            self.discard(self.idle.pop(0))
+        for backend in list(self.backends):
+            if backend.phase < BACKEND_READY and now - backend.idle_since > config.connect_timeout_s:
+                backend.lose(SqlError("08006", f"no answer within {config.connect_timeout_s:g} s"))
+        if self.waiters:
+            self.grow()
+
+    def close_idle(self) -> None:
+        """Close every idle backend."""
+        while self.idle:
+            self.discard(self.idle.pop())

@@ -1,0 +1,63 @@
+from foreshard._core.template cimport Template
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.backend cimport Backend, Owner
+from foreshard.proxy.wire.pool cimport Hub, Pool
+
+
+cdef enum Waiting:              # what the next message of the client waits for
+    WAIT_NOTHING = 0
+    WAIT_SEGMENT = 1            # ReadyForQuery of what was sent
+    WAIT_DRAIN = 2              # the last reply that the active backend owes
+    WAIT_POOL = 3               # a backend
+    WAIT_COMMANDS = 4           # a transaction command on several shards
+    WAIT_PARTS = 5              # the shards' parts of a concatenated result
+    WAIT_ANSWER = 6             # an answer that is made in Python: console, EXPLAIN
+
+
+cdef class Session(Owner):
+    cdef readonly Hub hub
+    cdef readonly tuple parameters      # of the client's StartupMessage, user and database first
+    cdef list pools                     # of this session's parameters, by shard; None where not used yet
+    cdef readonly list links            # backends of this transaction, segment or pinned session
+    cdef readonly Backend active        # the one that was sent to last; its replies are the client's next
+    cdef readonly bint explicit         # between BEGIN and COMMIT or ROLLBACK
+    cdef readonly bint failed           # the explicit transaction has failed: only its end is accepted
+    cdef bytes begin_text
+    cdef list savepoints                # (name, text) of the open ones, to replay on shards that join late
+    cdef dict cursors                   # name of an SQL cursor -> shard that has it
+    cdef readonly str pinned            # why the session keeps its backends; None when it does not
+    cdef list script                    # settings to replay on backends that a pinned session gets later
+    cdef int script_mark                # length of script when the transaction began
+    cdef int waiting                    # Waiting
+    cdef int pending                    # backends still to report while waiting
+    cdef bint simple                    # the statement under way came as a simple Query
+    cdef bint skipping                  # extended query failed: messages are dropped until Sync
+    cdef bint copying                   # COPY data goes to the active backend
+    cdef bint at_end                    # the client has sent its last byte
+    cdef bint is_looking                # inside on_input
+    cdef object denied                  # SqlError of the pool, raised when the message is handled again
+    cdef int decided_shard              # placement of the message at hand; -1: none yet
+    cdef readonly long long transactions
+    cdef Template verb                  # transaction command under way; None: none
+    cdef int part                       # index of the shard whose part is relayed
+    cdef list parts                     # backends of the concatenation, in shard order
+    cdef long long rows_left            # of Execute's row limit; 0: none
+    cdef bint parts_failed
+
+    cdef char transaction_status(self) noexcept
+    cdef int push_bytes(self, bytes data) except -1
+    cdef int push_ready(self) except -1
+    cdef int push_complete(self, bytes tag) except -1
+    cdef bint wait_until_drained(self) except -1
+    cdef int answer_error(self, object error) except -1
+    cdef Pool pool(self, int shard)
+    cdef Backend find_link(self, int shard)
+    cdef Backend attach(self, int shard, bint is_write, bint places)
+    cdef int join(self, Backend backend, bint places) except -1
+    cdef int set_bucket(self, Backend backend) except -1
+    cdef int mark(self, Backend backend, Template template) except -1
+    cdef int settle_status(self) except -1
+    cdef int end_segment(self) except -1
+    cdef int release_links(self) except -1
+    cdef int abandon(self) except -1
+    cdef int resume(self) except -1

@@ -1,0 +1,340 @@
+"""A session's backends: which shards take part in its transaction or segment, and when they are given back.
+
+A *segment* is what lies between two ReadyForQuery: one simple Query, or extended messages up to Sync. Rules:
+
+1. One segment at a time: after Query or Sync the client's next message waits until ReadyForQuery went to it. So the
+   transaction status is exact whenever a statement is routed.
+2. Only the active backend's replies reach the client; before another backend becomes active, the one before has
+   answered everything (WAIT_DRAIN), so replies keep the order of the requests.
+3. BEGIN is answered at once and sent to a shard with the first statement that needs it, with the savepoints so far.
+4. One shard is written per transaction or segment; a write on a second is refused before anything is sent.
+5. A handler that must wait changes nothing; the message is handled again from its start when the wait is over.
+"""
+
+from foreshard._core.replies cimport (
+    REPLY_BIND,
+    REPLY_CLOSE,
+    REPLY_EXECUTE,
+    REPLY_NOTIFY,
+    REPLY_PARSE,
+    REPLY_QUERY,
+    REPLY_SWALLOW,
+)
+from foreshard._core.placement cimport BUCKET_ROWS_SHARE
+from foreshard._core.template cimport Template
+from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_NONE, Backend, Owner
+from foreshard.proxy.wire.pool cimport Pool
+
+from foreshard._core.errors import SqlError
+
+cdef enum:
+    OUTBOX_LOW_BYTES = 65536        # a lagging client's backend goes on below this
+
+cdef bytes SET_BUCKET = b"SELECT pg_catalog.set_config('foreshard.bucket', $1, false)\0\0\0"
+
+
+def failed_transaction() -> SqlError:
+    """What PostgreSQL says to any statement but the end of a failed transaction."""
+    return SqlError("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+
+
+cdef class Session(Owner):
+    """The part of a frontend that holds backends. Ends with its client's connection."""
+
+    def __cinit__(self):
+        self.links = []
+        self.savepoints = []
+        self.script = []
+        self.cursors = {}
+        self.parts = []
+        self.begin_text = b"BEGIN"
+        self.decided_shard = -1
+
+    # -- answers of our own --------------------------------------------------------------------------------------
+
+    cdef char transaction_status(self) noexcept:
+        """What ReadyForQuery says: I, T or E."""
+        if not self.explicit:
+            return b"I"
+        return b"E" if self.failed else b"T"
+
+    cdef int push_bytes(self, bytes data) except -1:
+        """Bytes of our own to the client."""
+        return self.push(<const char*> data, len(data))
+
+    cdef int push_ready(self) except -1:
+        """ReadyForQuery with the session's own status."""
+        cdef char message[6]
+        message[0] = b"Z"
+        message[1] = message[2] = message[3] = 0
+        message[4] = 5
+        message[5] = self.transaction_status()
+        return self.push(message, 6)
+
+    cdef int push_complete(self, bytes tag) except -1:
+        """CommandComplete."""
+        return self.push_bytes(b"C" + (len(tag) + 5).to_bytes(4, "big") + tag + b"\0")
+
+    cdef bint wait_until_drained(self) except -1:
+        """True when the active backend still owes replies: the message waits for them."""
+        cdef Backend backend = self.active
+        if backend is None or backend.replies.count == 0:
+            return False
+        if backend.unsynced:
+            backend.write_empty(b"H", 0)
+            backend.flush()
+        backend.notify_drained = True
+        self.waiting = WAIT_DRAIN
+        return True
+
+    cdef int answer_error(self, object error) except -1:
+        """Refuse the statement at hand; the replies before it have been given."""
+        self.push_bytes(error.encode())
+        if self.explicit:
+            self.failed = True
+        if self.simple:
+            self.push_ready()
+        else:
+            self.skipping = True
+        return 0
+
+    # -- backends ------------------------------------------------------------------------------------------------
+
+    cdef Pool pool(self, int shard):
+        """The pool of a shard for this session's parameters."""
+        cdef Pool pool
+        if self.pools is None:
+            self.pools = [None] * self.hub.shard_count
+        pool = self.pools[shard]
+        if pool is None:
+            pool = self.hub.pool(shard, self.parameters)
+            self.pools[shard] = pool
+        return pool
+
+    cdef Backend find_link(self, int shard):
+        """The session's backend on a shard, or None."""
+        cdef Backend backend
+        for backend in self.links:
+            if backend.shard == shard:
+                return backend
+        return None
+
+    cdef Backend attach(self, int shard, bint is_write, bint places):
+        """Make the backend of `shard` the active one, joined to the transaction.
+
+        None: the message has to wait. Raises SqlError when the transaction may not write there.
+        """
+        cdef Backend backend = self.find_link(shard)
+        cdef Backend other
+        if is_write and len(self.links) > (0 if backend is None else 1):
+            for other in self.links:
+                if other.wrote and other is not backend:
+                    raise SqlError(
+                        "0A000", "Foreshard does not support writing on two shards in one transaction yet",
+                        f"the transaction has written on shard {self.hub.shard_names[other.shard]}; "
+                        f"this statement writes on {self.hub.shard_names[shard]}",
+                        "Write rows of different groups in transactions of their own.",
+                    )
+        if backend is not self.active and self.wait_until_drained():
+            return None
+        if backend is None:
+            backend = self.pool(shard).take(self)
+            if backend is None:
+                self.waiting = WAIT_POOL
+                return None
+            self.links.append(backend)
+        self.active = backend
+        if places or (self.explicit and not backend.begun) or self.script:
+            self.join(backend, places)
+        return backend
+
+    cdef int join(self, Backend backend, bint places) except -1:
+        """Send what must precede the statement: settings, bucket, BEGIN, savepoints."""
+        if self.script and not backend.is_tainted:
+            backend.is_tainted = True
+            for text in self.script:
+                backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
+        if places and (backend.bucket < 0 or (
+            not backend.begun and not backend.unsynced and (
+                backend.bucket_rows >= BUCKET_ROWS_SHARE or backend.bucket_cost >= self.hub.placer.bucket_cost_share()
+            )
+        )):
+            self.set_bucket(backend)
+        if self.explicit and not backend.begun:
+            backend.begun = True
+            backend.write_query(self.begin_text, REPLY_QUERY | REPLY_SWALLOW)
+            for _, text in self.savepoints:
+                backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
+        return 0
+
+    cdef int set_bucket(self, Backend backend) except -1:
+        """Give the backend its next bucket: in autocommit when it can be, else inside the transaction or segment."""
+        cdef int bucket = self.hub.placer.next_bucket(backend.shard)
+        if bucket < 0:
+            raise SqlError(
+                "57P03", f"shard {self.hub.shard_names[backend.shard]} owns no bucket",
+                hint="The bucket map has no entry for it; run `foreshard apply`.",
+            )
+        backend.bucket = bucket
+        backend.bucket_rows = 0
+        backend.bucket_cost = 0.0
+        backend.bucket_tentative = backend.begun or backend.unsynced
+        if not backend.unsynced:
+            return backend.write_query(b"SET foreshard.bucket = %d" % bucket, REPLY_QUERY | REPLY_SWALLOW)
+        value = b"%d" % bucket
+        bind = b"foreshard\0\0\0\0\0\1" + len(value).to_bytes(4, "big") + value + b"\0\0"
+        backend.write_parse(None, b"", <const char*> SET_BUCKET, len(SET_BUCKET), REPLY_PARSE | REPLY_SWALLOW)
+        backend.unnamed = None
+        backend.write_message(b"B", <const char*> bind, len(bind))
+        backend.replies.push(REPLY_BIND | REPLY_SWALLOW)
+        backend.write_message(b"E", b"foreshard\0\0\0\0\0", 14)
+        backend.replies.push(REPLY_EXECUTE | REPLY_SWALLOW)
+        backend.write_message(b"C", b"Pforeshard\0", 11)
+        backend.replies.push(REPLY_CLOSE | REPLY_SWALLOW)
+        return 0
+
+    cdef int mark(self, Backend backend, Template template) except -1:
+        """Note what the statement just sent means for the backend and the session."""
+        if template.is_write:
+            backend.wrote = True
+            if template.profile_count:
+                backend.captured = True
+        if template.cursor is not None:
+            self.cursors.setdefault(template.cursor, backend.shard)
+        if template.pin is not None and self.pinned is None:
+            self.pinned = template.pin
+        if self.pinned is not None:
+            backend.is_tainted = True
+        return 0
+
+    # -- the end of a segment ------------------------------------------------------------------------------------
+
+    cdef int settle_status(self) except -1:
+        """Take over the transaction status that the backends reported."""
+        cdef Backend backend
+        cdef bint open_ = False, took_part = False, failed = self.failed
+        for backend in self.links:
+            took_part = took_part or backend.begun
+            if backend.status != b"I":
+                open_ = True
+                backend.begun = True
+                if backend.status == b"E":
+                    failed = True
+            else:
+                backend.begun = False
+        if open_:
+            self.explicit = True
+            self.failed = failed
+        elif took_part:
+            self.explicit = False
+            self.failed = False
+        return 0
+
+    cdef int end_segment(self) except -1:
+        """ReadyForQuery has gone to the client: settle the transaction's state, give backends back, go on."""
+        self.settle_status()
+        self.waiting = WAIT_NOTHING
+        self.copying = False
+        if not self.explicit:
+            self.release_links()
+        return self.resume()
+
+    cdef int release_links(self) except -1:
+        """The transaction is over: backends go back to their pools, unless the session is pinned."""
+        cdef Backend backend
+        cdef list links = self.links
+        self.transactions += 1
+        if self.savepoints:
+            self.savepoints = []
+        self.failed = False
+        for backend in links:
+            backend.transactions += 1
+            if backend.captured:
+                backend.captured = False
+                self.hub.touch(backend.shard)
+            backend.begun = False
+            backend.wrote = False
+            backend.filter = FILTER_NONE
+            if backend.bucket_tentative:
+                backend.bucket_tentative = False
+                backend.bucket = -1
+        if self.pinned is not None:
+            return 0
+        if self.cursors:
+            self.cursors.clear()
+        self.links = []
+        self.active = None
+        for backend in links:
+            (<Pool> backend.home).put(backend)
+        return 0
+
+    cdef int abandon(self) except -1:
+        """The client is gone: roll back and give back what can be, close the rest."""
+        cdef Backend backend
+        cdef Pool pool
+        cdef list links = self.links
+        self.links = []
+        self.active = None
+        for backend in links:
+            pool = <Pool> backend.home
+            backend.owner = None
+            backend.notify_drained = False
+            if backend.phase != BACKEND_READY:
+                continue
+            if backend.replies.count or backend.unsynced or backend.hold or self.copying or backend.streaming:
+                pool.discard(backend)
+                continue
+            backend.filter = FILTER_NONE
+            backend.wrote = False
+            if backend.begun or backend.status != b"I":
+                backend.begun = False
+                backend.bucket = -1
+                backend.is_resetting = True
+                backend.write_query(b"ROLLBACK", REPLY_QUERY | REPLY_NOTIFY)
+                backend.flush()
+            else:
+                pool.put(backend)
+        return 0
+
+    cdef int resume(self) except -1:
+        """Go on with the client's next message."""
+        self.waiting = WAIT_NOTHING
+        if not self.is_looking:
+            return self.look()
+        return 0
+
+    # -- what backends and pools report --------------------------------------------------------------------------
+
+    cdef int on_drained(self, Backend backend) except -1:
+        if self.waiting == WAIT_DRAIN:
+            return self.resume()
+        return 0
+
+    cdef int on_flushed(self, Backend backend) except -1:
+        if self.copying:
+            return self.resume()
+        return 0
+
+    cdef int on_granted(self, Backend backend) except -1:
+        self.links.append(backend)
+        return self.resume()
+
+    cdef int on_denied(self, object error) except -1:
+        """No backend is to be had: the statement fails, the session goes on."""
+        self.waiting = WAIT_NOTHING
+        self.denied = error
+        return self.resume()
+
+    cdef int on_copy_in(self, Backend backend) except -1:
+        self.copying = True
+        return self.resume()
+
+    cdef int on_writable(self) except -1:
+        """The client takes bytes again: its backend may go on."""
+        cdef Backend backend
+        self.flush()
+        if self.outbox.end - self.outbox.start < OUTBOX_LOW_BYTES:
+            for backend in self.links:
+                if not backend.hold and backend.fd >= 0:
+                    backend.set_reading(True)
+        return 0

@@ -1,0 +1,12 @@
+from foreshard._core.template cimport Template
+from foreshard._core.values cimport Values
+
+
+cdef class Statement:
+    cdef readonly object id             # int, unique in this router
+    cdef readonly bytes body            # query, zero, parameter types: a Parse message after the name
+    cdef Py_ssize_t query_size
+    cdef readonly bytes server_name     # what backends know it by
+    cdef readonly Template template
+    cdef Values literals                # of the query text, which `body` holds
+    cdef public bint is_validated       # some backend has parsed it without error

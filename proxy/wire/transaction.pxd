@@ -1,0 +1,13 @@
+from foreshard._core.template cimport Template
+from foreshard.proxy.wire.session cimport Session
+
+
+cdef class Transaction(Session):
+    cdef int run_verb(self, Template template) except -1
+    cdef int begin(self, Template template) except -1
+    cdef int run_without_links(self, Template template) except -1
+    cdef int run_on_links(self, Template template) except -1
+    cdef int finish_verb(self) except -1
+    cdef int settle_verb(self, Template template) except -1
+    cdef int cut_savepoints(self, str name, bint keep) except -1
+    cdef int warn(self, str sqlstate, str message) except -1

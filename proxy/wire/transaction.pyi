@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.session import Session
+
+class Transaction(Session): ...

@@ -1,0 +1,186 @@
+"""Transaction commands: BEGIN, COMMIT, ROLLBACK and savepoints over however many shards take part.
+
+With no shard in the transaction yet, the answer is ours and costs no round trip. With shards, the command goes to every
+shard that takes part, the one that was written first; its answer is the client's, the others' are not shown.
+
+    I --BEGIN--> T --(error)--> E          COMMIT in E is ROLLBACK, as in PostgreSQL
+    T, E --COMMIT, ROLLBACK--> I           E --ROLLBACK TO--> T
+"""
+
+from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
+from foreshard._core.template cimport (
+    VERB_BEGIN,
+    VERB_COMMIT,
+    VERB_RELEASE,
+    VERB_ROLLBACK,
+    VERB_ROLLBACK_TO,
+    VERB_SAVEPOINT,
+    Template,
+)
+from foreshard.proxy.wire.backend cimport FILTER_MUTE, FILTER_NONE, Backend
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
+
+from foreshard._core.errors import SqlError, not_built
+from foreshard.proxy.wire.session import failed_transaction
+
+
+cdef class Transaction(Session):
+    """The part of a frontend that knows transaction commands."""
+
+    cdef int run_verb(self, Template template) except -1:
+        """Carry out one transaction command. The active backend has answered everything before.
+
+        Afterwards `waiting` is WAIT_COMMANDS or the command is done and, for a simple Query, ReadyForQuery given.
+        """
+        cdef Backend backend
+        cdef bint joined = False
+        for backend in self.links:
+            if backend.begun:
+                joined = True
+            elif backend.unsynced:
+                if template.verb != VERB_BEGIN:
+                    joined = True
+                else:
+                    raise not_built("BEGIN behind other statements of a pipeline", "Send it first.")
+        if template.verb == VERB_BEGIN and not self.explicit:
+            self.begin(template)
+        elif joined:
+            return self.run_on_links(template)
+        else:
+            self.run_without_links(template)
+        if self.simple:
+            self.push_ready()
+        return 0
+
+    cdef int begin(self, Template template) except -1:
+        """BEGIN: answered here, sent with the first statement."""
+        self.explicit = True
+        self.failed = False
+        self.begin_text = template.text
+        self.script_mark = len(self.script)
+        return self.push_complete(b"START TRANSACTION" if b"START" in template.text[:40].upper() else b"BEGIN")
+
+    cdef int run_without_links(self, Template template) except -1:
+        """No shard takes part: answer what PostgreSQL would."""
+        cdef int verb = template.verb
+        known = any(name == template.name for name, _ in self.savepoints)
+        if verb == VERB_BEGIN:
+            if self.failed:
+                raise failed_transaction()
+            self.warn("25001", "there is already a transaction in progress")
+            return self.push_complete(b"BEGIN")
+        if verb == VERB_COMMIT or verb == VERB_ROLLBACK:
+            if not self.explicit:
+                if template.chain:
+                    word = "COMMIT" if verb == VERB_COMMIT else "ROLLBACK"
+                    raise SqlError("25P01", f"{word} AND CHAIN can only be used in transaction blocks")
+                self.warn("25P01", "there is no transaction in progress")
+            tag = b"COMMIT" if verb == VERB_COMMIT and not self.failed else b"ROLLBACK"
+            self.settle_verb(template)
+            return self.push_complete(tag)
+        if not self.explicit:
+            word = {VERB_SAVEPOINT: "SAVEPOINT", VERB_RELEASE: "RELEASE SAVEPOINT"}.get(verb, "ROLLBACK TO SAVEPOINT")
+            raise SqlError("25P01", f"{word} can only be used in transaction blocks")
+        if self.failed and verb != VERB_ROLLBACK_TO:
+            raise failed_transaction()
+        if verb != VERB_SAVEPOINT and not known:
+            raise SqlError("3B001", f'savepoint "{template.name}" does not exist')
+        self.settle_verb(template)
+        tags = {VERB_SAVEPOINT: b"SAVEPOINT", VERB_RELEASE: b"RELEASE"}
+        return self.push_complete(tags.get(verb, b"ROLLBACK"))
+
+    cdef int run_on_links(self, Template template) except -1:
+        """Send the command to every shard that takes part; the written one answers the client."""
+        cdef Backend backend
+        cdef Backend speaker = None
+        cdef bytes text = template.text
+        if self.failed:
+            if template.verb == VERB_COMMIT:
+                text = b"ROLLBACK AND CHAIN" if template.chain else b"ROLLBACK"
+            elif template.verb != VERB_ROLLBACK and template.verb != VERB_ROLLBACK_TO:
+                raise failed_transaction()
+        for backend in self.links:
+            if backend.begun or backend.unsynced:
+                if speaker is None or backend.wrote:
+                    speaker = backend
+        self.verb = template
+        self.waiting = WAIT_COMMANDS
+        self.pending = 0
+        self.active = speaker
+        for backend in self.links:
+            if backend.begun or backend.unsynced:
+                backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
+                backend.unsynced = False
+                backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
+                self.pending += 1
+        speaker.holds_ready = True
+        for backend in self.links:
+            backend.flush()
+        return 0
+
+    cdef int finish_verb(self) except -1:
+        """Every shard has answered the command: draw the conclusion and go on."""
+        cdef Backend backend
+        cdef Template template = self.verb
+        cdef bint failed = False, open_ = False
+        self.verb = None
+        for backend in self.links:
+            backend.filter = FILTER_NONE
+            if backend.begun:
+                if backend.status == b"E":
+                    failed = True
+                open_ = open_ or backend.status != b"I"
+        if template.verb == VERB_COMMIT or template.verb == VERB_ROLLBACK:
+            self.settle_verb(template)
+        elif open_:
+            if not failed:
+                self.settle_verb(template)
+            self.failed = failed
+        if self.simple:
+            self.push_ready()
+        if not self.explicit:
+            self.release_links()
+        return self.resume()
+
+    cdef int settle_verb(self, Template template) except -1:
+        """The command has succeeded: what holds now."""
+        cdef Backend backend
+        cdef int verb = template.verb
+        if verb == VERB_COMMIT or verb == VERB_ROLLBACK:
+            if verb == VERB_ROLLBACK or self.failed:
+                del self.script[self.script_mark:]
+            self.explicit = template.chain
+            self.failed = False
+            self.savepoints = []
+            for backend in self.links:
+                backend.begun = template.chain and backend.status != b"I"
+                if template.chain:
+                    backend.wrote = False
+                    if backend.captured:
+                        backend.captured = False
+                        self.hub.touch(backend.shard)
+                    if backend.bucket_tentative:
+                        backend.bucket = -1
+        elif verb == VERB_SAVEPOINT:
+            self.savepoints.append((template.name, template.text))
+        elif verb == VERB_RELEASE:
+            self.cut_savepoints(template.name, False)
+        elif verb == VERB_ROLLBACK_TO:
+            self.cut_savepoints(template.name, True)
+            self.failed = False
+            for backend in self.links:
+                if backend.bucket_tentative:
+                    backend.bucket = -1
+        return 0
+
+    cdef int cut_savepoints(self, str name, bint keep) except -1:
+        """Forget the savepoints behind the newest one of that name, and that one too unless it is kept."""
+        for index in range(len(self.savepoints) - 1, -1, -1):
+            if self.savepoints[index][0] == name:
+                del self.savepoints[index + (1 if keep else 0):]
+                break
+        return 0
+
+    cdef int warn(self, str sqlstate, str message) except -1:
+        """NoticeResponse with severity WARNING."""
+        return self.push_bytes(b"N" + SqlError(sqlstate, message).encode("WARNING")[1:])
