@@ -36,7 +36,7 @@ cdef double DRIFT_KEEPS = 0.05      # of the evidence
 cdef double BIAS_RATE = 0.002
 cdef double DEGRADED_FROM = 4.0     # q-error
 cdef double DEGRADED_UNTIL = 3.0
-cdef int DEGRADED_SAMPLES = 32      # no verdict before this many
+cdef int DEGRADED_SAMPLES = 64      # no verdict before this many: the first few of any model are far off
 cdef int FRESH_MAX = 16             # ratios between two takings of order statistics
 cdef double VALUE_MAX = 1e18        # of a feature or a measurement
 cdef double MEAN_MIN = 1e-30        # what is below is nothing
@@ -292,6 +292,7 @@ cdef class Learner:
         cdef double before = 0
         cdef double after = 0
         cdef double estimate
+        cdef double resets = 0
         for resource in range(RESOURCES):
             if isnan(measured[resource]):
                 continue
@@ -299,11 +300,16 @@ cdef class Learner:
             estimate = self.estimate(resource, x)
             before = fmax(before, estimate / self.capacities[resource])
             after = fmax(after, measured[resource] / self.capacities[resource])
+            resets -= self.fits[resource].resets
             learn_resource(&self.fits[resource], x, measured[resource])
+            resets += self.fits[resource].resets
         if not known:
             return
         self.samples += 1
-        self.judge(before, after)
+        if resets > 0:
+            clear_window(&self.window)
+        elif self.samples > 1:      # the first was predicted by a prior, not by what is judged here
+            self.judge(before, after)
 
     @cython.cdivision(True)
     cdef void judge(self, double before, double after) noexcept:

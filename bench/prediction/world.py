@@ -49,7 +49,8 @@ def make_events(seed: int, count: int, functions: int = FUNCTIONS) -> Events:
     for index, kind in enumerate(kinds):
         own = function == index
         scale = SCALE_S * random.lognormal(0.0, SCALE_SPREAD)
-        cost[own] = scale * _shape(random, kind, features[own])
+        if own.any():
+            cost[own] = scale * _shape(random, kind, features[own])
     noise = random.lognormal(-(NOISE**2) / 2, NOISE, count)
     outlier = np.where(random.random(count) < OUTLIER_SHARE, OUTLIER_FACTOR, 1.0)
     return Events(function, features, cost, cost * noise * outlier, kinds)

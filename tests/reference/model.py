@@ -11,7 +11,7 @@ import numpy as np
 DECAY, RIDGE, CLIP, SWEEPS, FLOOR = 0.995, 0.05, 2.5, 4, 0.02
 VARIANCE_MIN, RATE_MIN, MEAN_MIN, VALUE_MAX = 0.0025, 0.01, 1e-30, 1e18
 DRIFT_SLACK, DRIFT_TRIP, DRIFT_KEEPS, BIAS_RATE = 0.15, 6.0, 0.05, 0.002
-DEGRADED_FROM, DEGRADED_UNTIL, DEGRADED_SAMPLES, FRESH_MAX = 4.0, 3.0, 32, 16
+DEGRADED_FROM, DEGRADED_UNTIL, DEGRADED_SAMPLES, FRESH_MAX = 4.0, 3.0, 64, 16
 
 
 class Window:
@@ -135,7 +135,7 @@ class Learner:
     def update(self, features: Sequence[float], measured: Sequence[float | None]) -> float:
         x, before = _features(features), self.predict_scalar(features)
         told = found = 0.0
-        known = False
+        known, resets = False, self.resets()
         for resource, value in enumerate(measured):
             if value is None or not 0 <= value < math.inf:
                 continue
@@ -145,7 +145,10 @@ class Learner:
             self.fits[resource].learn(x, cost)
         if known:
             self.samples += 1
-            self._judge(told, found)
+            if self.resets() > resets:
+                self.window = Window()
+            elif self.samples > 1:
+                self._judge(told, found)
         return before
 
     def predict(self, features: Sequence[float]) -> tuple[float, ...]:
