@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "apply": ("foreshard.proxy.control.command_apply", "make what plan shows"),
     "check": ("foreshard.proxy.control.command_check", "look at versions, settings, privileges and clocks"),
     "worker": ("foreshard.proxy.triggers.worker", "run trigger functions of one shard"),
+    "triggers": ("foreshard.proxy.triggers.command", "list, pause and resume trigger functions; replay dead letters"),
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
     "router": ("foreshard.proxy.router", None),
     "controller": ("foreshard.proxy.control.controller", None),

@@ -36,6 +36,14 @@ class ConnectionLost(Exception):
     """The connection ended under a call; nothing is known of the event's fate, nothing of it has happened."""
 
 
+class TransactionEnded(Exception):
+    """A function found a way to end the transaction of its batch, for all that is done to keep it from that."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error)
+        self.failure = failure
+
+
 class Conflict(Exception):
     """PostgreSQL chose the transaction as the victim of a conflict (class 40); the event may run again at once."""
 
@@ -193,9 +201,12 @@ class Caller:
         error: BaseException | None,
         batch: BatchContext,
     ) -> BaseException | None:
-        """Why the call failed, None when it did not. Raises ConnectionLost."""
-        if batch.connection.is_closed() or not batch.connection.is_in_transaction():
+        """Why the call failed, None when it did not. Raises ConnectionLost or TransactionEnded."""
+        if batch.connection.is_closed():
             raise ConnectionLost from error
+        if not batch.connection.is_in_transaction():
+            message = "the function ended the worker's transaction"
+            raise TransactionEnded(self.make_failure(entry.id, entry.function, entry.attempt + 1, message))
         if error is not None:
             return error
         if effects.error is not None:

@@ -99,6 +99,14 @@ COMMENT ON TABLE foreshard.measurement IS
   'one row per handled event until the controller takes it; NULL where the platform cannot measure';
 """
 
+PAUSED_TABLE = """\
+CREATE TABLE IF NOT EXISTS foreshard.paused_function (
+  function text PRIMARY KEY,
+  paused_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE foreshard.paused_function IS 'functions whose events wait: foreshard triggers pause and resume';
+"""
+
 REFUSE_TRUNCATE_FUNCTION = """\
 CREATE OR REPLACE FUNCTION foreshard.refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $body$
 BEGIN
@@ -147,6 +155,7 @@ def outbox_sql() -> list[tuple[str, str]]:
         ("table foreshard.outbox", OUTBOX_TABLE),
         ("table foreshard.dead_letter", DEAD_LETTER_TABLE),
         ("table foreshard.measurement", MEASUREMENT_TABLE),
+        ("table foreshard.paused_function", PAUSED_TABLE),
         ("function foreshard.refuse_truncate", REFUSE_TRUNCATE_FUNCTION),
         ("function foreshard.capture_partitions", CAPTURE_PARTITIONS_FUNCTION),
     ]

@@ -25,7 +25,9 @@ import asyncpg
 from foreshard.proxy.errors import ForeshardError
 
 T = TypeVar("T")
-FIRST_WORDS = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(\w+)(?:\s+(\w+))?", re.DOTALL)
+SKIPPED = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|\Z))*")  # what may stand before a statement, besides block comments
+COMMENT_EDGES = re.compile(r"/\*|\*/")
+WORDS = re.compile(r"(\w+)(?:\s+(\w+))?")
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "discard", "reset")
 )
@@ -81,7 +83,7 @@ class Effects:
             await self._connection.execute(self._preamble)
 
     def _refuse_transaction_words(self, sql: str) -> None:
-        found = FIRST_WORDS.match(sql)
+        found = WORDS.match(sql, find_statement(sql))
         first, second = (word.lower() if word else "" for word in found.groups()) if found else ("", "")
         if first == "set":
             self.has_settings = True
@@ -89,6 +91,24 @@ class Effects:
             raise FunctionMisuse(
                 f"a trigger function may not run {first.upper()}: its effects belong to the worker's transaction"
             )
+
+
+def find_statement(sql: str) -> int:
+    """Where the first word of the statement stands, behind comments (which nest) and empty statements."""
+    place = 0
+    while True:
+        skipped = SKIPPED.match(sql, place)
+        place = skipped.end() if skipped else place
+        if not sql.startswith("/*", place):
+            return place
+        depth = 0
+        for edge in COMMENT_EDGES.finditer(sql, place):
+            depth += 1 if edge.group() == "/*" else -1
+            place = edge.end()
+            if depth == 0:
+                break
+        else:
+            return len(sql)
 
 
 class _Change:

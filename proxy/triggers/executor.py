@@ -31,7 +31,7 @@ import asyncpg
 import uvloop
 
 from foreshard.proxy.config import Config, ShardConfig
-from foreshard.proxy.triggers.call import BatchContext, Caller, Conflict, ConnectionLost
+from foreshard.proxy.triggers.call import BatchContext, Caller, Conflict, ConnectionLost, TransactionEnded
 from foreshard.proxy.triggers.capture import LANES
 from foreshard.proxy.triggers.functions import Functions
 from foreshard.proxy.triggers.outbox import BEGIN, Entry, Failure, Handled, Outbox
@@ -44,6 +44,7 @@ BATCH_S = 0.1  # chosen, not measured: how long effects may hold row locks befor
 LANES_PER_BATCH = 8  # at first; grows while lanes are thin, shrinks while calls are slow
 RECONNECT_S_MIN = 0.05
 RECONNECT_S_MAX = 5.0
+PAUSED_READ_S = 1.0  # how soon a pause or its end is noticed
 CONNECT_TIMEOUT_S = 10.0
 # client_connection_check_interval: a backend whose executor was killed ends even in the middle of a statement.
 SETTINGS = (
@@ -75,6 +76,7 @@ class Executor:
         self._next_lane = random.randrange(LANES)
         self._lane_count = LANES_PER_BATCH
         self._single_batches = 0  # batches of one event still to run (rule 4)
+        self._paused: list[str] = []
         self._backend = (0, "")  # pid and start of the backend: together they name it for ever
 
     def run(self, killed: tuple[Call, str] | None) -> int:
@@ -123,7 +125,11 @@ class Executor:
     def _drain(self, connection: asyncpg.Connection[Any]) -> None:
         """Batch after batch; waits when nothing may run."""
         outbox = Outbox(connection)
+        paused_read_s = -PAUSED_READ_S
         while not self._is_stopping:
+            if time.monotonic() - paused_read_s > PAUSED_READ_S:
+                self._paused = self._await(outbox.paused_functions())
+                paused_read_s = time.monotonic()
             wait_s = self._run_batch(connection, outbox)
             if os.getppid() != self._parent_pid:
                 log.warning("shard %s: the supervisor of this executor is gone", self._shard.name)
@@ -140,7 +146,7 @@ class Executor:
         entries: list[Entry] = []
         count = 1 if self._single_batches else self._config.workers.batch_events_max
         if lanes:
-            entries = self._await(outbox.read_events(lanes, count))
+            entries = self._await(outbox.read_events(lanes, count, self._paused))
             control_point("batch-read")
             self._next_lane = lanes[-1] + 1
         if not entries:
@@ -186,6 +192,10 @@ class Executor:
             except Conflict:
                 self._single_batches = len(entries)
                 break
+            except TransactionEnded as ended:
+                self._await(outbox.record(ended.failure))
+                log.error("shard %s: %s", self._shard.name, _describe(ended.failure))
+                raise ConnectionLost from ended
             if isinstance(outcome, Handled):
                 handled.append(outcome)
             else:

@@ -1,6 +1,6 @@
 """What one call used: CPU, memory above the baseline, bytes read and written, wall time.
 
-One call at a time per process. Descriptors of /proc stay open, so that a measurement costs about 10 us in all. A
+One call at a time per process. Descriptors of /proc stay open, so that a measurement costs about 20 us in all. A
 quantity that the platform does not tell is None, never zero.
 
 - CPU: all threads of the process, and children that the function waited for.
@@ -22,6 +22,7 @@ import msgspec
 
 PAGE_BYTES = resource.getpagesize()
 STATUS_BYTES_MAX = 4096
+STATM_BYTES_MAX = 128
 IO_BYTES_MAX = 512
 RESET_PEAK = b"5"  # proc(5): /proc/pid/clear_refs
 
@@ -43,6 +44,7 @@ class Meter:
     def __init__(self) -> None:
         self._clear_refs = _open("/proc/self/clear_refs", os.O_WRONLY)
         self._status = _open("/proc/self/status", os.O_RDONLY)
+        self._statm = _open("/proc/self/statm", os.O_RDONLY)  # a third of the cost of status
         self._io = _open("/proc/self/io", os.O_RDONLY)
         self._started_ns = self._cpu_ns = self._memory_bytes = 0
         self._io_bytes: int | None = None
@@ -57,7 +59,7 @@ class Meter:
         self._memory_bytes = 0
         if self._clear_refs is not None:
             os.write(self._clear_refs, RESET_PEAK)
-            self._memory_bytes = self._read_peak()
+            self._memory_bytes = self._read_resident()
         self._io_bytes = self._read_io()
         self._cpu_ns = _cpu_ns()
         self._started_ns = time.perf_counter_ns()
@@ -84,7 +86,7 @@ class Meter:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        for name in ("_clear_refs", "_status", "_io"):
+        for name in ("_clear_refs", "_status", "_statm", "_io"):
             self._close_one(name)
 
     def _read_peak(self) -> int:
@@ -95,6 +97,12 @@ class Meter:
         start = text.find(b"VmHWM:")
         return int(text[start + 6 : text.index(b"kB", start)]) * 1024 if start >= 0 else 0
 
+    def _read_resident(self) -> int:
+        """Resident bytes now."""
+        if self._statm is None:
+            return 0
+        return int(os.pread(self._statm, STATM_BYTES_MAX, 0).split(None, 2)[1]) * PAGE_BYTES
+
     def _read_io(self) -> int | None:
         """Bytes read and written by system calls so far."""
         if self._io is None:
@@ -103,7 +111,7 @@ class Meter:
         return int(words[1]) + int(words[3])
 
     def _can_reset_peak(self) -> bool:
-        if self._clear_refs is None or self._status is None:
+        if self._clear_refs is None or self._status is None or self._statm is None:
             return False
         try:
             os.write(self._clear_refs, RESET_PEAK)

@@ -64,7 +64,7 @@ FROM (
   SELECT o.* FROM unnest($1::smallint[]) AS held(lane) CROSS JOIN LATERAL (
     SELECT e.ctid, e.* FROM foreshard.outbox AS e
     WHERE e.lane = held.lane AND (e.not_before IS NULL OR e.not_before <= statement_timestamp())
-      AND NOT EXISTS (
+      AND e.function <> ALL ($3::text[]) AND NOT EXISTS (
         SELECT FROM foreshard.outbox AS waiting
         WHERE waiting.lane = held.lane AND waiting.row_key = e.row_key AND waiting.table_name = e.table_name
           AND waiting.function = e.function AND waiting.not_before > statement_timestamp())
@@ -175,9 +175,9 @@ class Outbox:
         rows = await self._connection.fetch(TAKE_LANES, start % LANES, count, LANE_LOCK_CLASS)
         return [row["lane"] for row in rows]
 
-    async def read_events(self, lanes: Sequence[int], count: int) -> list[Entry]:
-        """The first events of the held lanes that may run now, in order."""
-        rows = await self._connection.fetch(READ_EVENTS, lanes, count)
+    async def read_events(self, lanes: Sequence[int], count: int, paused: Sequence[str] = ()) -> list[Entry]:
+        """The first events of the held lanes that may run now, in order; none of paused functions."""
+        rows = await self._connection.fetch(READ_EVENTS, lanes, count, paused)
         return [_make_entry(row) for row in rows]
 
     async def next_retry_s(self) -> float | None:
@@ -215,6 +215,10 @@ class Outbox:
             await self._connection.execute(BURY_EVENT, *key, failure.error)
         else:
             await self._connection.execute(RECORD_FAILURE, *key, failure.retry_after_s, failure.error)
+
+    async def paused_functions(self) -> list[str]:
+        """Names of the functions whose events wait for `foreshard triggers resume`."""
+        return [row[0] for row in await self._connection.fetch("SELECT function FROM foreshard.paused_function")]
 
     async def table_types(self, table_name: str) -> tuple[dict[str, str], str]:
         """Type names of a table's columns, and its primary key column ("" without one)."""
