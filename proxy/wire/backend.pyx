@@ -295,7 +295,7 @@ cdef class Backend(Endpoint):
                 self.replies.pop()
             if self.filter != FILTER_NONE and kind == REPLY_QUERY and not is_ours:
                 return ACTION_PART
-            if head & REPLY_NOTIFY or self.holds_ready:
+            if head & REPLY_NOTIFY or (self.holds_ready and not is_ours):
                 self.holds_ready = False
                 self.was_muted = True
                 return ACTION_READY_DROP

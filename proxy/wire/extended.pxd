@@ -1,4 +1,5 @@
 from foreshard._core.frames cimport BindParts
+from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.gather cimport Gather
 from foreshard.proxy.wire.statement cimport Statement
@@ -50,6 +51,7 @@ cdef class Extended(Gather):
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
     cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1
+    cdef bint is_own(self, Template template) noexcept
     cdef int describe_own(self, Statement statement, bint with_parameters) except -1
     cdef int explain_bound(self, Statement statement) except -1
     cdef int execute_own(self, Statement statement) except -1

@@ -106,7 +106,7 @@ cdef class Extended(Gather):
                 self.unconfirmed.append(key)
         else:
             self.unnamed = statement
-        if statement.template.kind in (ROUTE_TRANSACTION, ROUTE_EXPLAIN) or (name_size and statement.is_validated):
+        if self.is_own(statement.template) or (name_size and statement.is_validated):
             return self.answer(SYNTHETIC_PARSE)
         self.deferred = statement
         self.deferred_unnamed = name_size == 0
@@ -214,7 +214,7 @@ cdef class Extended(Gather):
             return self.protocol_error("invalid Bind message")
         statement = self.find_statement(parts.statement, parts.statement_size)
         template = statement.template
-        if template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN:
+        if self.is_own(template):
             portal = self.make_portal(parts.portal, parts.portal_size)
             portal.statement = statement
             portal.backend = None
@@ -310,7 +310,7 @@ cdef class Extended(Gather):
             backend.write_message(b"D", body, size)
         else:
             statement = self.find_statement(body + 1, size - 2)
-            if statement.template.kind == ROUTE_TRANSACTION or statement.template.kind == ROUTE_EXPLAIN:
+            if self.is_own(statement.template):
                 return RETRY if self.wait_until_drained() else self.describe_own(statement, True)
             if self.deferred is not statement and self.settle_deferred() == RETRY:
                 return RETRY
@@ -371,8 +371,14 @@ cdef class Extended(Gather):
         if statement.template.kind == ROUTE_EXPLAIN:
             self.push_bytes(self.explained)
             return HANDLED
-        self.run_verb(statement.template)
-        return HANDLED
+        if statement.template.kind == ROUTE_TRANSACTION:
+            return self.run_verb(statement.template)
+        return HANDLED if self.run_setting(statement.template) else RETRY
+
+    cdef bint is_own(self, Template template) noexcept:
+        """What Foreshard answers, or carries out on several shards, itself."""
+        return template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN or (
+            template.text is not None and self.is_setting(template))
 
     cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1:
         """Run a portal of several shards: all at once, or with a row limit one after the other."""
@@ -501,8 +507,7 @@ cdef class Extended(Gather):
         cdef Statement statement
         for key in self.unconfirmed:
             statement = self.prepared.get(key)
-            if statement is not None and not statement.is_validated and statement.template.kind != ROUTE_TRANSACTION \
-                    and statement.template.kind != ROUTE_EXPLAIN:
+            if statement is not None and not statement.is_validated and not self.is_own(statement.template):
                 del self.prepared[key]
                 self.recent = None
         self.unconfirmed.clear()

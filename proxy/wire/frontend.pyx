@@ -337,6 +337,9 @@ cdef class Frontend(Extended):
             return self.push_ready()
         if self.failed:
             raise failed_transaction()
+        if template.text is not None and self.is_setting(template):
+            self.queries += 1
+            return 0 if self.run_setting(template) else RETRY
         if kind == ROUTE_MULTI:
             return self.query_several(template, message, total)
         if kind == ROUTE_EXPLAIN:

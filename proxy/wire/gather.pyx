@@ -27,7 +27,7 @@ from foreshard.proxy.wire.backend cimport (
     Backend,
 )
 from foreshard.proxy.wire.pool cimport Hub
-from foreshard.proxy.wire.session cimport WAIT_PARTS, WAIT_POOL
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL
 from foreshard.proxy.wire.transaction cimport Transaction
 
 from foreshard._core.errors import SqlError
@@ -238,6 +238,8 @@ cdef class Gather(Transaction):
                 return self.next_part()
             return 0
         self.copying = False
-        if not self.simple:
+        if self.waiting == WAIT_COMMANDS:
+            self.command_failed = True
+        elif not self.simple:
             self.skipping = True
         return 0

@@ -23,7 +23,7 @@ cdef class Session(Owner):
     cdef readonly bint explicit         # between BEGIN and COMMIT or ROLLBACK
     cdef readonly bint failed           # the explicit transaction has failed: only its end is accepted
     cdef bytes begin_text
-    cdef list savepoints                # (name, text) of the open ones, to replay on shards that join late
+    cdef list history                   # (savepoint or None, text) of what shards that join late must hear
     cdef dict cursors                   # name of an SQL cursor -> shard that has it
     cdef readonly str pinned            # why the session keeps its backends; None when it does not
     cdef list script                    # settings to replay on backends that a pinned session gets later
@@ -38,7 +38,8 @@ cdef class Session(Owner):
     cdef object denied                  # SqlError of the pool, raised when the message is handled again
     cdef int decided_shard              # placement of the message at hand; -1: none yet
     cdef readonly long long transactions
-    cdef Template verb                  # transaction command under way; None: none
+    cdef Template verb                  # transaction command or setting under way; None: none
+    cdef bint command_failed            # it was answered with an error
     cdef int part                       # index of the shard whose part is relayed
     cdef list parts                     # backends of the concatenation, in shard order
     cdef long long rows_left            # of Execute's row limit; 0: none
@@ -56,6 +57,7 @@ cdef class Session(Owner):
     cdef int join(self, Backend backend, bint places) except -1
     cdef int set_bucket(self, Backend backend) except -1
     cdef int mark(self, Backend backend, Template template) except -1
+    cdef int mark_reset(self, Backend backend, Template template) except -1
     cdef int settle_status(self) except -1
     cdef int end_segment(self) except -1
     cdef int release_links(self) except -1

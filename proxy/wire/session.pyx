@@ -43,7 +43,7 @@ cdef class Session(Owner):
 
     def __cinit__(self):
         self.links = []
-        self.savepoints = []
+        self.history = []
         self.script = []
         self.cursors = {}
         self.parts = []
@@ -163,7 +163,7 @@ cdef class Session(Owner):
         if self.explicit and not backend.begun:
             backend.begun = True
             backend.write_query(self.begin_text, REPLY_QUERY | REPLY_SWALLOW)
-            for _, text in self.savepoints:
+            for _, text in self.history:
                 backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
         return 0
 
@@ -201,10 +201,23 @@ cdef class Session(Owner):
                 backend.captured = True
         if template.cursor is not None:
             self.cursors.setdefault(template.cursor, backend.shard)
-        if template.pin is not None and self.pinned is None:
+        if template.is_reset:
+            self.mark_reset(backend, template)
+        elif template.pin is not None and self.pinned is None:
             self.pinned = template.pin
         if self.pinned is not None:
             backend.is_tainted = True
+        return 0
+
+    cdef int mark_reset(self, Backend backend, Template template) except -1:
+        """RESET and the like leave a clean backend clean; prepared statements may be gone with it."""
+        cdef Template part
+        backend.bucket = -1
+        for part in template.parts or (template,):
+            if part.is_reset and part.pin != "RESET":
+                backend.prepared.clear()
+                backend.unnamed = None
+                backend.is_tainted = True
         return 0
 
     # -- the end of a segment ------------------------------------------------------------------------------------
@@ -244,8 +257,8 @@ cdef class Session(Owner):
         cdef Backend backend
         cdef list links = self.links
         self.transactions += 1
-        if self.savepoints:
-            self.savepoints = []
+        if self.history:
+            self.history = []
         self.failed = False
         for backend in links:
             backend.transactions += 1

@@ -1,4 +1,5 @@
 from foreshard._core.template cimport Template
+from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.session cimport Session
 
 
@@ -7,6 +8,10 @@ cdef class Transaction(Session):
     cdef int begin(self, Template template) except -1
     cdef int run_without_links(self, Template template) except -1
     cdef int run_on_links(self, Template template) except -1
+    cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
+    cdef bint is_setting(self, Template template) noexcept
+    cdef bint run_setting(self, Template template) except -1
+    cdef int settle_setting(self, Template template) except -1
     cdef int finish_verb(self) except -1
     cdef int settle_verb(self, Template template) except -1
     cdef int cut_savepoints(self, str name, bint keep) except -1

@@ -9,8 +9,10 @@ shard that takes part, the one that was written first; its answer is the client'
 
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.template cimport (
+    ROUTE_DEFAULT,
     VERB_BEGIN,
     VERB_COMMIT,
+    VERB_NONE,
     VERB_RELEASE,
     VERB_ROLLBACK,
     VERB_ROLLBACK_TO,
@@ -22,6 +24,7 @@ from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
+
 
 
 cdef class Transaction(Session):
@@ -63,7 +66,7 @@ cdef class Transaction(Session):
     cdef int run_without_links(self, Template template) except -1:
         """No shard takes part: answer what PostgreSQL would."""
         cdef int verb = template.verb
-        known = any(name == template.name for name, _ in self.savepoints)
+        known = any(name == template.name for name, _ in self.history if name is not None)
         if verb == VERB_BEGIN:
             if self.failed:
                 raise failed_transaction()
@@ -99,24 +102,58 @@ cdef class Transaction(Session):
                 text = b"ROLLBACK AND CHAIN" if template.chain else b"ROLLBACK"
             elif template.verb != VERB_ROLLBACK and template.verb != VERB_ROLLBACK_TO:
                 raise failed_transaction()
-        for backend in self.links:
-            if backend.begun or backend.unsynced:
-                if speaker is None or backend.wrote:
-                    speaker = backend
+        targets = [each for each in self.links if (<Backend> each).begun or (<Backend> each).unsynced]
+        for backend in targets:
+            if speaker is None or backend.wrote:
+                speaker = backend
+        return self.send_command(template, text, targets, speaker)
+
+    cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1:
+        """Send one command to several backends; the speaker's answer is the client's, less its ReadyForQuery."""
+        cdef Backend backend
         self.verb = template
+        self.command_failed = False
         self.waiting = WAIT_COMMANDS
-        self.pending = 0
+        self.pending = len(targets)
         self.active = speaker
-        for backend in self.links:
-            if backend.begun or backend.unsynced:
-                backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
-                backend.unsynced = False
-                backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
-                self.pending += 1
+        for backend in targets:
+            backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
+            backend.unsynced = False
+            backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
         speaker.holds_ready = True
-        for backend in self.links:
+        for backend in targets:
             backend.flush()
         return 0
+
+    cdef bint is_setting(self, Template template) noexcept:
+        """A SET, RESET or DISCARD that every shard of the session has to hear."""
+        return template.kind == ROUTE_DEFAULT and template.text is not None and (
+            template.name is not None or template.is_reset) and self.hub.shard_count > 1
+
+    cdef bint run_setting(self, Template template) except -1:
+        """Carry out a setting on every backend of the session; False: the message has to wait.
+
+        What outlives the transaction pins the session and is replayed on backends that it gets later; what ends with
+        the transaction is replayed on shards that join it later.
+        """
+        cdef Backend backend
+        if self.failed:
+            raise failed_transaction()
+        if self.wait_until_drained():
+            return False
+        backend = self.attach(self.hub.default_shard, False, False)
+        if backend is None:
+            return False
+        if template.pin is not None and not (template.is_reset and self.pinned is None):
+            self.pinned = self.pinned or template.pin
+        for backend in self.links:
+            self.join(backend, False)
+            if template.is_reset:
+                self.mark_reset(backend, template)
+            if self.pinned is not None:
+                backend.is_tainted = True
+        self.send_command(template, template.text, list(self.links), self.active)
+        return True
 
     cdef int finish_verb(self) except -1:
         """Every shard has answered the command: draw the conclusion and go on."""
@@ -132,10 +169,16 @@ cdef class Transaction(Session):
                 open_ = open_ or backend.status != b"I"
         if template.verb == VERB_COMMIT or template.verb == VERB_ROLLBACK:
             self.settle_verb(template)
+        elif template.verb == VERB_NONE:
+            self.failed = failed
+            if not self.command_failed:
+                self.settle_setting(template)
         elif open_:
             if not failed:
                 self.settle_verb(template)
             self.failed = failed
+        if self.command_failed and not self.simple:
+            self.skipping = True
         if self.simple:
             self.push_ready()
         if not self.explicit:
@@ -151,7 +194,7 @@ cdef class Transaction(Session):
                 del self.script[self.script_mark:]
             self.explicit = template.chain
             self.failed = False
-            self.savepoints = []
+            self.history = []
             for backend in self.links:
                 backend.begun = template.chain and backend.status != b"I"
                 if template.chain:
@@ -162,7 +205,7 @@ cdef class Transaction(Session):
                     if backend.bucket_tentative:
                         backend.bucket = -1
         elif verb == VERB_SAVEPOINT:
-            self.savepoints.append((template.name, template.text))
+            self.history.append((template.name, template.text))
         elif verb == VERB_RELEASE:
             self.cut_savepoints(template.name, False)
         elif verb == VERB_ROLLBACK_TO:
@@ -174,11 +217,27 @@ cdef class Transaction(Session):
         return 0
 
     cdef int cut_savepoints(self, str name, bint keep) except -1:
-        """Forget the savepoints behind the newest one of that name, and that one too unless it is kept."""
-        for index in range(len(self.savepoints) - 1, -1, -1):
-            if self.savepoints[index][0] == name:
-                del self.savepoints[index + (1 if keep else 0):]
+        """ROLLBACK TO (keep): forget what came after the savepoint. RELEASE: forget it and those after it."""
+        for index in range(len(self.history) - 1, -1, -1):
+            if self.history[index][0] == name:
+                if keep:
+                    del self.history[index + 1:]
+                else:
+                    self.history[index:] = [each for each in self.history[index:] if each[0] is None]
                 break
+        return 0
+
+    cdef int settle_setting(self, Template template) except -1:
+        """The setting has been made: what later backends must hear."""
+        if template.pin is None:
+            if self.explicit:
+                self.history.append((None, template.text))
+        elif self.pinned is not None:
+            if template.is_reset and template.name is None and not self.explicit:
+                self.script.clear()         # DISCARD ALL: nothing is left of the session's state
+                self.pinned = None
+            else:
+                self.script.append(template.text)
         return 0
 
     cdef int warn(self, str sqlstate, str message) except -1:
