@@ -9,6 +9,7 @@ No I/O: measurements come in, shared state changes, rows to keep come out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,12 @@ class Measurement(NamedTuple):
 
     @property
     def costs(self) -> Costs:
-        return (self.cpu_s, self.memory_byte_s, self.io_bytes, self.network_bytes)
+        return (
+            _known(self.cpu_s),
+            _known(self.memory_byte_s),
+            _known(self.io_bytes),
+            _known(self.network_bytes),
+        )
 
 
 class Learning:
@@ -185,6 +191,8 @@ class Learning:
             key = int(measurement.row_key)
         except ValueError:
             return
+        if not -(1 << 63) <= key < 1 << 63:
+            return
         if measurement.operation == "insert":
             self._ledgers.insert(key, self._predict_insert(measurement), table)
         self._ledgers.charge(key, measured, table)
@@ -213,6 +221,11 @@ class Learning:
 
     def _table_of(self, profile: Profile) -> str:
         return qualified(self._trigger_of(profile).table)
+
+
+def _known(value: float | None) -> float | None:
+    """A cost that can be added up; what cannot is unknown: one infinite measurement would load its shard for ever."""
+    return value if value is not None and 0 <= value < math.inf else None
 
 
 def _is_root(table: TableConfig) -> bool:

@@ -57,7 +57,7 @@ cdef class Gather(Transaction):
                 template.read_features(literals, params, features)
                 self.decided_shard = hub.placer.place(
                     features, template.profile_indexes, template.profile_count, only)
-                self.decided_rows = <int> features[3]
+                self.decided_rows = <int> features[0]
                 self.decided_cost = hub.placer.decision.cost
                 if self.decided_shard < 0:
                     raise SqlError("57P03", "no shard is up to take the row", hint="SHOW SHARDS tells which are down.")
