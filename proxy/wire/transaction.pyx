@@ -26,7 +26,6 @@ from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
 
 
-
 cdef class Transaction(Session):
     """The part of a frontend that knows transaction commands."""
 
