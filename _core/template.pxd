@@ -77,7 +77,9 @@ cdef class Template:
     cdef readonly bytes text            # BEGIN with its options / the savepoint's statement, to replay on late joiners
     cdef readonly str name              # savepoint name, folded as PostgreSQL folds it
     cdef readonly object refusal        # foreshard.proxy.errors.SqlError when kind is ROUTE_REFUSE
-    cdef readonly tuple parts           # inner templates of ROUTE_MULTI and ROUTE_EXPLAIN
+    # Inner templates of ROUTE_MULTI and ROUTE_EXPLAIN. They read the literals of the whole text; those of ROUTE_MULTI
+    # have their own `text`, and each the pin of the whole string.
+    cdef readonly tuple parts
     cdef readonly tuple profiles        # indexes of the profiles (function, operation) the write fires
     cdef int* profile_indexes           # the same for the hot path
     cdef int profile_count

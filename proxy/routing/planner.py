@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from foreshard._core.lexer import lift
-from foreshard._core.template import Operation, RouteKind, Template
+from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
@@ -82,12 +82,13 @@ class Planner:
     def plan_several(self, sql: bytes, statements: list[Parsed]) -> Template:
         """The Template of a string of statements, which PostgreSQL runs as one transaction."""
         parts = []
+        _, literals, _ = lift(sql)
         for statement in statements:
             piece = sql[statement.start : statement.stop].strip()
-            part = with_text(self.plan(piece), piece)
+            part = self.plan(piece)
             if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
                 return refuse(part.refusal, True)
-            parts.append(part)
+            parts.append(within(part, piece, sum(offset < statement.start for offset, _, _ in literals)))
         pin = next((part.pin for part in parts if part.pin), None)
         plain = (RouteKind.ROUTE_DEFAULT, RouteKind.ROUTE_EMPTY)
         if all(part.kind in plain and not part.is_reset and part.cursor is None for part in parts):
@@ -102,7 +103,7 @@ class Planner:
             RouteKind.ROUTE_MULTI,
             is_write=any(part.is_write for part in parts),
             pin=pin,
-            parts=tuple(parts),
+            parts=tuple(copy_of(part, pin=pin) for part in parts),
             is_reset=pin is not None and all(part.is_reset for part in parts if part.pin),
             is_plain=all(part.kind in (*plain, RouteKind.ROUTE_TRANSACTION) for part in parts),
             is_exact=True,
@@ -191,9 +192,18 @@ def is_on(text: Text, argument: Node | None) -> bool:
     return value.lower() not in ("off", "false", "0")
 
 
-def with_text(template: Template, text: bytes) -> Template:
-    """The same Template with the text of its statement."""
-    return copy_of(template, text=text)
+def within(template: Template, text: bytes, literals_before: int) -> Template:
+    """The Template of one statement of a string: it reads the string's literals."""
+    keys = tuple(
+        (index if flags & KeyFlag.KEY_PARAM else index + literals_before, flags, column)
+        for index, flags, column in template.keys
+    )
+    values = tuple(
+        (index if is_param or index < 0 else index + literals_before, is_param, shape)
+        for index, is_param, shape in template.values
+    )
+    parts = tuple(within(part, text, literals_before) for part in template.parts)
+    return copy_of(template, text=text, keys=keys, values=values, parts=parts)
 
 
 def explained(inner: Template) -> Template:

@@ -3,7 +3,13 @@
 cimport cython
 
 from foreshard._core.statement_cache cimport StatementCache
+from foreshard._core.template cimport ROUTE_REFUSE, Template
 from foreshard._core.values cimport Values
+
+
+cdef list parameter_types(bytes declared):
+    """The type oids that a Parse message declares: a count, then that many."""
+    return [int.from_bytes(declared[at:at + 4], "big") for at in range(2, len(declared) - 3, 4)]
 
 
 @cython.final
@@ -17,4 +23,7 @@ cdef class Statement:
         self.server_name = b"foreshard_%d" % id
         self.literals = Values()
         self.template = cache.get(<const char*> body, query_size, self.literals)
+        refusal = self.template.check_types(parameter_types(body[query_size + 1:])) if self.template.keys else None
+        if refusal is not None:
+            self.template = Template(ROUTE_REFUSE, refusal=refusal)
         self.is_validated = False
