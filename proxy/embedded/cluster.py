@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,8 +71,11 @@ class EmbeddedCluster:
             self._write_ports()
         return tuple(ShardConfig(name=instance.name, dsn=instance.dsn) for instance in self._instances)
 
-    def stop(self, names: list[str] | None = None) -> None:
-        """Stop the named instances, or all of them; connected clients are disconnected."""
+    def stop(self, names: list[str] | None = None, *, immediate: bool = False) -> None:
+        """Stop the named instances, or all of them; connected clients are disconnected.
+
+        An immediate stop leaves the work of a checkpoint to the next start.
+        """
         if not self.data.is_dir():
             return
         with self._lock():
@@ -79,7 +83,7 @@ class EmbeddedCluster:
                 self._open()
             chosen = [instance for instance in self._instances if names is None or instance.name in names]
             for instance in chosen:
-                instance.signal_stop()
+                instance.signal_stop(signal.SIGQUIT if immediate else signal.SIGINT)
             for instance in chosen:
                 instance.wait_stopped()
 

@@ -40,7 +40,7 @@ SETTINGS = {
     "lc_messages": "C",
     "jit": "off",
 }
-NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_init_zero": "off"}
 
 
 @dataclass(frozen=True)

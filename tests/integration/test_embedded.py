@@ -18,13 +18,13 @@ from foreshard.proxy.embedded import EmbeddedCluster, find_binaries, resolve_sha
 from foreshard.proxy.embedded.binaries import choose_account
 from foreshard.proxy.embedded.instance import copy_template, make_template
 from foreshard.proxy.errors import ForeshardError
-from tests.support.postgres import Shards
+from tests.support.postgres import Shards, scratch_folder
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the PostgreSQL account can enter, unlike pytest's own temporary folders."""
-    with tempfile.TemporaryDirectory(prefix="foreshard-embedded-") as name:
+    with tempfile.TemporaryDirectory(prefix="foreshard-embedded-", dir=scratch_folder()) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
@@ -32,7 +32,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
     """What initdb makes, once for this module: the slow part of a first start."""
-    with tempfile.TemporaryDirectory(prefix="foreshard-template-") as name:
+    with tempfile.TemporaryDirectory(prefix="foreshard-template-", dir=scratch_folder()) as name:
         Path(name).chmod(0o755)
         made = Path(name) / "template"
         make_template(made, find_binaries(), choose_account(), Path(name) / "log")
@@ -46,7 +46,7 @@ def cluster(folder: Path, template: Path) -> Iterator[EmbeddedCluster]:
     instances.mkdir(parents=True)
     copy_template(template, instances / "template", find_binaries(), choose_account(), folder / "log", False)
     yield cluster
-    cluster.stop()
+    cluster.stop(immediate=True)
 
 
 def scalar(dsn: str, sql: str) -> object:

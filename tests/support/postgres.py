@@ -7,6 +7,7 @@ only we hold open, and then stops them.
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,15 @@ from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.embedded import EmbeddedCluster
 
 INSTANCES = 3
+MEMORY_BYTES_FREE_MIN = 2 * 2**30
+
+
+def scratch_folder() -> str | None:
+    """Where data directories of tests go: memory when there is enough of it, else (None) the temporary folder."""
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= MEMORY_BYTES_FREE_MIN:
+        return str(memory)
+    return None
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class TestInstances:
     __test__ = False
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="foreshard-test-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="foreshard-test-", dir=scratch_folder()))
         self.folder.chmod(0o755)  # another user runs PostgreSQL when we are root
         self._cluster = EmbeddedCluster(self.folder / "data", INSTANCES, durable=False)
         self._numbers = itertools.count()
@@ -80,7 +90,7 @@ class TestInstances:
     def close(self) -> None:
         """Stop the instances and remove their data."""
         try:
-            self._cluster.stop()
+            self._cluster.stop(immediate=True)
         finally:
             assert self._reaper.stdin is not None
             self._reaper.stdin.close()
