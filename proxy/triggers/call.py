@@ -30,6 +30,8 @@ ERROR_CHARACTERS_MAX = 20_000
 BACKOFF_S_MAX = 3600.0
 UNREGISTERED_ATTEMPTS_MAX = 20  # hosts may learn of a new function at different times
 PLACED_KEY_MIN = 1 << 52
+LOCK_WAIT_MS = 100  # well below PostgreSQL's deadlock_timeout of one second
+CONFLICTS = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
 
 
 class ConnectionLost(Exception):
@@ -45,7 +47,7 @@ class TransactionEnded(Exception):
 
 
 class Conflict(Exception):
-    """PostgreSQL chose the transaction as the victim of a conflict (class 40); the event may run again at once."""
+    """The call met a lock or a conflict while its batch held effects of others; it runs again in a batch of its own."""
 
 
 class BatchContext:
@@ -94,7 +96,7 @@ class Caller:
         batch.has_planning |= effects.is_open
         if error is not None:
             self._undo(effects, batch)
-            if isinstance(error, asyncpg.TransactionRollbackError) and batch.has_effects:
+            if isinstance(effects.error or error, CONFLICTS) and batch.has_effects:
                 raise Conflict from error
             return self.make_failure(entry.id, entry.function, entry.attempt + 1, _describe(error))
         assert usage is not None
@@ -177,10 +179,12 @@ class Caller:
         release = "RELEASE SAVEPOINT foreshard_event; " if batch.has_savepoint else ""
         bucket = self._bucket(entry, row or {})
         value = "DEFAULT" if bucket is None else f"'{bucket}'"
+        # Holding locks of earlier events, a worker gives way before PostgreSQL makes a client the victim of a deadlock.
+        waiting = f"; SET LOCAL lock_timeout = {LOCK_WAIT_MS}" if batch.has_effects else ""
         planning = "" if batch.has_planning else RESET_PLANNING
         return (
             f"{release}{planning}SAVEPOINT foreshard_event; SET LOCAL foreshard.depth = '{entry.depth + 1}'; "
-            f"SET LOCAL foreshard.bucket TO {value}"
+            f"SET LOCAL foreshard.bucket TO {value}{waiting}"
         )
 
     def _bucket(self, entry: Entry, row: Mapping[str, Any]) -> int | None:
@@ -211,8 +215,6 @@ class Caller:
             return error
         if effects.error is not None:
             # Its effects are gone already; the event must not be counted as handled.
-            if isinstance(effects.error, asyncpg.TransactionRollbackError):
-                return effects.error
             misuse = FunctionMisuse("the function went on after a failed statement, which undoes all its effects")
             misuse.__cause__ = effects.error
             return misuse

@@ -190,7 +190,8 @@ class Executor:
             try:
                 outcome = self._caller.call(entry, reader, batch)
             except Conflict:
-                self._single_batches = len(entries)
+                self._single_batches = 1
+                self._next_lane = entry.id.lane
                 break
             except TransactionEnded as ended:
                 self._await(outbox.record(ended.failure))

@@ -425,3 +425,21 @@ def test_sigterm_finishes_the_running_event_and_leaves_the_rest(tmp_path: Path, 
         assert worker.wait(30) == 0
         assert world.query("SELECT count(*) FROM effect") == [(1,)]
         assert world.query("SELECT count(*) FROM foreshard.outbox") == [(8,)]
+
+
+def test_worker_gives_way_to_a_client_that_holds_the_row_of_a_later_event(tmp_path: Path, one_shard: Shards) -> None:
+    functions = """
+    def touch(event):
+        event.execute("UPDATE document SET path = 'touched' WHERE id = $1", event.key)
+        event.execute("INSERT INTO effect (key, attempt) VALUES ($1, $2)", event.key, event.attempt)
+"""
+    with trigger_world(tmp_path, one_shard, functions, {"touch": {"attempts_max": 1}}) as world:
+        world.execute("INSERT INTO document VALUES (1, 'a', 'x'), (2, 'b', 'x')")
+        with world.connect() as client:
+            client.execute("UPDATE document SET body = 'y' WHERE id = 2")
+            world.start_worker()
+            world.wait_for_rows("SELECT path FROM document WHERE id = 1", [("touched",)])
+            client.execute("UPDATE document SET body = 'y' WHERE id = 1")
+        world.wait_drained()
+        assert world.query("SELECT key, attempt FROM effect ORDER BY key") == [(1, 1), (2, 1)]
+        assert world.query("SELECT path, body FROM document") == [("touched", "y")] * 2
