@@ -129,7 +129,7 @@ cdef class StatementCache:
         if template is not None:
             Py_INCREF(template)
             entry.template = <PyObject*> template
-        entry.used = True
+        entry.used = False      # a full turn of the hand to be used again in
         entry.next = slot[0]
         slot[0] = self.hand
         self.hand = (self.hand + 1) % self.entries_max
