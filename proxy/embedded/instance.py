@@ -25,6 +25,8 @@ START_TIMEOUT_S = 120.0  # crash recovery included
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
 LOG_TAIL_LINES = 5
+ANSWER_TIMEOUT_S = 2.0
+SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 # Chosen for several instances on one machine, not measured. max_prepared_transactions: distributed commit needs it.
 SETTINGS = {
@@ -88,7 +90,7 @@ class Instance:
             found = self.read_postmaster()
             if found is None:
                 return False
-            if found.status == "ready":
+            if found.status == "ready" and answers(found.port):  # a process that was just killed does not answer
                 self.port = found.port
                 return True
             time.sleep(POLL_S)
@@ -250,6 +252,16 @@ def processes_in(folder: Path) -> list[int]:
             if process.joinpath("cwd").readlink() == folder:
                 found.append(int(process.name))
     return found
+
+
+def answers(port: int) -> bool:
+    """Whether a PostgreSQL server on the port answers an SSLRequest."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_TIMEOUT_S) as connection:
+            connection.sendall(SSL_REQUEST)
+            return connection.recv(1) in {b"S", b"N"}
+    except OSError:
+        return False
 
 
 def is_free(port: int) -> bool:

@@ -140,6 +140,11 @@ def test_the_commented_examples_are_right(tmp_path: Path) -> None:
     assert config.schema == tmp_path / "schema.sql"
 
 
+@pytest.mark.parametrize("file", sorted(EXAMPLE.parent.rglob("*.yaml")), ids=lambda file: file.name)
+def test_every_example_is_right(file: Path) -> None:
+    assert load_config(file, {}).path == file
+
+
 def test_the_example_names_every_option(tmp_path: Path) -> None:
     words = set(re.findall(r"(\w+):", EXAMPLE.read_text()))
     assert {key for section in SECTIONS for key in section.keys} <= words
