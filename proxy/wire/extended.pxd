@@ -57,6 +57,7 @@ cdef class Extended(Gather):
     cdef int execute_own(self, Statement statement) except -1
     cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1
     cdef int forget_unconfirmed(self) except -1
+    cdef bint owes_unsynced(self) noexcept
     cdef int forget_portals(self) except -1
     cdef int poison(self, Backend backend) except -1
     cdef int protocol_error(self, str message) except -1

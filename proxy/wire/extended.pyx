@@ -40,6 +40,9 @@ from foreshard._core.template cimport (
     ROUTE_PLACE,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
+    VERB_COMMIT,
+    VERB_ROLLBACK,
+    VERB_ROLLBACK_TO,
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
@@ -54,6 +57,12 @@ cdef enum:
     STATEMENTS_MAX = 10000      # that the router remembers for clients to come; chosen, not measured
 
 cdef bytes POISON = b"\0foreshard: refused, rolling back\0\0\0\0\0\0\0"
+
+
+cdef bint ends_failure(Template template) noexcept:
+    """COMMIT, ROLLBACK, ROLLBACK TO: what a failed transaction still takes."""
+    return template.kind == ROUTE_TRANSACTION and (
+        template.verb == VERB_COMMIT or template.verb == VERB_ROLLBACK or template.verb == VERB_ROLLBACK_TO)
 
 
 @cython.final
@@ -89,11 +98,13 @@ cdef class Extended(Gather):
             return self.protocol_error("invalid Parse message")
         if self.deferred is not None and self.settle_deferred() == RETRY:
             return RETRY
+        if name_size and self.owes_unsynced() and self.wait_until_drained():
+            return RETRY    # an error before it would undo it
         statement = self.unnamed
         if name_size or statement is None or len(statement.body) != cursor.end - query or \
                 memcmp(<const char*> statement.body, query, cursor.end - query) != 0:
             statement = self.intern_statement(query[:cursor.end - query], query_size)
-        if self.failed and statement.template.kind != ROUTE_TRANSACTION:
+        if self.failed and not ends_failure(statement.template):
             raise failed_transaction()
         if statement.template.kind == ROUTE_REFUSE:
             raise statement.template.refusal
@@ -214,6 +225,8 @@ cdef class Extended(Gather):
             return self.protocol_error("invalid Bind message")
         statement = self.find_statement(parts.statement, parts.statement_size)
         template = statement.template
+        if self.failed and not ends_failure(template):
+            raise failed_transaction()
         if self.is_own(template):
             portal = self.make_portal(parts.portal, parts.portal_size)
             portal.statement = statement
@@ -222,8 +235,6 @@ cdef class Extended(Gather):
             if template.kind == ROUTE_EXPLAIN and decode_bind_params(&parts, self.hub.params) == 0:
                 self.explain_bound(statement)
             return self.answer(SYNTHETIC_BIND)
-        if self.failed:
-            raise failed_transaction()
         shard = self.hub.default_shard
         if (template.kind != ROUTE_DEFAULT or template.cursor is not None) and template.kind != ROUTE_MULTI:
             if decode_bind_params(&parts, self.hub.params):
@@ -420,6 +431,8 @@ cdef class Extended(Gather):
         if body[0] == b"S":
             if self.settle_deferred() == RETRY:
                 return RETRY
+            if self.owes_unsynced() and self.wait_until_drained():
+                return RETRY    # an error before it would undo it
             if size == 2:
                 self.unnamed = None
             else:
@@ -494,6 +507,10 @@ cdef class Extended(Gather):
         backend.write_message(b"B", <const char*> POISON, len(POISON))
         backend.replies.push(REPLY_POISON)
         return 0
+
+    cdef bint owes_unsynced(self) noexcept:
+        """The shard may still answer an earlier message of this pipeline with an error."""
+        return self.active is not None and self.active.unsynced and self.active.replies.count > 0
 
     cdef int forget_portals(self) except -1:
         """Portals end with their transaction."""

@@ -34,6 +34,7 @@ from foreshard.proxy.wire.session cimport (
     WAIT_NOTHING,
     WAIT_POOL,
     WAIT_SEGMENT,
+    WAIT_SHARD,
 )
 
 import secrets
@@ -52,7 +53,8 @@ cdef enum:
     OUTBOX_HIGH_BYTES = 1048576     # COPY data a shard has not taken; chosen, not measured
 
 CONSOLE_DATABASE = "foreshard"
-WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active")
+GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
+WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active")
 
 
 @cython.final
@@ -268,6 +270,8 @@ cdef class Frontend(Extended):
             if self.skipping:
                 return 0
             raise not_built("extended query in the console", "Use simple queries: psql does.")
+        if (type == b"S" or type == b"H") and size:
+            return self.protocol_error("invalid message format")
         if type == b"S":
             return self.on_sync() if not self.copying else 0
         if type == b"d" or type == b"c" or type == b"f":
@@ -291,13 +295,16 @@ cdef class Frontend(Extended):
             return self.on_close(body, size)
         if type == b"H":
             return self.on_flush()
+        self.simple = True
         raise not_built("the function call protocol", "Call the function with SELECT.")
 
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1:
         """CopyData, CopyDone, CopyFail: to the shard that waits for them; late ones are ignored, as PostgreSQL does."""
         cdef Backend backend = self.active
-        if not self.copying or backend is None:
+        if backend is None:
             return 0
+        if not self.copying:
+            return RETRY if not self.skipping and self.owes_unsynced() and self.wait_until_drained() else 0
         backend.outbox.append(message, total)
         if type != b"d":
             self.copying = False
@@ -306,7 +313,7 @@ cdef class Frontend(Extended):
         elif backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
             backend.flush()
             if backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
-                self.waiting = WAIT_SEGMENT
+                self.waiting = WAIT_SHARD
                 backend.notify_flushed = True
         return 0
 
@@ -323,6 +330,8 @@ cdef class Frontend(Extended):
         self.simple = True
         self.skipping = False
         self.deferred = None
+        self.unnamed = None
+        self.portal.statement = None
         if self.phase == FRONTEND_CONSOLE:
             return self.ask_console(body[:size - 1])
         template = self.hub.cache.get(body, size - 1, self.hub.literals)
@@ -363,7 +372,6 @@ cdef class Frontend(Extended):
             backend.push(message, total)
         else:
             backend.outbox.append(message, total)
-        backend.unsynced = False
         backend.unnamed = None
         backend.replies.push(REPLY_QUERY)
         self.pending = 1
@@ -484,7 +492,14 @@ cdef class Frontend(Extended):
             return self.finish()
         self.at_end = True
         self.reading_paused = False
+        self.hub.loop.call_later(GRACE_S, self.give_up)
         return self.set_reading(False)
+
+    def give_up(self) -> None:
+        """The client left some time ago and its statement still runs: nobody waits for it."""
+        if self.phase == FRONTEND_READY:
+            self.hub.services.cancel(self.pid, self.secret)
+            self.finish()
 
     def terminate(self, error: SqlError) -> None:
         """End the session from outside (shutdown, limits)."""
@@ -532,6 +547,6 @@ def bad_message(int type, unsigned int length, Py_ssize_t bytes_max) -> SqlError
     if length < 4:
         return SqlError("08P01", f"invalid message length {length}")
     return SqlError(
-        "08P01", f"invalid message length {length}", f"limits.message_bytes_max is {bytes_max}",
+        "08P01", f"invalid message length {length}", f"limits.message_size_max is {bytes_max}",
         "Raise the limit if the client means it.",
     )

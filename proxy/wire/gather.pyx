@@ -27,7 +27,7 @@ from foreshard.proxy.wire.backend cimport (
     Backend,
 )
 from foreshard.proxy.wire.pool cimport Hub
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL, WAIT_SHARD
 from foreshard.proxy.wire.transaction cimport Transaction
 
 from foreshard._core.errors import SqlError
@@ -240,6 +240,8 @@ cdef class Gather(Transaction):
         self.copying = False
         if self.waiting == WAIT_COMMANDS:
             self.command_failed = True
-        elif not self.simple:
+        elif backend.unsynced and not self.simple:
             self.skipping = True
+            if self.waiting == WAIT_SHARD:
+                return self.resume()
         return 0

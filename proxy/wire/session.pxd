@@ -12,6 +12,7 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_COMMANDS = 4           # a transaction command on several shards
     WAIT_PARTS = 5              # the shards' parts of a concatenated result
     WAIT_ANSWER = 6             # an answer that is made in Python: console, EXPLAIN
+    WAIT_SHARD = 7              # a shard that has to take COPY data first
 
 
 cdef class Session(Owner):
@@ -59,6 +60,7 @@ cdef class Session(Owner):
     cdef int mark(self, Backend backend, Template template) except -1
     cdef int mark_reset(self, Backend backend, Template template) except -1
     cdef int settle_status(self) except -1
+    cdef bint is_unsynced(self) noexcept
     cdef int end_segment(self) except -1
     cdef int release_links(self) except -1
     cdef int abandon(self) except -1

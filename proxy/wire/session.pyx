@@ -228,7 +228,7 @@ cdef class Session(Owner):
         cdef bint open_ = False, took_part = False, failed = self.failed
         for backend in self.links:
             took_part = took_part or backend.begun
-            if backend.status != b"I":
+            if backend.status != b"I" and (self.explicit or not backend.unsynced):
                 open_ = True
                 backend.begun = True
                 if backend.status == b"E":
@@ -248,9 +248,17 @@ cdef class Session(Owner):
         self.settle_status()
         self.waiting = WAIT_NOTHING
         self.copying = False
-        if not self.explicit:
+        if not self.explicit and not self.is_unsynced():
             self.release_links()
         return self.resume()
+
+    cdef bint is_unsynced(self) noexcept:
+        """A pipeline is open: a Query came in its middle, and its Sync is still to come."""
+        cdef Backend backend
+        for backend in self.links:
+            if backend.unsynced:
+                return True
+        return False
 
     cdef int release_links(self) except -1:
         """The transaction is over: backends go back to their pools, unless the session is pinned."""
@@ -324,7 +332,7 @@ cdef class Session(Owner):
         return 0
 
     cdef int on_flushed(self, Backend backend) except -1:
-        if self.copying:
+        if self.waiting == WAIT_SHARD:
             return self.resume()
         return 0
 
@@ -340,6 +348,9 @@ cdef class Session(Owner):
 
     cdef int on_copy_in(self, Backend backend) except -1:
         self.copying = True
+        backend.notify_drained = False
+        if not self.simple:
+            backend.unsynced = True     # the shard ignores a Sync that came before the data
         return self.resume()
 
     cdef int on_writable(self) except -1:
