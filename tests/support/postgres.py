@@ -99,11 +99,16 @@ class TestInstances:
 
     def _start_reaper(self) -> subprocess.Popen[bytes]:
         # A pid is killed only while it still names its instance, so a later process with that number is safe.
-        checks = "; ".join(
-            f"grep -qa {shlex.quote(str(self.folder))} /proc/{pid}/cmdline 2>/dev/null && kill -QUIT {pid}"
-            for pid in self._cluster.pids().values()
-        )
-        script = f"trap '' INT TERM; cat >/dev/null; {checks}; rm -rf {shlex.quote(str(self.folder))}"
+        script = f"""
+            trap '' INT TERM
+            cat >/dev/null
+            for pid in {" ".join(map(str, self._cluster.pids().values()))}; do
+                is_ours() {{ grep -qa {shlex.quote(str(self.folder))} /proc/$pid/cmdline 2>/dev/null; }}
+                is_ours && kill -QUIT $pid
+                while is_ours; do sleep 0.05; done
+            done
+            rm -rf {shlex.quote(str(self.folder))}
+        """
         return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
