@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench import Options
+from bench.micro.routes import routes
 from bench.report import table
 from foreshard._core import loops
 from foreshard._core.placement import Placer
@@ -47,6 +48,7 @@ def kernels() -> dict[str, tuple[Kernel, float | None]]:
         "next bucket, 16 shards": (lambda count: loops.loop_next_bucket(placer, 3, count), None),
         "predict + place, 3 functions, 16 shards": (lambda count: loops.loop_place(placer, PROFILES, count), 1000),
         "predict + place, 3 functions, 64 shards": (lambda count: loops.loop_place(placer_64, PROFILES, count), None),
+        **routes(),
     }
 
 

@@ -137,6 +137,13 @@ class SqlMaker:
         for position, one in enumerate(sources[1:], 1):
             join = self.chance.choice([*JOINS, ","])
             item = f"{one.table} {one.alias}"
+            shared = [column for column in ("id", "document_id") if column in INTEGERS[one.table]]
+            left = sources[0]
+            if position == 1 and join not in (",", "cross join") and self.chance.random() < 0.2:
+                column = self.chance.choice(shared or ["id"])
+                if column in INTEGERS[one.table] and column in INTEGERS[left.table]:
+                    written += f" {join} {item} using ({column})"
+                    continue
             if join in (",", "cross join"):
                 written += f"{'' if join == ',' else ' '}{join} {item}"
                 if join == ",":
@@ -164,9 +171,38 @@ class SqlMaker:
             columns += f", (select count(*) from {inner.table} {inner.alias} where {self.kin(inner, sources[0])})"
         where = f" where {self.condition(sources, depth)}" if self.chance.random() < 0.9 else ""
         made = f"select {columns} from {self.from_clause(sources)}{where}{tail}"
-        if self.chance.random() < 0.05 and not tail:
+        roll = self.chance.random()
+        if roll < 0.04 and not tail:
             return f"with x as ({made}) select * from x"
+        if roll < 0.1:
+            return self.set_operation()
+        if roll < 0.18:
+            return self.lateral()
         return made
+
+    def set_operation(self) -> str:
+        """Two SELECTs of one integer column, put together."""
+        arms = []
+        for _ in range(2):
+            one = self.source()
+            arms.append(
+                f"select {one.integer(self.chance)} from {one.table} {one.alias} where {self.condition([one], 1)}"
+            )
+        return self.chance.choice([" union all ", " union ", " except ", " intersect "]).join(arms)
+
+    def lateral(self) -> str:
+        """A table and a query over another one for each of its rows."""
+        outer, inner = self.source(), self.source()
+        tie = self.kin(inner, outer)
+        if self.chance.random() < 0.5:
+            body = f"select count(*) as c from {inner.table} {inner.alias} where {tie}"
+        else:
+            body = f"select {inner.text} as c from {inner.table} {inner.alias} where {tie} order by 1 limit 2"
+        join = self.chance.choice(
+            [", lateral ({}) x", " left join lateral ({}) x on true", " join lateral ({}) x on true"]
+        )
+        where = f" where {self.restriction(outer)}" if self.chance.random() < 0.6 else ""
+        return f"select {outer.alias}.*, x.c from {outer.table} {outer.alias}{join.format(body)}{where}"
 
     def write(self) -> str:
         """An UPDATE or DELETE that returns the rows it changed."""
