@@ -10,7 +10,10 @@ Pure text: `plan` shows it and `apply` runs it (proxy/control). Every piece may 
    xid only makes the order total: two transactions may read one position.
 4. Whether a listed column changed is asked of its bytes (`*<>`): no type lacks that operator, and no `=` that calls
    different values equal (citext, box) hides a change.
-5. The trigger functions run as their owner with a fixed search_path, so a writer needs no privilege on the outbox and
+5. A change that calls several functions keeps its images once, in foreshard.outbox_image, until the last function is
+   done: large values are compressed and written once, not once per function (three functions, texts of 28 kB: an
+   INSERT takes 2.0 ms instead of 2.8 to 3.6 ms, 0.8 ms without capture).
+6. The trigger functions run as their owner with a fixed search_path, so a writer needs no privilege on the outbox and
    no object of the writer's can step in between.
 """
 
@@ -25,6 +28,11 @@ from foreshard.proxy.config import TriggerConfig
 LANES = 64  # events of one row share a lane; fixed for ever, the outbox stores it
 OPERATIONS = ("insert", "update", "delete")
 DEPTH_SETTING = "foreshard.depth"
+
+QUEUE_STORAGE = (
+    "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0, "
+    "autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5"
+)
 
 OUTBOX_TABLE = f"""\
 CREATE TABLE IF NOT EXISTS foreshard.outbox (
@@ -44,14 +52,30 @@ CREATE TABLE IF NOT EXISTS foreshard.outbox (
   attempt integer NOT NULL DEFAULT 0,
   not_before timestamptz,
   error text,
+  image integer,
   PRIMARY KEY (lane, lsn, xid, ordinal)
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
-        autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5);
+) WITH ({QUEUE_STORAGE});
 CREATE INDEX IF NOT EXISTS outbox_waiting ON foreshard.outbox (lane, row_key) WHERE not_before IS NOT NULL;
 CREATE INDEX IF NOT EXISTS outbox_retry ON foreshard.outbox (not_before) WHERE not_before IS NOT NULL;
 COMMENT ON TABLE foreshard.outbox IS 'events not yet handled: one row per change and trigger function';
+COMMENT ON COLUMN foreshard.outbox.image IS 'NULL: old and new are here; else the number of their row in outbox_image';
 COMMENT ON COLUMN foreshard.outbox.attempt IS 'failed attempts so far';
 COMMENT ON COLUMN foreshard.outbox.not_before IS 'the next attempt waits until then; NULL: has not failed';
+"""
+
+IMAGE_TABLE = f"""\
+CREATE TABLE IF NOT EXISTS foreshard.outbox_image (
+  lane smallint NOT NULL,
+  lsn pg_lsn NOT NULL,
+  xid xid8 NOT NULL,
+  image integer NOT NULL,
+  events integer NOT NULL,
+  old jsonb,
+  new jsonb,
+  PRIMARY KEY (lane, lsn, xid, image)
+) WITH ({QUEUE_STORAGE});
+COMMENT ON TABLE foreshard.outbox_image IS
+  'images of changes that call several functions; their ordinals are those from `image` on, `events` of them';
 """
 
 DEAD_LETTER_TABLE = """\
@@ -153,6 +177,7 @@ def outbox_sql() -> list[tuple[str, str]]:
     """What every shard needs whichever functions are registered: (object name, SQL), in order. Needs the schema."""
     return [
         ("table foreshard.outbox", OUTBOX_TABLE),
+        ("table foreshard.outbox_image", IMAGE_TABLE),
         ("table foreshard.dead_letter", DEAD_LETTER_TABLE),
         ("table foreshard.measurement", MEASUREMENT_TABLE),
         ("table foreshard.paused_function", PAUSED_TABLE),
@@ -281,15 +306,24 @@ DECLARE
   captured_lsn pg_lsn := pg_current_wal_insert_lsn();
 BEGIN
   WITH
-{before}  image AS MATERIALIZED (
-{image}  )
-  INSERT INTO foreshard.outbox (lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new,
+{before}  change AS (
+{image}  ), numbered AS MATERIALIZED (
+    SELECT *, cardinality(functions) AS events, (hashtextextended(row_key, 0) & {LANES - 1})::smallint AS lane,
+           sum(cardinality(functions)) OVER (ROWS UNBOUNDED PRECEDING) - cardinality(functions) + 1 AS first_ordinal
+    FROM change
+  ), kept AS (
+    INSERT INTO foreshard.outbox_image (lane, lsn, xid, image, events, old, new)
+    SELECT lane, captured_lsn, pg_current_xact_id(), first_ordinal, events, old_image, new_image
+    FROM numbered WHERE events > 1
+  )
+  INSERT INTO foreshard.outbox (lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, image,
                                 volume, depth, captured_at)
-  SELECT hashtextextended(row_key, 0) & {LANES - 1}, captured_lsn, pg_current_xact_id(),
-         row_number() OVER (), called.function, operation, {quote_text(table.qualified)},
-         row_key, old_image, new_image, volume,
+  SELECT lane, captured_lsn, pg_current_xact_id(), first_ordinal + called.number - 1, called.function, operation,
+         {quote_text(table.qualified)}, row_key,
+         CASE WHEN events = 1 THEN old_image END, CASE WHEN events = 1 THEN new_image END,
+         CASE WHEN events > 1 THEN first_ordinal END, volume,
          coalesce(nullif(current_setting('{DEPTH_SETTING}', true), ''), '0')::smallint, clock_timestamp()
-  FROM image CROSS JOIN LATERAL unnest(functions) AS called(function);
+  FROM numbered CROSS JOIN LATERAL unnest(functions) WITH ORDINALITY AS called(function, number);
   RETURN NULL;
 END
 """

@@ -194,7 +194,7 @@ class Executor:
                 self._next_lane = entry.id.lane
                 break
             except TransactionEnded as ended:
-                self._await(outbox.record(ended.failure))
+                self._await(outbox.record_alone(ended.failure))
                 log.error("shard %s: %s", self._shard.name, _describe(ended.failure))
                 raise ConnectionLost from ended
             if isinstance(outcome, Handled):
@@ -239,7 +239,8 @@ class Executor:
         if len(handled) == 1:
             entry = handled[0].entry
             text = f"its effects could not be committed: {type(error).__name__}: {error}"
-            self._await(outbox.record(self._caller.make_failure(entry.id, entry.function, entry.attempt + 1, text)))
+            failure = self._caller.make_failure(entry.id, entry.function, entry.attempt + 1, text)
+            self._await(outbox.record_alone(failure))
             log.warning("shard %s: %s of event %s: %s", self._shard.name, entry.function, entry.id, text)
         else:
             self._next_lane = handled[0].entry.id.lane if handled else self._next_lane
@@ -266,7 +267,7 @@ class Executor:
         outbox = Outbox(connection)
         self._await(outbox.end_backend(call.backend_pid, call.backend_started))
         failure = self._caller.make_failure(call.event, call.function, call.attempt, reason)
-        self._await(outbox.record(failure))
+        self._await(outbox.record_alone(failure))
         control_point("failure-recorded")
         log.warning("shard %s: %s", self._shard.name, _describe(failure))
 

@@ -57,9 +57,10 @@ WHERE pg_try_advisory_xact_lock($3, lane) LIMIT $2
 """
 
 READ_EVENTS = """\
-SELECT ctid, lane, lsn::text, xid::text, ordinal, function, operation, table_name, row_key, old::text, new::text,
-       volume, depth, captured_at, attempt,
-       extract(epoch FROM clock_timestamp() - captured_at)::double precision AS queue_s
+SELECT picked.ctid, picked.lane, picked.lsn::text, picked.xid::text, picked.ordinal, picked.function, picked.operation,
+       picked.table_name, picked.row_key, coalesce(picked.old, kept.old)::text AS old,
+       coalesce(picked.new, kept.new)::text AS new, picked.volume, picked.depth, picked.captured_at, picked.attempt,
+       extract(epoch FROM clock_timestamp() - picked.captured_at)::double precision AS queue_s
 FROM (
   SELECT o.* FROM unnest($1::smallint[]) AS held(lane) CROSS JOIN LATERAL (
     SELECT e.ctid, e.* FROM foreshard.outbox AS e
@@ -70,7 +71,10 @@ FROM (
           AND waiting.function = e.function AND waiting.not_before > statement_timestamp())
     ORDER BY e.lsn, e.xid, e.ordinal LIMIT $2
   ) AS o ORDER BY o.lsn, o.xid, o.ordinal LIMIT $2
-) AS picked ORDER BY picked.lsn, picked.xid, picked.ordinal
+) AS picked
+LEFT JOIN foreshard.outbox_image AS kept
+  ON kept.lane = picked.lane AND kept.lsn = picked.lsn AND kept.xid = picked.xid AND kept.image = picked.image
+ORDER BY picked.lsn, picked.xid, picked.ordinal
 """
 
 NEXT_RETRY = """\
@@ -78,16 +82,29 @@ SELECT extract(epoch FROM min(not_before) - statement_timestamp())::double preci
 FROM foreshard.outbox WHERE not_before IS NOT NULL
 """
 
-REMOVE_EVENTS = """\
+# An image goes with the last of its events; all of them are in one lane, which is held. A statement does not see its
+# own deletions, so those are named.
+UNUSED_IMAGES = """\
+unused AS (
+  DELETE FROM foreshard.outbox_image AS kept USING (SELECT DISTINCT lane, lsn, xid, image FROM removed) AS used
+  WHERE kept.lane = used.lane AND kept.lsn = used.lsn AND kept.xid = used.xid AND kept.image = used.image
+    AND NOT EXISTS (
+      SELECT FROM foreshard.outbox AS other
+      WHERE other.lane = kept.lane AND other.lsn = kept.lsn AND other.xid = kept.xid AND other.image = kept.image
+        AND other.ordinal >= kept.image AND other.ordinal < kept.image + kept.events
+        AND NOT EXISTS (SELECT FROM removed AS own WHERE own.ctid = other.ctid))
+)"""
+
+REMOVE_EVENTS = f"""\
 WITH removed AS (
-  DELETE FROM foreshard.outbox WHERE ctid = ANY($1::tid[]) RETURNING lane, lsn::text, xid::text, ordinal
-), measured AS (
+  DELETE FROM foreshard.outbox WHERE ctid = ANY($1::tid[]) RETURNING ctid, lane, lsn, xid, ordinal, image
+), {UNUSED_IMAGES}, measured AS (
   INSERT INTO foreshard.measurement (function, operation, table_name, row_key, size, complexity, volume, cpu_s,
     memory_byte_s, io_bytes, network_bytes, wall_s, queue_s, attempt)
   SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::float8[], $8::float8[],
     $9::float8[], $10::float8[], $11::float8[], $12::float8[], $13::float8[], $14::float8[], $15::integer[])
 )
-SELECT lane, lsn, xid, ordinal FROM removed
+SELECT lane, lsn::text, xid::text, ordinal FROM removed
 """
 
 RECORD_FAILURE = f"""\
@@ -97,10 +114,14 @@ WHERE {MATCH} AND attempt = $5 - 1
 """
 
 BURY_EVENT = f"""\
-WITH gone AS (DELETE FROM foreshard.outbox WHERE {MATCH} AND attempt = $5 - 1 RETURNING *)
+WITH removed AS (DELETE FROM foreshard.outbox WHERE {MATCH} AND attempt = $5 - 1 RETURNING ctid, *), {UNUSED_IMAGES}
 INSERT INTO foreshard.dead_letter ({EVENT_COLUMNS}, attempt, error)
-SELECT {EVENT_COLUMNS}, $5, $6 FROM gone
+SELECT lane, lsn, xid, ordinal, function, operation, table_name, row_key, coalesce(removed.old, kept.old),
+       coalesce(removed.new, kept.new), volume, depth, captured_at, $5, $6
+FROM removed LEFT JOIN foreshard.outbox_image AS kept USING (lane, lsn, xid, image)
 """
+
+LOCK_LANE = "SELECT pg_advisory_xact_lock($1, $2)"
 
 TABLE_TYPES = """\
 SELECT a.attname, coalesce(base.typname, t.typname) AS type_name,
@@ -207,8 +228,17 @@ class Outbox:
         )
         return {EventId(*row) for row in rows} == {h.entry.id for h in handled}
 
+    async def record_alone(self, failure: Failure) -> None:
+        """Record a failure in a transaction of its own."""
+        async with self._connection.transaction():
+            await self._connection.fetch(LOCK_LANE, LANE_LOCK_CLASS, failure.event.lane)
+            await self.record(failure)
+
     async def record(self, failure: Failure) -> None:
-        """Let the event wait for its next attempt, or bury it; nothing when someone recorded this attempt already."""
+        """Let the event wait for its next attempt, or bury it; nothing when someone recorded this attempt already.
+
+        The lane is held.
+        """
         event = failure.event
         key = (event.lane, event.lsn, event.xid, event.ordinal, failure.attempt)
         if failure.retry_after_s is None:

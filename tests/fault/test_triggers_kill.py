@@ -44,6 +44,7 @@ def check_exactly_once(world: TriggerWorld) -> None:
     """Every change has its effects once and in order, its measurement, and nothing is left."""
     world.wait_drained()
     assert world.query("SELECT count(*) FROM foreshard.dead_letter") == [(0,)]
+    assert world.query("SELECT count(*) FROM foreshard.outbox_image") == [(0,)]
     assert world.query("SELECT function, count(*), count(DISTINCT event) FROM effect GROUP BY 1 ORDER BY 1") == [
         ("keep", 2 * ROWS, 2 * ROWS),
         ("timed", ROWS, ROWS),

@@ -72,6 +72,28 @@ def test_event_has_both_images_the_volume_and_the_lane_of_its_row(shard: Shards)
     assert lanes == [("1", True), ("2", True)]
 
 
+def test_images_of_a_change_that_calls_several_functions_are_kept_once(shard: Shards) -> None:
+    install(shard, trigger("a", "insert", "update"), trigger("b", "insert", "update"), trigger("c", "insert"))
+    shard.execute("INSERT INTO document VALUES (1, 'p', 'x'), (2, 'p', 'y')")
+    shard.execute("UPDATE document SET body = 'z' WHERE id = 2")
+    assert events(shard, "ordinal, function, row_key, image, old, new") == [
+        (1, "a", "1", 1, None, None),
+        (2, "b", "1", 1, None, None),
+        (3, "c", "1", 1, None, None),
+        (4, "a", "2", 4, None, None),
+        (5, "b", "2", 4, None, None),
+        (6, "c", "2", 4, None, None),
+        (1, "a", "2", 1, None, None),
+        (2, "b", "2", 1, None, None),
+    ]
+    one, two = {"id": 1, "path": "p", "body": "x"}, {"id": 2, "path": "p", "body": "y"}
+    assert shard.query("SELECT image, events, old, new FROM foreshard.outbox_image ORDER BY lsn, image") == [
+        (1, 3, None, one),
+        (4, 3, None, two),
+        (1, 2, two, two | {"body": "z"}),
+    ]
+
+
 def test_only_registered_pairs_of_table_and_operation_are_captured(shard: Shards) -> None:
     install(
         shard, trigger("on_insert", "insert"), trigger("on_delete", "delete"), trigger("on_both", "insert", "delete")

@@ -124,6 +124,32 @@ def test_event_that_keeps_failing_becomes_a_dead_letter_with_its_traceback(tmp_p
         assert world.query("SELECT count(*) FROM effect") == [(0,)]
 
 
+def test_images_shared_by_functions_go_with_the_last_of_them(tmp_path: Path, one_shard: Shards) -> None:
+    functions = (
+        KEEP
+        + """
+    def again(event):
+        keep(event)
+        if event.key == 2:
+            raise ValueError("never")
+"""
+    )
+    twice = {"function": "functions:keep"}
+    with trigger_world(
+        tmp_path, one_shard, functions, {"again": {"attempts_max": 2}, "k1": twice, "k2": twice}
+    ) as world:
+        world.execute("INSERT INTO document SELECT n, 'p', 'text ' || n FROM generate_series(1, 40) AS n")
+        assert world.query("SELECT count(*) FROM foreshard.outbox_image") == [(40,)]
+        world.start_worker()
+        world.start_worker()
+        world.wait_drained()
+        assert world.query("SELECT count(*) FROM foreshard.outbox_image") == [(0,)]
+        assert world.query("SELECT count(*), count(DISTINCT event), bool_and(value = 'text ' || key) FROM effect") == [
+            (119, 119, True)
+        ]
+        assert world.query("SELECT new ->> 'body' FROM foreshard.dead_letter") == [("text 2",)]
+
+
 def test_call_beyond_its_timeout_is_killed_and_counted(tmp_path: Path, one_shard: Shards) -> None:
     functions = (
         KEEP
