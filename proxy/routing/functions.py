@@ -21,6 +21,7 @@ SESSION_LOCKS = {
 }
 SEQUENCE_FUNCTIONS = {"nextval", "currval", "setval", "pg_sequence_last_value", "pg_get_sequence_data"}
 CATALOG_SCHEMA = "pg_catalog"
+HARMLESS_SETTINGS = {"jit"}  # may differ between shards; asyncpg sets it around its introspection
 
 
 @dataclass
@@ -136,6 +137,12 @@ def set_config(catalog: Catalog, text: Text, fields: Node) -> str | None:
         return "set_config"
     value = text.value_of(arguments[1]) if len(arguments) > 1 else None
     check_setting(catalog, str(name), None if value is None else [str(value)])
+    if catalog.tables and str(name).lower() not in HARMLESS_SETTINGS:
+        raise not_built(
+            f"set_config of {name} beside declared tables",
+            "Use SET or SET LOCAL: Foreshard makes those on every shard of the session.",
+            "The function would make the setting on one shard only.",
+        )
     is_local = text.value_of(arguments[2]) if len(arguments) > 2 else None
     return None if is_local in (1, "t", "true", "on") else f"set_config {name}"
 

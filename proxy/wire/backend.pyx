@@ -157,7 +157,8 @@ cdef class Backend(Endpoint):
         return 0
 
     cdef int write_query(self, bytes sql, int entry) except -1:
-        """Queue a simple Query of ours."""
+        """Queue a simple Query of ours; it ends the shard's unnamed statement."""
+        self.unnamed = None
         self.write_message(b"Q", <const char*> sql, len(sql) + 1)
         self.replies.push(entry)
         return 0
