@@ -14,6 +14,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
+import psycopg
+
 from foreshard.proxy.admin.command_explain import login_of
 from foreshard.proxy.config import Config
 from foreshard.proxy.demo.corpus import read_corpus
@@ -50,7 +53,10 @@ def positive(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 when everything that it checks holds."""
-    return asyncio.run(run_demo(arguments))
+    try:
+        return asyncio.run(run_demo(arguments))
+    except (asyncpg.PostgresError, psycopg.Error) as error:
+        raise ForeshardError(f"a statement of the demo failed: {error}") from error
 
 
 async def run_demo(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -73,9 +73,7 @@ async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: 
             unit = waiting[client.name].pop()
             on_rows(await client.insert(unit.documents, unit.one_transaction))
 
-    async with asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(work(client))
+    await on_each(clients, work)
 
 
 async def update_all(
@@ -90,9 +88,7 @@ async def update_all(
             await client.update(key, body)
             on_done()
 
-    async with asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(work(client))
+    await on_each(clients, work)
 
 
 async def read_all(clients: Sequence[Client], paths: dict[int, str], on_done: Callable[[], None]) -> int:
@@ -108,7 +104,16 @@ async def read_all(clients: Sequence[Client], paths: dict[int, str], on_done: Ca
             found += is_found
             on_done()
 
-    async with asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(work(client))
+    await on_each(clients, work)
     return found
+
+
+async def on_each(clients: Sequence[Client], work: Callable[[Client], Awaitable[None]]) -> None:
+    """Work on all clients at once; the first failure ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(work(client)) for client in clients]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

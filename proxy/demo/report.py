@@ -36,6 +36,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_shard: dict[str, int]
     cost_s_per_shard: dict[str, float]
     policy: str
+    balance_inserts: dict[str, float]  # after the inserts, before the updates
     balance: dict[str, float]
     functions: dict[str, FunctionFigures]
 
@@ -69,10 +70,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         ]
         display.table("Rows and executed cost", ["shard", "documents", "cost, s", "share"], rows)
         balance = [
-            (policy, f"{value:.3f}", "in use" if policy == self.policy else "shadow")
-            for policy, value in sorted(self.balance.items(), key=lambda item: item[1])
+            (
+                policy,
+                ratio(self.balance_inserts.get(policy), 3),
+                ratio(value, 3),
+                "in use, measured" if policy == self.policy else "shadow",
+            )
+            for policy, value in self.balance.items()
         ]
-        display.table("Cost of the fullest shard over the mean", ["policy", "max/mean", ""], balance)
+        title = "Cost of the fullest shard over the mean (a shadow decides when the insert's work is done, not before)"
+        display.table(title, ["policy", "after inserts", "and updates", ""], balance)
         functions = [
             (name, f"{figures.calls:,}", f"{figures.cpu_seconds:.2f}", ratio(figures.median_q), ratio(figures.p95_q))
             for name, figures in self.functions.items()
@@ -90,6 +97,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         display.table("Checked", ["", "count"], checks)
 
 
-def ratio(value: float | None) -> str:
-    """A q-error, or a dash while nothing was measured."""
-    return "-" if value is None else f"{value:.2f}"
+def ratio(value: float | None, digits: int = 2) -> str:
+    """A ratio, or a dash while nothing was measured."""
+    return "-" if value is None else f"{value:.{digits}f}"

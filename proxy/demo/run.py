@@ -17,6 +17,7 @@ from foreshard.proxy.demo.report import Report
 from foreshard.proxy.demo.verify import Drain, read_effects, read_outbox, read_placement
 
 JOURNAL = "acknowledged.tsv"
+LEARNING_ROWS = 100  # of an empty database: their measurements are waited for before the others are placed
 
 
 class Run:
@@ -41,15 +42,15 @@ class Run:
         async with open_clients(self.dsn) as clients:
             before = await read_placement(self.config, set())
             self.known = before.paths | self._read_journal()
-            inserted = await self._insert(clients)
+            inserted = await self._insert_all(clients)
+            balance_inserts = await self._read_balance()
             updates = await self._update(clients, inserted)
             await self._drain()
             found = await self._find(clients)
         placement = await read_placement(self.config, set(self.known))
         effects = await read_effects(self.config)
         outbox = await read_outbox(self.config)
-        await figures.wait_settled(self.config)
-        costs = await figures.read_costs(self.config)
+        balance = await self._read_balance()
         return Report(
             rows=len(self.known),
             inserted=inserted,
@@ -63,21 +64,32 @@ class Run:
             reconnects=sum(client.reconnects for client in clients),
             seconds=round(time.monotonic() - began_s, 2),
             rows_per_shard={shard.name: rows for shard, rows in zip(self.config.shards, placement.rows, strict=True)},
-            cost_s_per_shard=costs,
+            cost_s_per_shard=await figures.read_costs(self.config),
             policy=self.config.placement.policy,
-            balance=await figures.read_balance(self.config, costs),
+            balance_inserts=balance_inserts,
+            balance=balance,
             functions=await figures.read_functions(self.config),
         )
 
-    async def _insert(self, clients: Sequence[Client]) -> int:
-        """Insert every document whose path is not there yet; how many."""
+    async def _insert_all(self, clients: Sequence[Client]) -> int:
+        """Insert every document whose path is not there yet; how many. The first few teach what the functions cost."""
         present = set(self.known.values())
         missing = [document for document in self.corpus.documents if document.path not in present]
         if not missing:
             self.display.say("All documents are there already: reusing them.")
             return 0
+        first = 0 if self.known else min(LEARNING_ROWS, len(missing) // 4)
         inserted = 0
-        with self.journal.open("a") as journal, self.display.step("Inserting documents", len(missing)) as advance:
+        for title, documents in (("Inserting the first, to learn", missing[:first]), ("Inserting", missing[first:])):
+            if documents:
+                inserted += await self._insert(clients, title, documents)
+                await self._drain()
+        return inserted
+
+    async def _insert(self, clients: Sequence[Client], title: str, documents: Sequence[Document]) -> int:
+        """Insert the documents; how many rows were acknowledged."""
+        inserted = 0
+        with self.journal.open("a") as journal, self.display.step(title, len(documents)) as advance:
 
             def on_rows(keys: dict[str, int]) -> None:
                 nonlocal inserted
@@ -87,7 +99,7 @@ class Run:
                 inserted += len(keys)
                 advance(inserted)
 
-            await insert_all(clients, split_units(missing, self.seed), on_rows)
+            await insert_all(clients, split_units(documents, self.seed), on_rows)
         return inserted
 
     async def _update(self, clients: Sequence[Client], inserted: int) -> int:
@@ -120,6 +132,11 @@ class Run:
             while waiting:
                 waiting = await drain.step()
                 advance(total - waiting)
+
+    async def _read_balance(self) -> dict[str, float]:
+        """max/mean by policy, once all measurements are in."""
+        await figures.wait_settled(self.config)
+        return await figures.read_balance(self.config, await figures.read_costs(self.config))
 
     async def _find(self, clients: Sequence[Client]) -> int:
         """Look every known key up through the proxy."""

@@ -50,6 +50,7 @@ cdef class Backend(Endpoint):
     cdef Replies replies
     cdef char status                    # of the last ReadyForQuery
     cdef bint unsynced                  # extended messages sent since the last Sync
+    cdef bint executed                  # an Execute among them
     cdef bint is_skipping               # the shard discards messages until Sync
     cdef bint begun                     # takes part in the owner's explicit transaction
     cdef bint wrote                     # was sent a write in this transaction or segment

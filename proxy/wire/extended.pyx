@@ -375,6 +375,7 @@ cdef class Extended(Gather):
         backend.write_message(b"E", body, size)
         backend.replies.push(REPLY_EXECUTE)
         backend.unsynced = True
+        backend.executed = True
         return HANDLED
 
     cdef int execute_own(self, Statement statement) except -1:
@@ -414,6 +415,7 @@ cdef class Extended(Gather):
         backend.write_message(b"E", <const char*> body, len(body))
         backend.replies.push(REPLY_EXECUTE)
         backend.unsynced = True
+        backend.executed = True
         return backend.write_empty(b"H", 0)
 
     cdef int ask_part(self, Backend backend) except -1:
@@ -498,6 +500,7 @@ cdef class Extended(Gather):
         for backend in self.links:
             if backend.unsynced:
                 backend.unsynced = False
+                backend.executed = False
                 backend.write_empty(b"S", REPLY_SYNC if count == 1 else REPLY_SYNC | REPLY_NOTIFY)
                 backend.flush()
         return HANDLED

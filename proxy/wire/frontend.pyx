@@ -372,6 +372,7 @@ cdef class Frontend(Extended):
             backend.push(message, total)
         else:
             backend.outbox.append(message, total)
+        backend.executed = False
         backend.unnamed = None
         backend.replies.push(REPLY_QUERY)
         self.pending = 1

@@ -7,7 +7,7 @@ shard that takes part, the one that was written first; its answer is the client'
     T, E --COMMIT, ROLLBACK--> I           E --ROLLBACK TO--> T
 """
 
-from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
+from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY, REPLY_SWALLOW, REPLY_SYNC
 from foreshard._core.template cimport (
     ROUTE_DEFAULT,
     VERB_BEGIN,
@@ -42,8 +42,12 @@ cdef class Transaction(Session):
             elif backend.unsynced:
                 if template.verb != VERB_BEGIN:
                     joined = True
-                else:
+                elif backend.executed:
                     raise not_built("BEGIN behind other statements of a pipeline", "Send it first.")
+                else:  # only prepared, with Flush in place of Sync: no transaction to join
+                    backend.unsynced = False
+                    backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
+                    backend.flush()
         if template.verb == VERB_BEGIN and not self.explicit:
             self.begin(template)
         elif joined:
@@ -118,6 +122,7 @@ cdef class Transaction(Session):
         for backend in targets:
             backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
             backend.unsynced = False
+            backend.executed = False
             backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
         speaker.holds_ready = True
         for backend in targets:

@@ -26,6 +26,7 @@ REPORT = Report(
     rows_per_shard={"s0": 60, "s1": 40},
     cost_s_per_shard={"s0": 1.0, "s1": 3.0},
     policy="bounded",
+    balance_inserts={"bounded": 1.0},
     balance={"bounded": 1.01, "key-hash": 1.3},
     functions={"index_document": FunctionFigures(150, 1.1, 2.5, 3.25), "idle": FunctionFigures(0, None, None, 0.0)},
 )
