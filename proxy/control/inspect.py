@@ -13,6 +13,7 @@ import msgspec
 
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.triggers.capture import quote_name
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 VERSION_MIN = 14
@@ -68,6 +69,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     facts: Mapping[str, Any]
     tables: Mapping[str, bool | None]  # declared table -> whether we own it; None when it is missing
+    references: Mapping[str, str]  # reference table -> row count and a hash of all rows
     clock_skew_s: float  # database's clock minus ours
     clock_error_s: float  # half the round trip: the skew is known no better than this
 
@@ -78,6 +80,11 @@ async def inspect(connection: Connection, config: Config, name: str) -> Inspecti
     assert row is not None
     names = [qualified(table.name) for table in config.tables]
     tables = {entry["name"]: entry["is_owner"] for entry in await connection.fetch(TABLE_PRIVILEGES, names)}
+    references = {
+        name: await _read_contents(connection, name)
+        for name in (qualified(table.name) for table in config.tables if table.reference)
+        if tables[name]
+    }
     best: tuple[float, float] | None = None
     for _ in range(5):  # the quickest answer bounds the skew best
         before = time.time()
@@ -86,7 +93,24 @@ async def inspect(connection: Connection, config: Config, name: str) -> Inspecti
         if best is None or after - before < best[1]:
             best = (theirs - (before + after) / 2, after - before)
     assert best is not None
-    return Inspection(name=name, facts=dict(row), tables=tables, clock_skew_s=best[0], clock_error_s=best[1] / 2)
+    return Inspection(
+        name=name,
+        facts=dict(row),
+        tables=tables,
+        references=references,
+        clock_skew_s=best[0],
+        clock_error_s=best[1] / 2,
+    )
+
+
+async def _read_contents(connection: Connection, name: str) -> str:
+    """Row count and a hash of the rows that does not depend on their order."""
+    table = ".".join(quote_name(part) for part in name.split("."))
+    row = await connection.fetchrow(
+        f"SELECT count(*) AS rows, coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) AS hash FROM {table} AS t"
+    )
+    assert row is not None
+    return f"{row['rows']} rows, hash {int(row['hash']) & 0xFFFFFFFF:08x}"
 
 
 def judge(config: Config, inspections: list[Inspection]) -> list[Finding]:
@@ -225,6 +249,18 @@ def _judge_differences(inspections: list[Inspection]) -> Iterator[Finding]:
             place="all shards", subject=subject, level=OK if is_same else WARN, value=", ".join(values),
             cost="" if is_same else cost,
         )  # fmt: skip
+    for table in inspections[0].references:
+        contents = [inspection.references.get(table, "missing") for inspection in inspections]
+        is_same = len(set(contents)) == 1
+        cost = "" if is_same else "a SELECT is answered by any shard, so its rows depend on which: make them the same"
+        value = contents[0] if is_same else "; ".join(contents)
+        yield Finding(
+            place="all shards",
+            subject=f"reference table {table}",
+            level=OK if is_same else FAIL,
+            value=value,
+            cost=cost,
+        )
     skews = {inspection.name: inspection.clock_skew_s for inspection in inspections}
     width = max(skews.values()) - min(skews.values())
     error = max(inspection.clock_error_s for inspection in inspections)

@@ -47,35 +47,36 @@ $body$;
 GRANT EXECUTE ON FUNCTION foreshard.bucket_of(bigint) TO PUBLIC;
 """
 
-_COUNTER = f"""\
-  IF counter NOT BETWEEN 0 AND {COUNTER_MAX} THEN
-    RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
-      USING ERRCODE = 'sequence_generator_limit_exceeded',
-            DETAIL = pg_catalog.format('The counter is %s; a placed key holds 0 to {COUNTER_MAX}.', counter),
-            HINT = 'Reset the sequence to a value in range that no key of this shard has yet.';
-  END IF;
+_REFUSE_COUNTER = f"""\
+  RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
+    USING ERRCODE = 'sequence_generator_limit_exceeded',
+          DETAIL = pg_catalog.format('The counter is %s; a placed key holds 0 to {COUNTER_MAX}.', counter),
+          HINT = 'Reset the sequence to a value in range that no key of this shard has yet.';
 """
 
 NEXT_KEY = f"""\
 CREATE OR REPLACE FUNCTION foreshard.next_key(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $body$
 -- The next key of the bucket in setting foreshard.bucket, which the proxy keeps on each of its connections.
+-- One condition decides the usual case: each statement of a function costs, and this one runs for every row.
 DECLARE
   setting text := pg_catalog.current_setting('foreshard.bucket', true);
-  counter bigint;
+  counter bigint := pg_catalog.nextval(sequence);
 BEGIN
+  IF pg_catalog.translate(setting, '0123456789', '') = '' AND pg_catalog.length(setting) BETWEEN 1 AND 4
+     AND setting::bigint < {BUCKET_COUNT} AND counter BETWEEN 0 AND {COUNTER_MAX} THEN
+    RETURN {PLACED_FLAG} | (setting::bigint << {COUNTER_BITS}) | counter;
+  END IF;
   IF setting IS NULL OR setting = '' THEN
     RAISE EXCEPTION 'no bucket is set for a generated key'
       USING ERRCODE = 'object_not_in_prerequisite_state',
             DETAIL = 'A generated key of a sharded table carries the bucket in setting foreshard.bucket.',
             HINT = 'Insert through Foreshard, which chooses the bucket, or SET foreshard.bucket to one of this shard.';
   END IF;
-  IF setting !~ '^[0-9]{{1,4}}$' OR setting::integer > {BUCKET_COUNT - 1} THEN
+  IF counter BETWEEN 0 AND {COUNTER_MAX} THEN
     RAISE EXCEPTION 'setting foreshard.bucket is "%", which is no bucket', setting
       USING ERRCODE = 'invalid_parameter_value', HINT = 'Buckets are 0 to {BUCKET_COUNT - 1}.';
   END IF;
-  counter := pg_catalog.nextval(sequence);
-{_COUNTER}\
-  RETURN {PLACED_FLAG} | (setting::bigint << {COUNTER_BITS}) | counter;
+{_REFUSE_COUNTER}\
 END
 $body$;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass) TO PUBLIC;
@@ -86,15 +87,16 @@ CREATE OR REPLACE FUNCTION foreshard.child_key(parent bigint, sequence regclass)
 LANGUAGE plpgsql VOLATILE AS $body$
 -- The next key of the bucket that the parent's row is in.
 DECLARE
-  counter bigint;
+  counter bigint := pg_catalog.nextval(sequence);
 BEGIN
+  IF parent IS NOT NULL AND counter BETWEEN 0 AND {COUNTER_MAX} THEN
+    RETURN {PLACED_FLAG} | (foreshard.bucket_of(parent)::bigint << {COUNTER_BITS}) | counter;
+  END IF;
   IF parent IS NULL THEN
     RAISE EXCEPTION 'a child row without its parent''s key has no place'
       USING ERRCODE = 'not_null_violation', HINT = 'Give the column that references the parent a value.';
   END IF;
-  counter := pg_catalog.nextval(sequence);
-{_COUNTER}\
-  RETURN {PLACED_FLAG} | (foreshard.bucket_of(parent)::bigint << {COUNTER_BITS}) | counter;
+{_REFUSE_COUNTER}\
 END
 $body$;
 GRANT EXECUTE ON FUNCTION foreshard.child_key(bigint, regclass) TO PUBLIC;

@@ -110,3 +110,16 @@ def test_check_goes_on_past_a_shard_that_is_down(
     assert "fail  shard down" in printed
     assert "gets no new ones" in printed
     assert "shard s0" in printed
+
+
+def test_check_fails_when_a_reference_table_differs(
+    three_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three_shards.execute(SCHEMA + "INSERT INTO language VALUES ('py', 'Python'), ('c', 'C')")
+    path = tmp_path / "f.yaml"
+    shards = ", ".join(f"{{name: {shard.name}, dsn: '{shard.dsn}'}}" for shard in three_shards.shards)
+    path.write_text(f"shards: [{shards}]\ntables: {{language: {{reference: true}}}}\n")
+    assert main(["check", "-c", str(path)]) == 0
+    three_shards.execute("UPDATE language SET name = 'Cython' WHERE code = 'py'", on=1)
+    assert main(["check", "-c", str(path)]) == 1
+    assert "fail  all shards  reference table public.language" in capsys.readouterr().out

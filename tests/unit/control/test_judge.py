@@ -24,11 +24,19 @@ GOOD: dict[str, Any] = {
 def inspection(
     name: str = "shard s0",
     tables: dict[str, bool | None] | None = None,
+    references: dict[str, str] | None = None,
     skew_s: float = 0.0,
     error_s: float = 0.0,
     **facts: Any,
 ) -> Inspection:
-    return Inspection(name=name, facts=GOOD | facts, tables=tables or {}, clock_skew_s=skew_s, clock_error_s=error_s)
+    return Inspection(
+        name=name,
+        facts=GOOD | facts,
+        tables=tables or {},
+        references=references or {},
+        clock_skew_s=skew_s,
+        clock_error_s=error_s,
+    )
 
 
 def shortfalls(*inspections: Inspection) -> list[tuple[str, str]]:
@@ -97,6 +105,14 @@ def test_shards_must_agree(facts: dict[str, Any], subject: str) -> None:
 def test_clocks_are_apart_only_beyond_what_the_round_trip_hides(skew_s: float, error_s: float, is_apart: bool) -> None:
     found = shortfalls(inspection(), inspection("shard s1", skew_s=skew_s, error_s=error_s))
     assert found == ([("warn", "clocks apart")] if is_apart else [])
+
+
+def test_reference_tables_must_have_the_same_rows() -> None:
+    same, other = {"public.r": "2 rows, hash 1"}, {"public.r": "3 rows, hash 2"}
+    assert shortfalls(inspection(references=same), inspection("shard s1", references=same)) == []
+    for differing in (other, {}):
+        found = shortfalls(inspection(references=same), inspection("shard s1", references=differing))
+        assert found == [("fail", "reference table public.r")]
 
 
 def test_every_shortfall_says_what_it_costs() -> None:
