@@ -97,7 +97,11 @@ class Router:
         self.loop = loop
         self.state: SharedState = open_state(config)
         self.placer = Placer(self.state, config.placement.policy, config.placement.bound)
-        self.cache = StatementCache(Planner(catalog).plan, config.limits.statement_cache_entries_max)
+        self.cache = StatementCache(
+            Planner(catalog).plan,
+            config.limits.statement_cache_entries_max,
+            seed=int.from_bytes(os.urandom(8), "big"),
+        )
         self.addresses = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
         self.reactor = Reactor(loop, self.report_failure)
         self.hub = Hub(

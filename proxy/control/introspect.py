@@ -100,6 +100,13 @@ WHERE n.nspname NOT IN {SYSTEM_SCHEMAS} AND l.lanname NOT IN ('c', 'internal') A
   AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
 """
 
+INDEXES = """
+SELECT n.nspname || '.' || i.relname AS name, tn.nspname || '.' || t.relname AS relation
+FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
+JOIN pg_class t ON t.oid = x.indrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+WHERE tn.nspname || '.' || t.relname = any($1::text[])
+"""
+
 
 async def introspect(connection: Connection, config: Config, shard: str) -> Facts:
     """Read a shard through the connection; `shard` is the name that messages use."""
@@ -117,6 +124,8 @@ async def introspect(connection: Connection, config: Config, shard: str) -> Fact
         for row in await connection.fetch(FOREIGN_KEYS, declared)
     ]
     views, functions = await _read_readers(connection, tables)
+    for row in await connection.fetch(INDEXES, declared):
+        views.setdefault(row["name"], row["relation"])
     return Facts(
         shard=shard,
         tables=tables,

@@ -44,7 +44,7 @@ cdef class Gather(Transaction):
         cdef Hub hub = self.hub
         cdef double features[4]
         cdef int kind = template.kind
-        if template.cursor is not None and template.cursor in self.cursors:
+        if template.cursor is not None and template.text is not None and template.cursor in self.cursors:
             return self.cursors[template.cursor]
         if kind == ROUTE_DEFAULT:
             return hub.default_shard

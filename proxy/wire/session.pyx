@@ -199,8 +199,8 @@ cdef class Session(Owner):
             backend.wrote = True
             if template.profile_count:
                 backend.captured = True
-        if template.cursor is not None:
-            self.cursors.setdefault(template.cursor, backend.shard)
+        if template.cursor is not None and template.text is None:
+            self.cursors[template.cursor] = backend.shard       # DECLARE; FETCH and the like carry their text
         if template.is_reset:
             self.mark_reset(backend, template)
         elif template.pin is not None and self.pinned is None:
