@@ -124,12 +124,26 @@ class Caller:
         batch: BatchContext,
     ) -> Usage:
         """The call itself, between the meter's start and stop."""
+        if not self._functions.is_loaded(entry.function):
+            self._publish(entry, batch, self._meter.start())  # an import can hang, too
         function = self._functions.find(entry.function)
         event = self._make_event(entry, reader, effects, function.is_async, batch.shard)
         event.old = None if old is None else reader.convert(old, entry.old or "")
         event.new = None if new is None else reader.convert(new, entry.new or "")
-        memory_bytes_before = self._meter.start()
-        trigger = function.trigger
+        self._publish(entry, batch, self._meter.start())
+        control_point("call-started")
+        if function.is_async:
+            self._loop.run_until_complete(_run_async(function.call, event))
+        else:
+            function.call(event)
+        control_point("call-returned")
+        return self._meter.stop()
+
+    def _publish(self, entry: Entry, batch: BatchContext, memory_bytes_before: int) -> None:
+        """Tell the supervisor what runs from now on."""
+        trigger = self._functions.trigger(entry.function)
+        if trigger is None:
+            return
         self._slot.publish(
             Call(
                 event=entry.id,
@@ -143,13 +157,6 @@ class Caller:
                 backend_started=batch.backend_started,
             )
         )
-        control_point("call-started")
-        if function.is_async:
-            self._loop.run_until_complete(_run_async(function.call, event))
-        else:
-            function.call(event)
-        control_point("call-returned")
-        return self._meter.stop()
 
     def _make_event(
         self, entry: Entry, reader: RowReader, effects: Effects, is_async: bool, shard: str

@@ -52,7 +52,16 @@ SETTINGS = (
     ("synchronous_commit", "off"),
     ("jit", "off"),
     ("client_connection_check_interval", "1s"),
+    ("default_transaction_isolation", "read committed"),  # a lane is read by a statement that began after its lock
+    ("default_transaction_read_only", "off"),
+    # A call may take as long as its own timeout allows, in the middle of a transaction.
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("transaction_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
 )
+NOT_HERE = (asyncpg.InvalidParameterValueError, asyncpg.UndefinedObjectError)  # of a setting: version or platform
 
 log = logging.getLogger("foreshard.worker")
 
@@ -109,7 +118,7 @@ class Executor:
         connection = self._await(asyncpg.connect(self._shard.dsn, timeout=CONNECT_TIMEOUT_S))
         try:
             for name, value in SETTINGS:
-                with contextlib.suppress(asyncpg.InvalidParameterValueError):  # not on every platform
+                with contextlib.suppress(*NOT_HERE):
                     self._await(connection.fetchval("SELECT set_config($1, $2, false)", name, value))
             started = "SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
             self._backend = (connection.get_server_pid(), self._await(connection.fetchval(started)) or "")

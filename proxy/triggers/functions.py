@@ -34,6 +34,10 @@ class Functions:
         """The configuration of a function; None when it is not registered."""
         return self._triggers.get(name)
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether `find` needs no import."""
+        return name in self._found
+
     def find(self, name: str) -> Function:
         """The function to call; raises what its import raises, or says what is wrong with its name."""
         found = self._found.get(name)

@@ -469,3 +469,37 @@ def test_worker_gives_way_to_a_client_that_holds_the_row_of_a_later_event(tmp_pa
         world.wait_drained()
         assert world.query("SELECT key, attempt FROM effect ORDER BY key") == [(1, 1), (2, 1)]
         assert world.query("SELECT path, body FROM document") == [("touched", "y")] * 2
+
+
+def test_settings_of_the_role_do_not_reach_the_worker(tmp_path: Path, one_shard: Shards) -> None:
+    functions = """
+    import time
+    def tell(event):
+        time.sleep(0.1)
+        event.execute(
+            "INSERT INTO effect (key, value) VALUES ($1, current_setting('transaction_isolation'))", event.key
+        )
+"""
+    settings = {
+        "default_transaction_isolation": "'serializable'",
+        "idle_in_transaction_session_timeout": "10",
+        "default_transaction_read_only": "on",
+    }
+    with trigger_world(tmp_path, one_shard, functions, {"tell": {"attempts_max": 1}}) as world:
+        world.execute("INSERT INTO document VALUES (1, 'a', 'x')")
+        name = world.query("SELECT current_database()")[0][0]
+        for setting, value in settings.items():
+            world.execute(f"ALTER DATABASE {name} SET {setting} = {value}")
+        world.start_worker()
+        world.wait_for_rows("SELECT key, value FROM effect", [(1, "read committed")])
+
+
+def test_import_that_hangs_is_ended_like_a_call(tmp_path: Path, one_shard: Shards) -> None:
+    hanging = {"function": "hanging:f", "timeout": "200ms", "attempts_max": 2}
+    with trigger_world(tmp_path, one_shard, KEEP, {"hanging": hanging, "keep": {}}) as world:
+        (tmp_path / "hanging.py").write_text("import time\nwhile True:\n    time.sleep(1)\n")
+        world.execute("INSERT INTO document VALUES (1, 'a', 'x')")
+        world.start_worker()
+        world.wait_drained()
+        assert world.query("SELECT function, error ~ '^timeout' FROM foreshard.dead_letter") == [("hanging", True)]
+        assert world.query("SELECT key FROM effect") == [(1,)]
