@@ -301,7 +301,7 @@ class Router:
         parameters = dict(pool.parameters)
         owned = [backend for backend in pool.backends if backend.has_owner()]
         now = self.loop.time()
-        waited = [now - (deadline - self.config.pool.wait_timeout_s) for _, deadline in pool.waiters]
+        waited = [now - (owner.wait_deadline - self.config.pool.wait_timeout_s) for owner in pool.waiters]
         return PoolRow(
             shard=self.config.shards[pool.shard].name,
             database=parameters["database"],

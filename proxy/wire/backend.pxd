@@ -17,6 +17,8 @@ cdef enum Filter:               # what of a backend's replies the client sees
 
 
 cdef class Owner(Endpoint):
+    cdef readonly double wait_deadline  # loop time until which it stands in a pool's line
+
     cdef int on_ready(self, Backend backend) except -1
     cdef int on_drained(self, Backend backend) except -1
     cdef int on_copy_in(self, Backend backend) except -1

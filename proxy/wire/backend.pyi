@@ -1,7 +1,9 @@
 from foreshard._core.errors import SqlError
 from foreshard.proxy.wire.endpoint import Endpoint
 
-class Owner(Endpoint): ...
+class Owner(Endpoint):
+    wait_deadline: float
+
 class BackendHome: ...
 
 class Backend(Endpoint):

@@ -23,7 +23,11 @@ cdef class Hub:
     cdef readonly bint is_sharded           # tables are declared
     cdef readonly Py_ssize_t message_bytes_max
     cdef readonly dict pools                # (shard, startup parameters) -> Pool
-    cdef readonly list backend_counts       # per shard, connecting ones too
+    cdef int* backend_counts                # per shard over all pools, connecting ones too
+    cdef int* idle_counts                   # per shard over all pools
+    cdef int pool_size
+    cdef double wait_timeout_s
+    cdef int waiting_count                  # owners in line, over all pools
     cdef readonly dict sessions             # cancel key (pid, secret) -> session
     cdef readonly dict statements           # (query and types) -> Statement
     cdef readonly long long statement_ids
@@ -45,10 +49,12 @@ cdef class Pool(BackendHome):
     cdef bytes startup
     cdef readonly list idle                 # most recently used last
     cdef readonly set backends              # all of them
-    cdef readonly object waiters            # deque of (owner, deadline)
+    cdef readonly object waiters            # deque of owners in line
     cdef readonly object server_parameters  # ParameterStatus of the first backend; None before
 
     cdef Backend take(self, Owner owner)
     cdef int put(self, Backend backend) except -1
     cdef int offer(self, Backend backend) except -1
+    cdef Owner next_waiter(self)
+    cdef Backend pop_idle(self, int index)
     cdef int discard(self, Backend backend) except -1

@@ -10,6 +10,7 @@ it, so a backend needs no SET before it changes hands. Rules:
 
 cimport cython
 from libc.stdlib cimport calloc, free
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from foreshard._core.placement cimport Placer
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
@@ -32,6 +33,13 @@ cdef enum:
     PREPARED_MAX = 1000         # server-side statements a backend keeps; chosen, not measured
 
 WAKE_DELAY_S = 0.002            # commits within it wake a shard's workers once
+
+
+cdef double monotonic() noexcept:
+    """Seconds on the event loop's clock."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
 
 
 def encode_startup(tuple parameters) -> bytes:
@@ -67,18 +75,23 @@ cdef class Hub:
         self.is_sharded = is_sharded
         self.message_bytes_max = config.limits.message_bytes_max
         self.pools = {}
-        self.backend_counts = [0] * self.shard_count
+        self.pool_size = config.pool.size
+        self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
         self.statements = {}
         self.params = Values()
         self.literals = Values()
         self.buckets = Buckets()
         self.touched = <unsigned char*> calloc(self.shard_count, 1)
-        if self.touched == NULL:
+        self.backend_counts = <int*> calloc(self.shard_count, sizeof(int))
+        self.idle_counts = <int*> calloc(self.shard_count, sizeof(int))
+        if self.touched == NULL or self.backend_counts == NULL or self.idle_counts == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.touched)
+        free(self.backend_counts)
+        free(self.idle_counts)
 
     cdef Pool pool(self, int shard, tuple parameters):
         """The pool for a shard and a client's StartupMessage."""
@@ -141,13 +154,30 @@ cdef class Pool(BackendHome):
     cdef Backend take(self, Owner owner):
         """An idle backend, or None when the owner was put in line (on_granted or on_denied follows)."""
         cdef Backend backend
-        while self.idle and not self.waiters:
-            backend = self.idle.pop()
-            if backend.phase == BACKEND_READY:
-                backend.owner = owner
-                return backend
-        self.waiters.append((owner, self.hub.loop.time() + self.hub.config.pool.wait_timeout_s))
-        self.grow()
+        if self.idle and (self.hub.waiting_count == 0 or not self.waiters):
+            backend = self.pop_idle(-1)
+            backend.owner = owner
+            return backend
+        owner.wait_deadline = monotonic() + self.hub.wait_timeout_s
+        self.waiters.append(owner)
+        self.hub.waiting_count += 1
+        if self.hub.backend_counts[self.shard] < self.hub.pool_size or self.hub.idle_counts[self.shard]:
+            self.grow()
+        return None
+
+    cdef Backend pop_idle(self, int index):
+        """Take a backend out of the idle ones: -1 the most recently used, 0 the longest idle."""
+        self.hub.idle_counts[self.shard] -= 1
+        return self.idle.pop(index)
+
+    cdef Owner next_waiter(self):
+        """The owner first in line that is still there; None when nobody is."""
+        cdef Owner owner
+        while self.waiters:
+            owner = self.waiters.popleft()
+            self.hub.waiting_count -= 1
+            if owner.fd >= 0:
+                return owner
         return None
 
     cdef int put(self, Backend backend) except -1:
@@ -172,14 +202,16 @@ cdef class Pool(BackendHome):
     cdef int offer(self, Backend backend) except -1:
         """Give a clean backend to the next in line, or keep it."""
         cdef Owner owner
-        while self.waiters:
-            owner = self.waiters.popleft()[0]
-            if owner.fd >= 0:
+        if self.hub.waiting_count:
+            owner = self.next_waiter()
+            if owner is not None:
                 backend.owner = owner
                 return owner.on_granted(backend)
-        backend.idle_since = self.hub.loop.time()
+        backend.idle_since = monotonic()
         self.idle.append(backend)
-        self.make_room_for_others()
+        self.hub.idle_counts[self.shard] += 1
+        if self.hub.waiting_count:
+            self.make_room_for_others()
         return 0
 
     cdef int discard(self, Backend backend) except -1:
@@ -202,7 +234,7 @@ cdef class Pool(BackendHome):
 
     def grow(self) -> None:
         """Connect one more backend for whoever waits, if the shard's bound allows."""
-        if self.hub.backend_counts[self.shard] >= self.hub.config.pool.size and not self.evict_elsewhere():
+        if self.hub.backend_counts[self.shard] >= self.hub.pool_size and not self.evict_elsewhere():
             return
         connecting = sum(1 for each in self.backends if (<Backend> each).phase < BACKEND_READY)
         if connecting < len(self.waiters):
@@ -213,18 +245,18 @@ cdef class Pool(BackendHome):
         cdef Pool pool
         for pool in self.hub.pools.values():
             if pool is not self and pool.shard == self.shard and pool.idle:
-                pool.discard(pool.idle.pop(0))
+                pool.discard(pool.pop_idle(0))
                 return True
         return False
 
     def make_room_for_others(self) -> None:
         """When clients of another pool of this shard wait and this one is idle, give way."""
         cdef Pool pool
-        if self.hub.backend_counts[self.shard] < self.hub.config.pool.size:
+        if self.hub.backend_counts[self.shard] < self.hub.pool_size:
             return
         for pool in self.hub.pools.values():
             if pool is not self and pool.shard == self.shard and pool.waiters and self.idle:
-                self.discard(self.idle.pop(0))
+                self.discard(self.pop_idle(0))
                 pool.grow()
 
     def connect(self) -> None:
@@ -240,7 +272,7 @@ cdef class Pool(BackendHome):
         backend.shard = self.shard
         backend.startup = self.startup
         backend.connected_at = time.time()
-        backend.idle_since = self.hub.loop.time()
+        backend.idle_since = monotonic()
         self.backends.add(backend)
         self.hub.backend_counts[self.shard] += 1
         backend.open(self.hub.reactor, connection.detach(), EPOLL_IN | EPOLL_OUT)
@@ -260,17 +292,17 @@ cdef class Pool(BackendHome):
         self.hub.backend_counts[self.shard] -= 1
         if backend in self.idle:
             self.idle.remove(backend)
+            self.hub.idle_counts[self.shard] -= 1
         never_ready = backend.pid == 0
         if error is not None and never_ready and not self.backends:
-            waiters = list(self.waiters)
-            self.waiters.clear()
             name = self.hub.shard_names[self.shard]
             message = f"cannot connect to shard {name}: {error.message}"
             told = SqlError(error.sqlstate, message, error.detail, error.hint)
             if error.sqlstate == "08006":
                 told.hint = "Is it running and reachable? `foreshard check` looks at every shard."
-            for owner, _ in waiters:
-                if owner.fd >= 0:
+            for _ in range(len(self.waiters)):
+                owner = self.next_waiter()
+                if owner is not None:
                     owner.on_denied(told)
         elif self.waiters and not never_ready:
             self.grow()
@@ -281,8 +313,9 @@ cdef class Pool(BackendHome):
         cdef Owner owner
         cdef Backend backend
         config = self.hub.config.pool
-        while self.waiters and self.waiters[0][1] <= now:
-            owner = self.waiters.popleft()[0]
+        while self.waiters and (<Owner> self.waiters[0]).wait_deadline <= now:
+            owner = self.waiters.popleft()
+            self.hub.waiting_count -= 1
             if owner.fd >= 0:
                 owner.on_denied(SqlError(
                     "53300", f"no backend of shard {self.hub.shard_names[self.shard]} became free in time",
@@ -290,7 +323,7 @@ cdef class Pool(BackendHome):
                     "Raise pool.size, or look for long transactions with SHOW CLIENTS.",
                 ))
         while self.idle and now - (<Backend> self.idle[0]).idle_since > config.idle_timeout_s:
-            self.discard(self.idle.pop(0))
+            self.discard(self.pop_idle(0))
         for backend in list(self.backends):
             if backend.phase < BACKEND_READY and now - backend.idle_since > config.connect_timeout_s:
                 backend.lose(SqlError("08006", f"no answer within {config.connect_timeout_s:g} s"))
@@ -300,4 +333,4 @@ cdef class Pool(BackendHome):
     def close_idle(self) -> None:
         """Close every idle backend."""
         while self.idle:
-            self.discard(self.idle.pop())
+            self.discard(self.pop_idle(-1))

@@ -283,8 +283,11 @@ cdef class Session(Owner):
             return 0
         if self.cursors:
             self.cursors.clear()
-        self.links = []
         self.active = None
+        if len(links) == 1:
+            backend = links.pop()
+            return (<Pool> backend.home).put(backend)
+        self.links = []
         for backend in links:
             (<Pool> backend.home).put(backend)
         return 0
