@@ -30,15 +30,17 @@ cdef struct Window:
 
 
 cdef struct Fit:            # one resource of one profile
-    double[FEATURES][FEATURES] gram     # decayed sum of x x' / predicted^2
-    double[FEATURES] moment             # decayed sum of x measured / predicted^2
+    double[FEATURES][FEATURES] gram     # decayed sum of x x' / p^2
+    double[FEATURES] moment             # decayed sum of x measured / p^2
     double[FEATURES] coefficients
     double evidence         # decayed number of samples in gram
     double samples          # all samples
     double settled          # samples since the last reset, which set the rates of the running values below
     double mean             # of measured values, clipped
     double variance         # of relative residuals, clipped
+    double lost             # slow mean of what clipping took away, relative to predictions
     double bias             # slow mean of log ratios: what drift is measured from
+    double spread           # slow variance of log ratios around it
     double risen            # Page-Hinkley sums
     double fallen
     double resets

@@ -1,8 +1,8 @@
 """What is known about the cost of one (trigger function, operation), learned one measurement at a time.
 
 Per resource a linear model over `[1, size, complexity, volume]` with coefficients >= 0, kept in information form:
-    gram   <- 0.995 gram   + x x' / p^2          p = the cost predicted before this measurement
-    moment <- 0.995 moment + x y' / p^2          y' = measured, clipped at 2.5 deviations of the relative residual
+    gram   <- 0.995 gram   + x x' / p^2      p = the cost predicted before this measurement, over the mean at that time
+    moment <- 0.995 moment + x y' / p^2      y' = measured, clipped at 2.5 deviations of the relative residual
     coefficients = argmin over w >= 0 of w' gram w / 2 - moment . w + ridge toward the mean
 solved by a few sweeps of coordinate descent from the coefficients before. Dividing by p^2 makes errors relative: a row
 that costs a millisecond counts as much as one that costs a second. (Huber 1964 for the clipping, Page 1954 for drift.)
@@ -14,7 +14,10 @@ Rules:
 3. Predictions lie between 2 % of the mean and the ceiling.
 4. Before the first measurement a prior predicts; the first measurement sets the scale.
 5. When measured cost drifts away (Page-Hinkley on clipped log ratios) the evidence shrinks to 5 %.
-6. When the 95th percentile of the last q-errors of the scalar cost exceeds 4 the profile is degraded until it is below
+   Noise is not drift: the slack grows with the spread of the ratios, and they are taken around their own slow mean.
+6. Clipping is for outliers. Where it takes away more than half of the predicted cost, what it clips is the cost itself
+   (memory that most calls do not need), and nothing is clipped until that is over.
+7. When the 95th percentile of the last q-errors of the scalar cost exceeds 4 the profile is degraded until it is below
    3 again: its cost counts as the mean, and that is visible.
 """
 
@@ -28,12 +31,16 @@ cdef double RIDGE = 0.05            # in samples
 cdef double CLIP = 2.5              # deviations
 cdef int SWEEPS = 4
 cdef double FLOOR = 0.02            # of the mean
+cdef double BASE_MIN = 0.1          # of the mean: no sample weighs more than if it had been predicted to cost that
 cdef double VARIANCE_MIN = 0.0025   # relative residuals: 5 % deviation, so that clipping never closes
 cdef double RATE_MIN = 0.01         # of the running variance
-cdef double DRIFT_SLACK = 0.15      # of a log ratio, per sample
+cdef double LOST_RATE = 0.01
+cdef double EXCESS_MAX = 1000.0     # of one sample
+cdef double LOST_MAX = 0.5          # of the predicted cost: more is signal, not outliers
+cdef double DRIFT_SLACK = 0.15      # of a log ratio, per sample; at least half their deviation
 cdef double DRIFT_TRIP = 6.0
 cdef double DRIFT_KEEPS = 0.05      # of the evidence
-cdef double BIAS_RATE = 0.002
+cdef double BIAS_RATE = 0.005
 cdef double DEGRADED_FROM = 4.0     # q-error
 cdef double DEGRADED_UNTIL = 3.0
 cdef int DEGRADED_SAMPLES = 64      # no verdict before this many: the first few of any model are far off
@@ -169,11 +176,13 @@ cdef void watch_drift(Fit* fit, double ratio) noexcept:
     """Page-Hinkley on log ratios clipped at +-1, both ways; a trip shrinks the evidence."""
     cdef int row
     cdef int column
-    cdef double clipped = fmin(fmax(ratio, -1.0), 1.0)
-    cdef double excess = clipped - fit.bias
-    fit.bias += BIAS_RATE * excess
-    fit.risen = fmax(0.0, fit.risen + excess - DRIFT_SLACK)
-    fit.fallen = fmax(0.0, fit.fallen - excess - DRIFT_SLACK)
+    cdef double excess = fmin(fmax(ratio, -1.0), 1.0) - fit.bias
+    cdef double rate = fmax(1 / (fit.settled + 1), BIAS_RATE)
+    cdef double slack = fmax(DRIFT_SLACK, sqrt(fit.spread) / 2)
+    fit.bias += rate * excess
+    fit.spread += rate * (excess * excess - fit.spread)
+    fit.risen = fmax(0.0, fit.risen + excess - slack)
+    fit.fallen = fmax(0.0, fit.fallen - excess - slack)
     if fmax(fit.risen, fit.fallen) <= DRIFT_TRIP:
         return
     for row in range(FEATURES):
@@ -183,7 +192,7 @@ cdef void watch_drift(Fit* fit, double ratio) noexcept:
     fit.evidence *= DRIFT_KEEPS
     fit.variance = 1.0
     fit.settled = 1.0 / DRIFT_KEEPS / 4     # the running values move fast again, but do not start over
-    fit.risen = fit.fallen = fit.bias = 0
+    fit.risen = fit.fallen = fit.bias = fit.spread = fit.lost = 0
     fit.resets += 1
     clear_window(&fit.window)
 
@@ -195,6 +204,7 @@ cdef void learn_resource(Fit* fit, const double* x, double measured) noexcept:
     cdef double residual
     cdef double limit
     cdef double clipped
+    cdef double excess
     cdef double base
     cdef double ratio
     if fit.mean < MEAN_MIN:
@@ -208,15 +218,21 @@ cdef void learn_resource(Fit* fit, const double* x, double measured) noexcept:
     ratio = log_ratio(fit, measured, predicted)
     residual = measured / predicted - 1
     limit = CLIP * sqrt(fit.variance)
-    residual = fmin(fmax(residual, -limit), limit)
+    clipped = fmin(fmax(residual, -limit), limit)
+    excess = fmin(residual, EXCESS_MAX) - clipped
+    if fit.lost < LOST_MAX:
+        residual = clipped
+    fit.lost += LOST_RATE * (excess - fit.lost)
+    fit.variance += fmax(1 / (fit.settled + 5), RATE_MIN) * (clipped * clipped - fit.variance)
+    fit.variance = fmax(fit.variance, VARIANCE_MIN)
     clipped = predicted * (1 + residual)
     fit.samples += 1
     fit.settled += 1
-    fit.variance += fmax(1 / (fit.settled + 4), RATE_MIN) * (residual * residual - fit.variance)
-    fit.variance = fmax(fit.variance, VARIANCE_MIN)
+    # Relative to the mean of its time, so that samples from before a change of level weigh as much as those after it. A
+    # prediction far too low would give its sample an enormous weight, so it is bounded, but never by the sample itself:
+    # what cost much would weigh little, and a cost that is mostly zero would be learned as zero.
+    base = fmax(predicted / fit.mean, BASE_MIN)
     fit.mean += fmax(1 / fit.settled, 1 - DECAY) * (clipped - fit.mean)
-    # A prediction far too low would give its sample an enormous weight: half the measured value bounds it.
-    base = fmax(predicted, clipped / 2)
     add_evidence(fit, x, clipped, 1 / (base * base))
     solve(fit)
     add_ratio(&fit.window, ratio)
@@ -292,7 +308,8 @@ cdef class Learner:
         cdef double before = 0
         cdef double after = 0
         cdef double estimate
-        cdef double resets = 0
+        cdef double resets
+        cdef bint drifted = False
         for resource in range(RESOURCES):
             if isnan(measured[resource]):
                 continue
@@ -300,13 +317,14 @@ cdef class Learner:
             estimate = self.estimate(resource, x)
             before = fmax(before, estimate / self.capacities[resource])
             after = fmax(after, measured[resource] / self.capacities[resource])
-            resets -= self.fits[resource].resets
+            resets = self.fits[resource].resets
             learn_resource(&self.fits[resource], x, measured[resource])
-            resets += self.fits[resource].resets
+            if self.fits[resource].resets > resets:
+                drifted |= self.fits[resource].mean / self.capacities[resource] >= self.mean_scalar()
         if not known:
             return
         self.samples += 1
-        if resets > 0:
+        if drifted:                 # of the resource that dominates
             clear_window(&self.window)
         elif self.samples > 1:      # the first was predicted by a prior, not by what is judged here
             self.judge(before, after)
@@ -470,7 +488,9 @@ cdef dict dump_fit(Fit* fit):
         "settled": fit.settled,
         "mean": fit.mean,
         "variance": fit.variance,
+        "lost": fit.lost,
         "bias": fit.bias,
+        "spread": fit.spread,
         "risen": fit.risen,
         "fallen": fit.fallen,
         "resets": fit.resets,
@@ -496,11 +516,15 @@ cdef int load_fit(state, Fit* fit) except -1:
     fit.settled = state["settled"]
     fit.mean = state["mean"]
     fit.variance = state["variance"]
+    fit.lost = state["lost"]
     fit.bias = state["bias"]
+    fit.spread = state["spread"]
     fit.risen = state["risen"]
     fit.fallen = state["fallen"]
     fit.resets = state["resets"]
-    for value in (fit.evidence, fit.samples, fit.settled, fit.mean, fit.variance, fit.risen, fit.fallen, fit.resets):
+    for value in (fit.evidence, fit.samples, fit.settled, fit.mean, fit.variance, fit.spread, fit.risen, fit.fallen):
         if not 0 <= value < INFINITY:
             return 0
+    if not (0 <= fit.resets < INFINITY and isfinite(fit.bias) and isfinite(fit.lost)):
+        return 0
     return 1

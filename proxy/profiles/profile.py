@@ -9,7 +9,7 @@ from foreshard.proxy.profiles.keys import ProfileKey
 from foreshard.proxy.profiles.priors import NOTHING_KNOWN, Costs
 from foreshard.proxy.profiles.rows import ProfileRow
 
-HISTORY_FROM_SAMPLES = 32  # doublings below are not worth a row
+HISTORY_FROM_SAMPLES = 32  # doublings below, and drifts that follow each other faster, are not worth a row
 
 
 class Profile:
@@ -29,6 +29,7 @@ class Profile:
         self._history: list[ProfileRow] = []
         self._resets = 0
         self._degraded = False
+        self._version_samples = 0  # when the last version began
 
     def record(self, features: Sequence[float], measured: Costs, wall_s: float, queue_s: float) -> float:
         """Learn from one call; answers the scalar cost that was predicted for it."""
@@ -41,6 +42,7 @@ class Profile:
         reason = self._reason_for_version()
         if reason is not None:
             self.version += 1
+            self._version_samples = self.learner.samples
             self._history.append(self.row(reason))
         return predicted
 
@@ -98,14 +100,13 @@ class Profile:
     def _reason_for_version(self) -> str | None:
         """Why a new version begins with this sample, if it does."""
         learner = self.learner
-        if learner.degraded != self._degraded:
-            self._degraded = learner.degraded
-            return "degraded" if learner.degraded else "recovered"
-        resets = learner.resets()
-        if resets != self._resets:
-            self._resets = resets
-            return "drift"
         samples = learner.samples
         if samples == 1:
             return "first"
+        if learner.degraded != self._degraded:
+            self._degraded = learner.degraded
+            return "degraded" if learner.degraded else "recovered"
+        if learner.resets() != self._resets and samples - self._version_samples >= HISTORY_FROM_SAMPLES:
+            self._resets = learner.resets()
+            return "drift"
         return "grown" if samples >= HISTORY_FROM_SAMPLES and samples & (samples - 1) == 0 else None

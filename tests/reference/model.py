@@ -10,7 +10,8 @@ import numpy as np
 
 DECAY, RIDGE, CLIP, SWEEPS, FLOOR = 0.995, 0.05, 2.5, 4, 0.02
 VARIANCE_MIN, RATE_MIN, MEAN_MIN, VALUE_MAX = 0.0025, 0.01, 1e-30, 1e18
-DRIFT_SLACK, DRIFT_TRIP, DRIFT_KEEPS, BIAS_RATE = 0.15, 6.0, 0.05, 0.002
+DRIFT_SLACK, DRIFT_TRIP, DRIFT_KEEPS, BIAS_RATE = 0.15, 6.0, 0.05, 0.005
+BASE_MIN, LOST_RATE, EXCESS_MAX, LOST_MAX = 0.1, 0.01, 1000.0, 0.5
 DEGRADED_FROM, DEGRADED_UNTIL, DEGRADED_SAMPLES, FRESH_MAX = 4.0, 3.0, 64, 16
 
 
@@ -45,7 +46,7 @@ class Fit:
     def __init__(self) -> None:
         self.samples = self.settled = 0.0
         self.resets = 0
-        self.bias = self.risen = self.fallen = 0.0
+        self.bias = self.spread = self.lost = self.risen = self.fallen = 0.0
         self.window = Window()
         self.restart_at(0.0)
 
@@ -68,14 +69,16 @@ class Fit:
         lift = FLOOR * self.mean
         ratio = math.log((measured + lift) / (predicted + lift))
         limit = CLIP * math.sqrt(self.variance)
-        residual = min(max(measured / predicted - 1, -limit), limit)
-        clipped = predicted * (1 + residual)
+        residual = measured / predicted - 1
+        inside = min(max(residual, -limit), limit)
+        clipped = predicted * (1 + (inside if self.lost < LOST_MAX else residual))
+        self.lost += LOST_RATE * (min(residual, EXCESS_MAX) - inside - self.lost)
         self.samples += 1
         self.settled += 1
-        self.variance += max(1 / (self.settled + 4), RATE_MIN) * (residual**2 - self.variance)
+        self.variance += max(1 / (self.settled + 4), RATE_MIN) * (inside**2 - self.variance)
         self.variance = max(self.variance, VARIANCE_MIN)
+        weight = 1 / max(predicted / self.mean, BASE_MIN) ** 2
         self.mean += max(1 / self.settled, 1 - DECAY) * (clipped - self.mean)
-        weight = 1 / max(predicted, clipped / 2) ** 2
         self.gram = DECAY * self.gram + weight * np.outer(x, x)
         self.moment = DECAY * self.moment + weight * x * clipped
         self.evidence = DECAY * self.evidence + 1
@@ -98,16 +101,19 @@ class Fit:
 
     def watch_drift(self, ratio: float) -> None:
         excess = min(max(ratio, -1.0), 1.0) - self.bias
-        self.bias += BIAS_RATE * excess
-        self.risen = max(0.0, self.risen + excess - DRIFT_SLACK)
-        self.fallen = max(0.0, self.fallen - excess - DRIFT_SLACK)
+        rate = max(1 / (self.settled + 1), BIAS_RATE)
+        slack = max(DRIFT_SLACK, math.sqrt(self.spread) / 2)
+        self.bias += rate * excess
+        self.spread += rate * (excess**2 - self.spread)
+        self.risen = max(0.0, self.risen + excess - slack)
+        self.fallen = max(0.0, self.fallen - excess - slack)
         if max(self.risen, self.fallen) <= DRIFT_TRIP:
             return
         self.gram *= DRIFT_KEEPS
         self.moment *= DRIFT_KEEPS
         self.evidence *= DRIFT_KEEPS
         self.variance, self.settled = 1.0, 1 / DRIFT_KEEPS / 4
-        self.risen = self.fallen = self.bias = 0.0
+        self.risen = self.fallen = self.bias = self.spread = self.lost = 0.0
         self.resets += 1
         self.window = Window()
 
@@ -135,17 +141,20 @@ class Learner:
     def update(self, features: Sequence[float], measured: Sequence[float | None]) -> float:
         x, before = _features(features), self.predict_scalar(features)
         told = found = 0.0
-        known, resets = False, self.resets()
+        known = drifted = False
         for resource, value in enumerate(measured):
             if value is None or not 0 <= value < math.inf:
                 continue
             known, cost = True, min(value, VALUE_MAX)
             told = max(told, self._estimate(resource, x) / self.capacities[resource])
             found = max(found, cost / self.capacities[resource])
+            resets = self.fits[resource].resets
             self.fits[resource].learn(x, cost)
+            if self.fits[resource].resets > resets:
+                drifted |= self.fits[resource].mean / self.capacities[resource] >= self._mean_scalar()
         if known:
             self.samples += 1
-            if self.resets() > resets:
+            if drifted:
                 self.window = Window()
             elif self.samples > 1:
                 self._judge(told, found)
@@ -177,8 +186,11 @@ class Learner:
         window.take_statistics()
         return window.q_median, window.q_p95
 
+    def _mean_scalar(self) -> float:
+        return max(fit.mean / most for fit, most in zip(self.fits, self.capacities, strict=True))
+
     def _judge(self, told: float, found: float) -> None:
-        lift = FLOOR * max(fit.mean / most for fit, most in zip(self.fits, self.capacities, strict=True))
+        lift = FLOOR * self._mean_scalar()
         if told + lift <= 0 or found + lift <= 0:
             return
         self.window.add(math.log((found + lift) / (told + lift)))
