@@ -82,38 +82,37 @@ def test_the_demo_finds_every_row_and_its_second_run_reuses_them(demo: Demo) -> 
 
 
 def test_a_worker_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> None:
-    process = demo.start(rows=150, updates=60)
+    process = demo.start(rows=120, updates=40)
     wait_until(lambda: demo.acknowledged() > 30)
     workers = [int(path.stem.rpartition("-")[2]) for path in (demo.data / "run").glob("wake-*.sock")]
     os.kill(workers[0], signal.SIGKILL)
     demo.finish(process)
-    assert demo.check_figures()["rows"] == 150
+    assert demo.check_figures()["rows"] == 120
     assert "killed by SIGKILL" in (demo.data / "serve.log").read_text()
 
 
 def test_the_router_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> None:
-    process = demo.start(rows=150, updates=60)
+    process = demo.start(rows=120, updates=40)
     wait_until(lambda: demo.acknowledged() > 30)
     os.kill(router_of(demo), signal.SIGKILL)
     demo.finish(process)
-    assert demo.check_figures()["rows"] >= 150
+    assert demo.check_figures()["rows"] >= 120
     assert demo.check_figures()["reconnects"] > 0
 
 
 def test_the_whole_proxy_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> None:
-    process = demo.start(rows=150, updates=60)
+    process = demo.start(rows=120, updates=40)
     wait_until(lambda: demo.acknowledged() > 30)
     supervisor = int((demo.data / "run" / "supervisor.pid").read_text())
-    children = descendants(supervisor)
+    children = [pid for pid in descendants(supervisor) if b"foreshard.proxy" in command_line(pid)]
+    assert len(children) >= 5
     os.kill(supervisor, signal.SIGKILL)
     demo.finish(process, 1)
     wait_until_gone(supervisor, *children)
-    before = demo.acknowledged()
-    assert before < 150
-    demo.finish(demo.start(rows=150, updates=60))
-    figures = demo.check_figures()
-    assert figures["rows"] >= 150
-    assert demo.acknowledged() >= 150
+    assert demo.acknowledged() < 120
+    demo.finish(demo.start(rows=120, updates=40))
+    # Acknowledged rows of the killed run are among those that must be found.
+    assert demo.check_figures()["rows"] >= 120
 
 
 def router_of(demo: Demo) -> int:
