@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from foreshard.proxy.embedded import EmbeddedCluster
 from foreshard.proxy.triggers.points import NAMES
 from tests.support.postgres import Shards
 from tests.support.trigger_world import TriggerWorld, trigger_world
@@ -126,3 +129,30 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_postgres_killed_during_batches_every_effect_happens_once(tmp_path: Path, own_shard: EmbeddedCluster) -> None:
+    (shard,) = own_shard.start()
+    with trigger_world(tmp_path, Shards((shard,)), FUNCTIONS, TRIGGERS) as world:
+        write(world)
+        world.start_worker()
+        for goal in (10, 60, 110):
+            world.wait_for(
+                lambda goal=goal: world.query("SELECT count(*) FROM effect")[0][0] >= goal, f"{goal} effects"
+            )
+            for pid in own_shard.pids().values():
+                os.kill(pid, signal.SIGKILL)
+            assert own_shard.start() == (shard,)
+        check_exactly_once(world)
+
+
+@pytest.fixture
+def own_shard() -> Iterator[EmbeddedCluster]:
+    """One instance that syncs its WAL and that a test may kill."""
+    with tempfile.TemporaryDirectory(prefix="foreshard-test-") as folder:
+        Path(folder).chmod(0o755)  # another user runs PostgreSQL when we are root
+        cluster = EmbeddedCluster(Path(folder) / "data", 1)
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
