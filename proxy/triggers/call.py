@@ -22,7 +22,7 @@ from foreshard.proxy.triggers.functions import Functions
 from foreshard.proxy.triggers.measure import Meter, Usage
 from foreshard.proxy.triggers.outbox import RESET_PLANNING, Entry, Failure, Handled
 from foreshard.proxy.triggers.points import control_point
-from foreshard.proxy.triggers.rows import RowReader
+from foreshard.proxy.triggers.rows import Images
 from foreshard.proxy.triggers.slot import Call, CallSlot
 
 DEPTH_MAX = 8  # a write at depth n + 1 is caused by a function called at depth n
@@ -74,19 +74,17 @@ class Caller:
         self._meter = Meter()
         self._sharded = {qualified(table.name): table for table in config.tables if not table.reference}
 
-    def call(self, entry: Entry, reader: RowReader, batch: BatchContext) -> Handled | Failure:
+    def call(self, entry: Entry, images: Images, batch: BatchContext) -> Handled | Failure:
         """Run the event's function once. Its effects stay in the open transaction when it succeeds, else are undone."""
         if entry.depth > DEPTH_MAX:
             message = f"depth {entry.depth}: trigger functions call each other without end (at most {DEPTH_MAX} deep)"
             return Failure(entry.id, entry.function, entry.attempt + 1, message, None)
-        old = None if entry.old is None else reader.decode(entry.old)
-        new = None if entry.new is None else reader.decode(entry.new)
-        effects = Effects(batch.connection, self._preamble(entry, new if new is not None else old, batch))
+        effects = Effects(batch.connection, self._preamble(entry, images.row, batch))
         queue_s = entry.queue_s + time.monotonic() - batch.read_s
         error: BaseException | None = None
         usage: Usage | None = None
         try:
-            usage = self._run(entry, reader, effects, old, new, batch)
+            usage = self._run(entry, images, effects, batch)
         except BaseException as raised:  # sys.exit() in a function is its failure, not ours
             error = raised
         finally:
@@ -103,7 +101,7 @@ class Caller:
         batch.has_savepoint |= effects.is_open
         batch.has_effects |= effects.is_open
         batch.has_settings |= effects.has_settings
-        _, size, complexity, volume = features_of_row(_row(new, old), entry.volume)
+        _, size, complexity, volume = features_of_row(images.row, entry.volume)
         return Handled(entry, size, complexity, volume, usage, queue_s)
 
     def make_failure(self, event: Any, function: str, attempt: int, error: str) -> Failure:
@@ -114,22 +112,12 @@ class Caller:
         retry_after_s = None if attempt >= attempts_max else min(backoff_s * 2.0 ** (attempt - 1), BACKOFF_S_MAX)
         return Failure(event, function, attempt, error[-ERROR_CHARACTERS_MAX:].replace("\0", "\\0"), retry_after_s)
 
-    def _run(
-        self,
-        entry: Entry,
-        reader: RowReader,
-        effects: Effects,
-        old: Mapping[str, Any] | None,
-        new: Mapping[str, Any] | None,
-        batch: BatchContext,
-    ) -> Usage:
+    def _run(self, entry: Entry, images: Images, effects: Effects, batch: BatchContext) -> Usage:
         """The call itself, between the meter's start and stop."""
         if not self._functions.is_loaded(entry.function):
             self._publish(entry, batch, self._meter.start())  # an import can hang, too
         function = self._functions.find(entry.function)
-        event = self._make_event(entry, reader, effects, function.is_async, batch.shard)
-        event.old = None if old is None else reader.convert(old, entry.old or "")
-        event.new = None if new is None else reader.convert(new, entry.new or "")
+        event = self._make_event(entry, images, effects, function.is_async, batch.shard)
         self._publish(entry, batch, self._meter.start())
         control_point("call-started")
         if function.is_async:
@@ -159,7 +147,7 @@ class Caller:
         )
 
     def _make_event(
-        self, entry: Entry, reader: RowReader, effects: Effects, is_async: bool, shard: str
+        self, entry: Entry, images: Images, effects: Effects, is_async: bool, shard: str
     ) -> Event | AsyncEvent:
         event: Event | AsyncEvent
         if is_async:
@@ -172,7 +160,9 @@ class Caller:
         event.function = entry.function
         event.table = entry.table_name
         event.operation = entry.operation
-        event.key = reader.convert_key(entry.row_key)
+        event.key = images.reader.convert_key(entry.row_key)
+        event.old = images.convert_old()
+        event.new = images.convert_new()
         event.committed_at = entry.captured_at
         event.volume = entry.volume
         event.shard = shard
@@ -181,10 +171,10 @@ class Caller:
         event._effects = effects
         return event
 
-    def _preamble(self, entry: Entry, row: Mapping[str, Any] | None, batch: BatchContext) -> str:
+    def _preamble(self, entry: Entry, row: Mapping[str, Any], batch: BatchContext) -> str:
         """Savepoint and settings of the event, ahead of its first statement."""
         release = "RELEASE SAVEPOINT foreshard_event; " if batch.has_savepoint else ""
-        bucket = self._bucket(entry, row or {})
+        bucket = self._bucket(entry, row)
         value = "DEFAULT" if bucket is None else f"'{bucket}'"
         # Holding locks of earlier events, a worker gives way before PostgreSQL makes a client the victim of a deadlock.
         waiting = f"; SET LOCAL lock_timeout = {LOCK_WAIT_MS}" if batch.has_effects else ""
@@ -249,10 +239,6 @@ async def _run_async(function: Any, event: Any) -> None:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-
-
-def _row(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    return new if new is not None else old if old is not None else {}
 
 
 def _describe(error: BaseException) -> str:

@@ -36,7 +36,7 @@ from foreshard.proxy.triggers.capture import LANES
 from foreshard.proxy.triggers.functions import Functions
 from foreshard.proxy.triggers.outbox import BEGIN, Entry, Failure, Handled, Outbox
 from foreshard.proxy.triggers.points import control_point
-from foreshard.proxy.triggers.rows import RowReader, make_row_reader
+from foreshard.proxy.triggers.rows import Images, RowReader, make_row_reader
 from foreshard.proxy.triggers.slot import Call, CallSlot
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ LANES_PER_BATCH = 8  # at first; grows while lanes are thin, shrinks while calls
 RECONNECT_S_MIN = 0.05
 RECONNECT_S_MAX = 5.0
 PAUSED_READ_S = 1.0  # how soon a pause or its end is noticed
+READER_S_MAX = 10.0  # how soon an altered column type is noticed; an added column at once
 CONNECT_TIMEOUT_S = 10.0
 # client_connection_check_interval: a backend whose executor was killed ends even in the middle of a statement.
 SETTINGS = (
@@ -79,7 +80,8 @@ class Executor:
         self._parent_pid = parent_pid
         self._loop = uvloop.new_event_loop()
         self._caller = Caller(config, Functions(config.triggers), slot, self._loop)
-        self._readers: dict[str, tuple[frozenset[str], RowReader]] = {}
+        # By table: the reader, when it was made, and the sets of columns that it was made for.
+        self._readers: dict[str, tuple[RowReader | None, float, set[frozenset[str]]]] = {}
         self._is_stopping = False
         self._stop_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._next_lane = random.randrange(LANES)
@@ -148,16 +150,11 @@ class Executor:
 
     def _run_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox) -> float | None:
         """One transaction; seconds to wait before the next one, None to go on at once."""
-        lane_count = 1 if self._single_batches else self._lane_count
-        self._await(connection.execute(BEGIN))
-        lanes = self._await(outbox.take_lanes(self._next_lane, lane_count))
-        control_point("lanes-taken")
-        entries: list[Entry] = []
-        count = 1 if self._single_batches else self._config.workers.batch_events_max
-        if lanes:
-            entries = self._await(outbox.read_events(lanes, count, self._paused))
-            control_point("batch-read")
-            self._next_lane = lanes[-1] + 1
+        is_single = self._single_batches > 0
+        self._single_batches = max(self._single_batches - 1, 0)
+        lane_count = 1 if is_single else self._lane_count
+        count = 1 if is_single else self._config.workers.batch_events_max
+        lanes, entries = self._await(self._begin(connection, outbox, lane_count, count))
         if not entries:
             return self._end_empty_batch(connection, outbox, len(lanes) < lane_count)
         is_complete = len(lanes) < lane_count and len(entries) < count
@@ -165,11 +162,24 @@ class Executor:
         handled, failures = self._call_all(batch, outbox, entries)
         if not self._finish(connection, outbox, handled, failures):
             return None
-        self._single_batches = max(self._single_batches - 1, 0)
         self._adapt_lanes(count, len(entries), len(handled) + len(failures), len(lanes))
         # All there was is handled: whoever commits more sends a datagram, except our own effects.
         is_drained = is_complete and len(handled) == len(entries) and not batch.has_effects
         return self._idle_s(None) if is_drained else None
+
+    async def _begin(
+        self, connection: asyncpg.Connection[Any], outbox: Outbox, lane_count: int, count: int
+    ) -> tuple[list[int], list[Entry]]:
+        """Begin the transaction: lanes held, and their first events."""
+        await connection.execute(BEGIN)
+        lanes = await outbox.take_lanes(self._next_lane, lane_count)
+        control_point("lanes-taken")
+        if not lanes:
+            return lanes, []
+        self._next_lane = lanes[-1] + 1
+        entries = await outbox.read_events(lanes, count, self._paused)
+        control_point("batch-read")
+        return lanes, entries
 
     def _end_empty_batch(self, connection: asyncpg.Connection[Any], outbox: Outbox, has_seen_all: bool) -> float | None:
         """Nothing in these lanes may run: look at more lanes, or wait when these were all."""
@@ -195,9 +205,9 @@ class Executor:
         for entry in entries:
             if entry.order_key in blocked:
                 continue
-            reader = self._reader(outbox, entry)
+            images = self._images(outbox, entry)
             try:
-                outcome = self._caller.call(entry, reader, batch)
+                outcome = self._caller.call(entry, images, batch)
             except Conflict:
                 self._single_batches = 1
                 self._next_lane = entry.id.lane
@@ -225,14 +235,7 @@ class Executor:
     ) -> bool:
         """Remove, record and commit; False when the batch had to be undone."""
         try:
-            if handled and not self._await(outbox.remove(handled)):
-                log.error("shard %s: events vanished from lanes held here: batch undone", self._shard.name)
-                self._await(connection.execute("ROLLBACK"))
-                return False
-            for failure in failures:
-                self._await(outbox.record(failure))
-            control_point("events-removed")
-            self._await(connection.execute("COMMIT"))
+            return self._await(self._commit(connection, outbox, handled, failures))
         except asyncpg.PostgresError as error:
             if connection.is_closed():
                 raise
@@ -240,6 +243,23 @@ class Executor:
                 self._await(connection.execute("ROLLBACK"))
             self._undone(outbox, handled, error)
             return False
+
+    async def _commit(
+        self,
+        connection: asyncpg.Connection[Any],
+        outbox: Outbox,
+        handled: list[Handled],
+        failures: list[Failure],
+    ) -> bool:
+        """End the transaction; False when it had to be rolled back because events were not there any more."""
+        if handled and not await outbox.remove(handled):
+            log.error("shard %s: events vanished from lanes held here: batch undone", self._shard.name)
+            await connection.execute("ROLLBACK")
+            return False
+        for failure in failures:
+            await outbox.record(failure)
+        control_point("events-removed")
+        await connection.execute("COMMIT")
         control_point("batch-committed")
         return True
 
@@ -262,14 +282,19 @@ class Executor:
         else:
             self._lane_count = min(self._lane_count * 2, LANES + 1)
 
-    def _reader(self, outbox: Outbox, entry: Entry) -> RowReader:
-        """How the table's rows are read; asked of the shard once per connection."""
-        known = self._readers.get(entry.table_name)
-        if known is None:
-            types, primary_key = self._await(outbox.table_types(entry.table_name))
-            reader = make_row_reader(primary_key, types)
-            known = self._readers[entry.table_name] = (frozenset(types), reader)
-        return known[1]
+    def _images(self, outbox: Outbox, entry: Entry) -> Images:
+        """The rows of the event. How its table's rows are read is asked of the shard, and again when that looks old."""
+        reader, read_s, known = self._readers.get(entry.table_name, (None, 0.0, set()))
+        if reader is not None and time.monotonic() - read_s < READER_S_MAX:
+            images = Images.decode(reader, entry.old, entry.new)
+            if images.columns in known:
+                return images
+        types, primary_key = self._await(outbox.table_types(entry.table_name))
+        reader = make_row_reader(primary_key, types)
+        images = Images.decode(reader, entry.old, entry.new)
+        # An event older than a column lacks it for ever: what was asked about once is known.
+        self._readers[entry.table_name] = (reader, time.monotonic(), {*known, frozenset(types), images.columns})
+        return images
 
     def _record_killed(self, connection: asyncpg.Connection[Any], call: Call, reason: str) -> None:
         """Count the call that ended with the previous executor as a failed attempt."""

@@ -10,7 +10,7 @@ import datetime
 import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -64,6 +64,41 @@ class RowReader(msgspec.Struct, frozen=True):
             return _convert(int, text)
         converter = self.converters.get(self.key)
         return text if converter is None else _convert(converter, text)
+
+
+class Images(msgspec.Struct, frozen=True):
+    """The rows before and after one change, as JSON says them, and the texts they came from."""
+
+    reader: RowReader
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+    old_text: str | None
+    new_text: str | None
+
+    @classmethod
+    def decode(cls, reader: RowReader, old: str | None, new: str | None) -> Self:
+        """Both rows."""
+        return cls(
+            reader, None if old is None else reader.decode(old), None if new is None else reader.decode(new), old, new
+        )
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns that the rows have."""
+        return frozenset(self.row)
+
+    @property
+    def row(self) -> Mapping[str, Any]:
+        """The row that features and the bucket are read from: the new one, of a delete the old one."""
+        return self.new if self.new is not None else self.old if self.old is not None else {}
+
+    def convert_old(self) -> dict[str, Any] | None:
+        """The row before the change, as functions get it."""
+        return None if self.old is None or self.old_text is None else self.reader.convert(self.old, self.old_text)
+
+    def convert_new(self) -> dict[str, Any] | None:
+        """The row after the change, as functions get it."""
+        return None if self.new is None or self.new_text is None else self.reader.convert(self.new, self.new_text)
 
 
 def make_row_reader(key: str, type_names: Mapping[str, str]) -> RowReader:

@@ -503,3 +503,18 @@ def test_import_that_hangs_is_ended_like_a_call(tmp_path: Path, one_shard: Shard
         world.wait_drained()
         assert world.query("SELECT function, error ~ '^timeout' FROM foreshard.dead_letter") == [("hanging", True)]
         assert world.query("SELECT key FROM effect") == [(1,)]
+
+
+def test_column_added_while_the_worker_runs_is_read_by_its_type(tmp_path: Path, one_shard: Shards) -> None:
+    functions = """
+    def show(event):
+        event.execute("INSERT INTO effect (key, value) VALUES ($1, $2)", event.key, repr(event.new.get("price")))
+"""
+    with trigger_world(tmp_path, one_shard, functions, {"show": {}}) as world:
+        world.start_worker()
+        world.execute("INSERT INTO document VALUES (1, 'a', 'x')")
+        world.wait_drained()
+        world.execute("ALTER TABLE document ADD price numeric")
+        world.execute("INSERT INTO document VALUES (2, 'a', 'x', 0.10)")
+        world.wait_drained()
+        assert world.query("SELECT value FROM effect ORDER BY key") == [("None",), ("Decimal('0.10')",)]
