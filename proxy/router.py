@@ -55,6 +55,7 @@ HOUSEKEEPING_S = 0.25
 DRAIN_S = 10.0  # how long open transactions may go on after SIGTERM
 WAKE_LISTING_S = 1.0  # how old the list of workers' sockets may be
 BACKLOG = 1024
+LOGIN = ("user", "database")  # start-up parameters that have a column of their own in SHOW POOLS
 
 log = logging.getLogger("foreshard.router")
 
@@ -314,6 +315,7 @@ class Router:
             sv_login=sum(1 for backend in pool.backends if backend.is_starting()),
             maxwait_us=int(max(waited, default=0.0) * 1e6),
             pool_mode="transaction",
+            parameters=", ".join(f"{name}={value}" for name, value in parameters.items() if name not in LOGIN),
         )
 
     def clients(self) -> list[ClientRow]:

@@ -55,8 +55,7 @@ class Console:
     async def _show(self, words: list[str]) -> ResultSet:
         verb, *rest = (word.upper() for word in words)
         if verb != "SHOW":
-            asked = f"It was asked: {' '.join(words)}"
-            raise SqlError("0A000", "the console answers SHOW commands only", asked, HELP_HINT)
+            raise SqlError("0A000", f"the console answers SHOW commands only, not {words[0].upper()}", hint=HELP_HINT)
         if len(rest) != 1:
             raise SqlError("42601", "SHOW takes one name", hint=HELP_HINT)
         if rest[0] == "HELP":

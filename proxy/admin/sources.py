@@ -25,6 +25,7 @@ class PoolRow(TypedDict, total=False):
     sv_login: int  # backends still starting up
     maxwait_us: int  # how long the first waiting client has waited
     pool_mode: str
+    parameters: str  # other start-up parameters of its clients: backends are shared among those that agree
 
 
 class ClientRow(TypedDict, total=False):

@@ -15,7 +15,7 @@ from foreshard.proxy.catalog import Catalog, Table
 
 POOL_COLUMNS = (
     "database user shard cl_active:bigint cl_waiting:bigint sv_active:bigint sv_idle:bigint sv_pinned:bigint "
-    "sv_login:bigint maxwait_us:bigint pool_mode"
+    "sv_login:bigint maxwait_us:bigint pool_mode parameters"
 )
 CLIENT_COLUMNS = (
     "type user database state addr port:bigint connect_time request_time wait_us:bigint link remote_pid:bigint "

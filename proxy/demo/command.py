@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import Coroutine
@@ -136,7 +137,7 @@ async def finish(
 
 def show_invitation(display: Display, config: Config) -> None:
     """The psql lines to type next; Ctrl-C ends."""
-    psql = find_binaries().folder / "psql"
+    psql = "psql" if shutil.which("psql") else find_binaries().folder / "psql"
     user, database = login_of(config)
     address = f"postgresql://{user}@{config.listen_host}:{config.listen_port}"
     display.say("")
