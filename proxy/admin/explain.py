@@ -82,13 +82,15 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
         rows, size, complexity, volume = features
         lines.append(f"  Features: rows {rows:g}, size {size:g} bytes, complexity {complexity:g}, volume {volume:g}")
     if decision:
-        lines += _decision_lines(decision, shard_names)
+        lines += _decision_lines(decision, shard_names, bool(explanation.get("functions")))
     return lines
 
 
-def _decision_lines(decision: dict[str, Any], shard_names: Sequence[str]) -> list[str]:
+def _decision_lines(decision: dict[str, Any], shard_names: Sequence[str], fires: bool) -> list[str]:
+    # What was measured once is never predicted as nothing: a function's zero means that nobody knows.
     predicted = ", ".join(
-        f"{name} {amount:.4g} {unit}" for (name, unit), amount in zip(RESOURCES, decision["predicted"], strict=True)
+        f"{name} {amount:.4g} {unit}" if amount or not fires else f"{name} unknown"
+        for (name, unit), amount in zip(RESOURCES, decision["predicted"], strict=True)
     )
     weight = "heavy" if decision["heavy"] else "light"
     lines = [

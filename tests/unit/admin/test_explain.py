@@ -35,7 +35,7 @@ def test_a_placed_row_shows_cost_candidates_and_reason() -> None:
         "  Table: public.document",
         "  Fires: index_document on insert, compress_document on insert",
         "  Features: rows 1, size 5231 bytes, complexity 3, volume 1",
-        "  Predicted: cpu 0.0125 s, memory 1200 byte s, io 0 bytes, network 0 bytes",
+        "  Predicted: cpu 0.0125 s, memory 1200 byte s, io unknown, network unknown",
         "  Cost: 0.0125 s of a shard, light (heavy from 0.085 s)",
         "  Policy: bounded",
         "  Reason: its first candidate is below its cap",
