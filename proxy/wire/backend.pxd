@@ -54,6 +54,7 @@ cdef class Backend(Endpoint):
     cdef bint unsynced                  # extended messages sent since the last Sync
     cdef bint executed                  # an Execute among them
     cdef bint is_skipping               # the shard discards messages until Sync
+    cdef bint is_spoiled                # had a Query inside a pipeline: PostgreSQL fails what follows its Sync
     cdef bint begun                     # takes part in the owner's explicit transaction
     cdef bint wrote                     # was sent a write in this transaction or segment
     cdef bint captured                  # changed a table with trigger functions in this transaction

@@ -372,6 +372,8 @@ cdef class Frontend(Extended):
             backend.push(message, total)
         else:
             backend.outbox.append(message, total)
+        if backend.unsynced:
+            backend.is_spoiled = True
         backend.executed = False
         backend.unnamed = None
         backend.replies.push(REPLY_QUERY)

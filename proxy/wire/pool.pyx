@@ -185,7 +185,7 @@ cdef class Pool(BackendHome):
         backend.owner = None
         if backend.phase != BACKEND_READY:
             return 0
-        if self.hub.is_stopping:
+        if self.hub.is_stopping or backend.is_spoiled:
             return self.discard(backend)
         if backend.is_tainted or len(backend.prepared) > PREPARED_MAX:
             backend.is_tainted = False
