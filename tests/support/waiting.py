@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 DEADLINE_S = 60.0
-POLL_S = 0.02
+POLL_S = 0.01
 
 
-def wait_until(holds: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
-    """Return once the condition holds; AssertionError after the deadline."""
+def wait_until(holds: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
+    """What the condition gives once it holds; AssertionError after the deadline."""
     end_s = time.monotonic() + deadline_s
-    while not holds():
+    while True:
+        seen = holds()
+        if seen:
+            return seen
         assert time.monotonic() < end_s, f"did not hold within {deadline_s:g} s: {holds}"
         time.sleep(POLL_S)
 
