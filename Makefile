@@ -18,7 +18,8 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel cython
 
 $(STAMP): pyproject.toml setup.py $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,bench,test,lint]'
+	@echo "Installing and compiling Foreshard into $(VENV): a minute or two, once"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,bench,test,lint]'
 	@touch $(STAMP)
 
 build: $(STAMP)  ## make the virtual environment and compile

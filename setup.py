@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 SHIM = Path("build/shim")
+JOBS = os.cpu_count() or 1
 TRACE = os.environ.get("FORESHARD_TRACE") == "1"
 
 
@@ -46,6 +47,7 @@ setup(
     ext_modules=cythonize(
         find_extensions(),
         include_path=[str(SHIM)],
+        nthreads=JOBS,
         compiler_directives={
             "language_level": 3,
             "auto_pickle": False,
@@ -53,5 +55,6 @@ setup(
             "embedsignature": True,
             "linetrace": TRACE,
         },
-    )
+    ),
+    options={"build_ext": {"parallel": JOBS}},
 )

@@ -106,7 +106,9 @@ cdef int decode_bind_params(BindParts* parts, Values params) except -1:
         return 1
     for index in range(param_count):
         size = read_int32(&cursor)
-        data = NULL if size < 0 else read_bytes(&cursor, size)
+        data = NULL
+        if size >= 0:
+            data = read_bytes(&cursor, size)
         if cursor.is_bad:
             return 1
         format = 0
