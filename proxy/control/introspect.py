@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -14,6 +13,7 @@ from foreshard.proxy.control.facts import Facts, ForeignKey, KeySource, TableFac
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
+WORD = re.compile(r"[^\W\d][\w$]*")
 SYSTEM_SCHEMAS = "('pg_catalog', 'information_schema', 'foreshard')"
 
 TABLES = """
@@ -209,12 +209,10 @@ async def _read_readers(connection: Connection, tables: dict[str, TableFacts]) -
 
 def _first_named(body: str, known: dict[str, str], skip: str) -> str | None:
     """The declared table behind the first known name that the body holds as a word, with its schema or without."""
-    words = set(_words(body))
+    lowered = body.lower()
+    words = set(WORD.findall(lowered))
     for name, reached in known.items():
-        if name != skip and name.partition(".")[2].lower() in words:
+        short = name.partition(".")[2].lower()
+        if name != skip and (short in words or (not WORD.fullmatch(short) and short in lowered)):
             return reached
     return None
-
-
-def _words(body: str) -> Iterable[str]:
-    return (word.lower() for word in re.findall(r"[^\W\d][\w$]*", body))

@@ -23,9 +23,11 @@ from foreshard.proxy.control.derive import build_catalog, compare_shards
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
+from foreshard.proxy.control.schema_file import read_schema_file
 from foreshard.proxy.control.schema_shard import key_object, shard_steps
 from foreshard.proxy.control.steps import Step, find_lacking, read_applied, record_steps, run_steps
 from foreshard.proxy.errors import ConfigError, ForeshardError
+from foreshard.proxy.triggers.capture import quote_name, quote_table
 
 LOCK_TIMEOUT = "10s"  # apply waits this long for a table that is in use, then gives up without a change
 APPLY_LOCK = 0x666F7265  # advisory lock of whoever plans or applies on a database; the bytes of "fore"
@@ -168,7 +170,7 @@ async def _run_schema_file(config: Config, work: Work) -> None:
     """Run the user's schema file when its text is not the one that was applied last."""
     if config.schema is None:
         return
-    step = Step(SCHEMA_FILE, config.schema.read_text())
+    step = Step(SCHEMA_FILE, read_schema_file(config.schema))
     if (await read_applied(work.connection)).get(SCHEMA_FILE) == step.digest:
         return
     try:
@@ -176,7 +178,7 @@ async def _run_schema_file(config: Config, work: Work) -> None:
     except asyncpg.PostgresError as error:
         raise ForeshardError(f"{config.schema}: {work.name}: {described(error)}") from error
     if not await work.connection.fetchval(HOLDS_LOCK):
-        raise ConfigError([f"{config.schema}: must not hold BEGIN, COMMIT or ROLLBACK: it runs inside one transaction"])
+        raise ConfigError([f"{config.schema}: ended the transaction that it ran in"])
     await work.connection.execute("RESET search_path; RESET ROLE")
     work.already_run.append(step)
 
@@ -235,11 +237,11 @@ def _check_stray(config: Config, facts: Facts) -> None:
 
 
 async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) -> None:
-    """Before a root table is taken in: its rows must lie where their keys say."""
+    """Before a table is taken in: its rows must lie where their keys, or their parents', say."""
     applied = await read_applied(work.connection)
     owners = initial_map(len(config.shards))
     for table in catalog.tables.values():
-        if table.kind is not TableKind.ROOT or key_object(table) in applied:
+        if table.kind is TableKind.REFERENCE or key_object(table) in applied:
             continue
         row = await work.connection.fetchrow(_row_check(table), owners, index)
         assert row is not None
@@ -254,18 +256,23 @@ async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) 
         if row["misplaced"]:
             raise ConfigError(
                 [
-                    place.format(row["misplaced"]) + " that belong to other shards by their keys: "
+                    place.format(row["misplaced"]) + f" that belong to other shards by their {routing_column(table)}: "
                     "start with the database that holds them as the only shard"
                 ]
             )
 
 
+def routing_column(table: Table) -> str:
+    """The column whose value says which bucket a row is in."""
+    return table.via or table.key
+
+
 def _row_check(table: Table) -> str:
-    name = f'"{table.schema}"."{table.name}"'
     return f"""
-    SELECT count(*) FILTER (WHERE key >= {PLACED_FLAG} AND key < {2 * PLACED_FLAG}) AS placed,
+    SELECT count(*) FILTER (WHERE own_key >= {PLACED_FLAG} AND own_key < {2 * PLACED_FLAG}) AS placed,
            count(*) FILTER (WHERE ($1::int[])[1 + {BUCKET_OF_SQL}] <> $2) AS misplaced
-    FROM (SELECT "{table.key}" AS key FROM {name}) AS row
+    FROM (SELECT {quote_name(table.key)} AS own_key, {quote_name(routing_column(table))} AS key
+          FROM {quote_table(table)}) AS row
     """
 
 

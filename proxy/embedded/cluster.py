@@ -3,6 +3,7 @@
 What lies there:
     cluster.json     the port of each instance, remembered from start to start
     lock             held while instances are started or stopped
+    users            share-locked by every process that has started or adopted the instances
     NAME.log         what instance NAME said
     instances/NAME   its data directory; `instances` is a link to a folder below /var/lib when root's PostgreSQL
                      account could not enter the data directory (`make clean` follows it)
@@ -22,6 +23,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -50,6 +52,7 @@ class EmbeddedCluster:
         self.started: list[str] = []  # names that the last `start` had to launch; the others were adopted
         self._names = [f"s{index}" for index in range(shards)]
         self._instances: list[Instance] = []
+        self._users: IO[str] | None = None
 
     def start(self) -> tuple[ShardConfig, ...]:
         """Make, start or adopt every instance; returns when all accept connections."""
@@ -69,6 +72,9 @@ class EmbeddedCluster:
                         instance.wait_stopped()
                 raise
             self._write_ports()
+            if self._users is None:
+                self._users = (self.data / "users").open("w")
+                fcntl.flock(self._users, fcntl.LOCK_SH)
         return tuple(ShardConfig(name=instance.name, dsn=instance.dsn) for instance in self._instances)
 
     def stop(self, names: list[str] | None = None, *, immediate: bool = False) -> None:
@@ -79,6 +85,7 @@ class EmbeddedCluster:
         if not self.data.is_dir():
             return
         with self._lock():
+            self._release()
             if not self._instances:
                 self._open()
             chosen = [instance for instance in self._instances if names is None or instance.name in names]
@@ -87,10 +94,25 @@ class EmbeddedCluster:
             for instance in chosen:
                 instance.wait_stopped()
 
+    def stop_started(self) -> None:
+        """Stop what `start` had to launch, unless another process has adopted the instances since."""
+        if self._users is not None:
+            try:
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._release()
+                return
+        self.stop(self.started)
+
     def pids(self) -> dict[str, int]:
         """Postmaster's pid by name, of the instances that run."""
         found = {instance.name: instance.read_postmaster() for instance in self._instances}
         return {name: file.pid for name, file in found.items() if file is not None}
+
+    def _release(self) -> None:
+        if self._users is not None:
+            self._users.close()
+            self._users = None
 
     def _open(self) -> None:
         binaries, account = find_binaries(), choose_account()
@@ -179,7 +201,10 @@ def resolve_shards(config: Config) -> Config:
 
 @contextlib.contextmanager
 def running_shards(config: Config) -> Iterator[Config]:
-    """The configuration with its shards running: embedded ones that did not run are started, and stopped at the end."""
+    """The configuration with its shards running.
+
+    Embedded ones that did not run are started, and stopped at the end unless another process uses them by then.
+    """
     if config.embedded is None:
         yield config
         return
@@ -188,4 +213,4 @@ def running_shards(config: Config) -> Iterator[Config]:
     try:
         yield msgspec.structs.replace(config, shards=shards)
     finally:
-        cluster.stop(cluster.started)
+        cluster.stop_started()

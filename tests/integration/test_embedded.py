@@ -168,6 +168,14 @@ def test_running_shards_stops_only_what_it_started(folder: Path, cluster: Embedd
     assert cluster.pids() == {}
 
 
+def test_running_shards_leaves_what_another_process_uses_by_then(folder: Path, cluster: EmbeddedCluster) -> None:
+    config = Config(path=folder / "f.yaml", embedded=EmbeddedConfig(shards=2, data=cluster.data))
+    with running_shards(config):
+        cluster.start()
+        assert cluster.started == []
+    assert len(cluster.pids()) == 2
+
+
 def test_a_configuration_with_its_own_shards_is_left_alone(folder: Path, one_shard: Shards) -> None:
     config = Config(path=folder / "f.yaml", shards=one_shard.shards)
     with running_shards(config) as resolved:
