@@ -24,6 +24,7 @@ WAYS: tuple[tuple[int, str, int, bool], ...] = (
 )
 
 OnRows = Callable[[dict[str, int]], None]
+Wait = Callable[[], Awaitable[None]]
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -62,8 +63,8 @@ async def open_clients(dsn: str) -> AsyncIterator[list[Client]]:
             await client.close()
 
 
-async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: OnRows) -> None:
-    """Run every unit on a client of its kind; `on_rows` hears ids by path as they are acknowledged."""
+async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: OnRows, pace: Wait) -> None:
+    """Run every unit on a client of its kind after `pace`; `on_rows` hears ids by path as they are acknowledged."""
     waiting: dict[str, list[Unit]] = {client.name: [] for client in clients}
     for unit in reversed(units):
         waiting[unit.client].append(unit)
@@ -71,20 +72,22 @@ async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: 
     async def work(client: Client) -> None:
         while waiting[client.name]:
             unit = waiting[client.name].pop()
+            await pace()
             on_rows(await client.insert(unit.documents, unit.one_transaction))
 
     await on_each(clients, work)
 
 
 async def update_all(
-    clients: Sequence[Client], changes: Sequence[tuple[int, str]], on_done: Callable[[], None]
+    clients: Sequence[Client], changes: Sequence[tuple[int, str]], on_done: Callable[[], None], pace: Wait
 ) -> None:
-    """Send every (key, body) change, whichever client is free."""
+    """Send every (key, body) change after `pace`, whichever client is free."""
     waiting = list(reversed(changes))
 
     async def work(client: Client) -> None:
         while waiting:
             key, body = waiting.pop()
+            await pace()
             await client.update(key, body)
             on_done()
 

@@ -13,11 +13,11 @@ from foreshard.proxy.demo.clients import Client
 from foreshard.proxy.demo.corpus import Corpus, Document, zipfian_ranks
 from foreshard.proxy.demo.display import Display
 from foreshard.proxy.demo.load import insert_all, open_clients, read_all, split_units, update_all
+from foreshard.proxy.demo.pace import Pace
 from foreshard.proxy.demo.report import Report
 from foreshard.proxy.demo.verify import Drain, read_effects, read_outbox, read_placement
 
 JOURNAL = "acknowledged.tsv"
-LEARNING_ROWS = 100  # of an empty database: their measurements are waited for before the others are placed
 
 
 class Run:
@@ -42,9 +42,12 @@ class Run:
         async with open_clients(self.dsn) as clients:
             before = await read_placement(self.config, set())
             self.known = before.paths | self._read_journal()
-            inserted = await self._insert_all(clients)
+            async with Pace(self.config) as pace:
+                inserted = await self._insert(clients, pace)
+            await self._drain()
             balance_inserts = await self._read_balance()
-            updates = await self._update(clients, inserted)
+            async with Pace(self.config) as pace:
+                updates = await self._update(clients, pace, inserted)
             await self._drain()
             found = await self._find(clients)
         placement = await read_placement(self.config, set(self.known))
@@ -71,25 +74,15 @@ class Run:
             functions=await figures.read_functions(self.config),
         )
 
-    async def _insert_all(self, clients: Sequence[Client]) -> int:
-        """Insert every document whose path is not there yet; how many. The first few teach what the functions cost."""
+    async def _insert(self, clients: Sequence[Client], pace: Pace) -> int:
+        """Insert every document whose path is not there yet; how many."""
         present = set(self.known.values())
         missing = [document for document in self.corpus.documents if document.path not in present]
         if not missing:
             self.display.say("All documents are there already: reusing them.")
             return 0
-        first = 0 if self.known else min(LEARNING_ROWS, len(missing) // 4)
         inserted = 0
-        for title, documents in (("Inserting the first, to learn", missing[:first]), ("Inserting", missing[first:])):
-            if documents:
-                inserted += await self._insert(clients, title, documents)
-                await self._drain()
-        return inserted
-
-    async def _insert(self, clients: Sequence[Client], title: str, documents: Sequence[Document]) -> int:
-        """Insert the documents; how many rows were acknowledged."""
-        inserted = 0
-        with self.journal.open("a") as journal, self.display.step(title, len(documents)) as advance:
+        with self.journal.open("a") as journal, self.display.step("Inserting documents", len(missing)) as advance:
 
             def on_rows(keys: dict[str, int]) -> None:
                 nonlocal inserted
@@ -99,10 +92,10 @@ class Run:
                 inserted += len(keys)
                 advance(inserted)
 
-            await insert_all(clients, split_units(documents, self.seed), on_rows)
+            await insert_all(clients, split_units(missing, self.seed), on_rows, pace.wait)
         return inserted
 
-    async def _update(self, clients: Sequence[Client], inserted: int) -> int:
+    async def _update(self, clients: Sequence[Client], pace: Pace, inserted: int) -> int:
         """A zipfian stream of updates, each changing a body for good; how many."""
         bodies = {document.path: document for document in self.corpus.documents}
         chosen = sorted((key, bodies[path]) for key, path in self.known.items() if path in bodies)
@@ -121,7 +114,7 @@ class Run:
                 done += 1
                 advance(done)
 
-            await update_all(clients, changes, on_done)
+            await update_all(clients, changes, on_done, pace.wait)
         return count
 
     async def _drain(self) -> None:

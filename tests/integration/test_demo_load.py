@@ -11,6 +11,10 @@ from tests.support.postgres import Shards
 SCHEMA = Path(__file__).resolve().parents[2] / "config" / "demo" / "schema.sql"
 
 
+async def at_once() -> None:
+    """No pace."""
+
+
 async def test_every_client_inserts_updates_and_finds_its_rows(one_shard: Shards) -> None:
     one_shard.execute(SCHEMA.read_text())
     one_shard.execute(SCHEMA.read_text())  # it may run again
@@ -20,8 +24,8 @@ async def test_every_client_inserts_updates_and_finds_its_rows(one_shard: Shards
     async with open_clients(one_shard.dsns[0]) as clients:
         units = split_units(corpus.documents, 11)
         assert {unit.client for unit in units} == {client.name for client in clients}
-        await insert_all(clients, units, lambda keys: known.update({key: path for path, key in keys.items()}))
-        await update_all(clients, [(key, "changed") for key in known], lambda: done.append(1))
+        await insert_all(clients, units, lambda keys: known.update({key: path for path, key in keys.items()}), at_once)
+        await update_all(clients, [(key, "changed") for key in known], lambda: done.append(1), at_once)
         assert await read_all(clients, known, lambda: None) == len(known)
         assert await read_all(clients, {**known, 10**9: "missing"}, lambda: None) == len(known)
         assert sum(client.reconnects for client in clients) == 0
