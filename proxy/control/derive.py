@@ -30,7 +30,7 @@ def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
     return Catalog(
         version=version,
         tables=tables,
-        views=facts.views,
+        views=facts.indexes | facts.views,
         functions=facts.functions,
         search_path=facts.search_path,
     )

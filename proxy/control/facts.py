@@ -69,6 +69,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[str, TableFacts]  # declared tables that exist, by qualified name
     foreign_keys: tuple[ForeignKey, ...]  # all that touch a declared table on either end
     views: dict[str, str]  # view, ruled table, partition -> the declared table it reads
+    indexes: dict[str, str]  # index -> the declared table it is of
     functions: dict[str, str]  # function -> the declared table its body names
     stray: tuple[TableFacts, ...] = ()  # not declared, but with Foreshard's capture triggers or key default
     search_path: tuple[str, ...] = ("public",)

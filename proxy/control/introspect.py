@@ -124,13 +124,13 @@ async def introspect(connection: Connection, config: Config, shard: str) -> Fact
         for row in await connection.fetch(FOREIGN_KEYS, declared)
     ]
     views, functions = await _read_readers(connection, tables)
-    for row in await connection.fetch(INDEXES, declared):
-        views.setdefault(row["name"], row["relation"])
+    indexes = {row["name"]: row["relation"] for row in await connection.fetch(INDEXES, declared)}
     return Facts(
         shard=shard,
         tables=tables,
         foreign_keys=tuple(foreign_keys),
         views=views,
+        indexes=indexes,
         functions=functions,
         stray=tuple(await _read_tables(connection, stray)),
         search_path=tuple(await connection.fetchval("SELECT current_schemas(false)::text[]")),

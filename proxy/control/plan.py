@@ -131,7 +131,11 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
             known = {step.object for step in work.lacking}  # as control database it lacks some of them too
             lacking = await find_lacking(work.connection, steps)
             work.lacking += [step for step in lacking if step.object not in known]
-        yield Plan([control, *(work for work in shards if work is not control)], catalog, _notes(config, catalog))
+        yield Plan(
+            [control, *(work for work in shards if work is not control)],
+            catalog,
+            _notes(config, catalog, _facts(shards[0])),
+        )
 
 
 async def _control_work(stack: contextlib.AsyncExitStack, config: Config, shards: list[Work]) -> Work:
@@ -276,14 +280,14 @@ def _row_check(table: Table) -> str:
     """
 
 
-def _notes(config: Config, catalog: Catalog) -> list[str]:
+def _notes(config: Config, catalog: Catalog, facts: Facts) -> list[str]:
     """What an operator should know although nothing has to be made."""
     notes = []
     for declared in config.tables:
         table = catalog.tables[qualified(declared.name)]
         if table.parent and (declared.parent is None or declared.via is None):
             notes.append(f"{table.qualified} lives with {table.parent} via {table.via}, by its foreign key")
-    for kind, readers in (("view or table", catalog.views), ("function", catalog.functions)):
+    for kind, readers in (("view or table", facts.views), ("function", facts.functions)):
         for name, read in sorted(readers.items()):
             notes.append(f"{kind} {name} reads {read}: statements that name it are refused")
     return notes

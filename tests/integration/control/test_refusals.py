@@ -230,7 +230,8 @@ def test_whatever_reads_a_sharded_table_is_listed(one_shard: Shards, tmp_path: P
     )
     catalog = derive(one_shard, tmp_path, tables=(A,))
     assert catalog.views == dict.fromkeys(
-        ["public.v", "public.vv", "public.m", "public.calls", "public.p", "public.innocent"], "public.a"
+        ["public.v", "public.vv", "public.m", "public.calls", "public.p", "public.innocent", "public.a_pkey"],
+        "public.a",
     )
     assert catalog.functions == dict.fromkeys(["public.f", "public.g", "public.atomic"], "public.a")
 
