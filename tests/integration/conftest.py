@@ -11,6 +11,7 @@ import pytest
 from tests.support.postgres import TestInstances
 from tests.support.proxy import Proxy
 from tests.support.servers import Pair, Server
+from tests.support.statements import SCHEMA, TABLES
 
 SMALL_POOL_SIZE = 2
 
@@ -36,3 +37,23 @@ def small_pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathF
     pool = {"size": SMALL_POOL_SIZE}
     for made, _ in running_pair(test_instances, tmp_path_factory.mktemp("small"), pool=pool):
         yield made
+
+
+@pytest.fixture(scope="session")
+def sharded_pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The default shard's database, direct and through a proxy with declared tables over three shards.
+
+    What these tables are does not matter: plain tables must be answered as ever beside them.
+    """
+    shards = test_instances.create(3)
+    shards.execute(SCHEMA)
+    with Proxy(shards.dsns, tmp_path_factory.mktemp("sharded"), tables=TABLES, workers={"per_shard": 0}) as proxy:
+        yield Pair(Server.of_dsn(shards.dsns[0]), proxy.server)
+    test_instances.drop(shards)
+
+
+@pytest.fixture(scope="session", params=["pair", "sharded_pair"])
+def either_pair(request: pytest.FixtureRequest) -> Pair:
+    """Without and with declared tables."""
+    made: Pair = request.getfixturevalue(request.param)
+    return made

@@ -223,25 +223,25 @@ CONVERSATIONS: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_answers_are_equal(pair: Pair, name: str) -> None:
-    assert_same(pair, CONVERSATIONS[name], ITEMS)
+def test_answers_are_equal(either_pair: Pair, name: str) -> None:
+    assert_same(either_pair, CONVERSATIONS[name], ITEMS)
 
 
 @pytest.mark.parametrize(
     "name", ["named", "binary result", "error in bind skips until sync", "pipeline with an error", "copy in"]
 )
-def test_a_sender_of_single_bytes_is_answered_alike(pair: Pair, name: str) -> None:
-    assert_same(pair, CONVERSATIONS[name], ITEMS, bytewise=True)
+def test_a_sender_of_single_bytes_is_answered_alike(either_pair: Pair, name: str) -> None:
+    assert_same(either_pair, CONVERSATIONS[name], ITEMS, bytewise=True)
 
 
-def test_repeating_every_conversation_on_one_connection_changes_nothing(pair: Pair) -> None:
+def test_repeating_every_conversation_on_one_connection_changes_nothing(either_pair: Pair) -> None:
     """Statement caches on both levels are warm the second time."""
     for name in ("unnamed", "binary parameter", "insert returning", "row limit", "transaction in one pipeline"):
         steps = [*CONVERSATIONS[name], *simple("DELETE FROM item WHERE id = 300")]
-        assert_same(pair, [*steps, *steps, *steps], ITEMS)
+        assert_same(either_pair, [*steps, *steps, *steps], ITEMS)
 
 
 @pytest.mark.parametrize("size", [8190, 8191, 8192, 8193, 16384, 65535, 65536, 65537, 131072, 1_000_003])
-def test_values_around_buffer_sizes_come_back_whole(pair: Pair, size: int) -> None:
+def test_values_around_buffer_sizes_come_back_whole(either_pair: Pair, size: int) -> None:
     value = bytes(33 + index % 90 for index in range(size))
-    assert_same(pair, [synced(extended("SELECT $1::text, length($1)", [value])), synced(extended("SELECT 1"))])
+    assert_same(either_pair, [synced(extended("SELECT $1::text, length($1)", [value])), synced(extended("SELECT 1"))])

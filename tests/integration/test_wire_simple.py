@@ -138,19 +138,19 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_answers_are_equal(pair: Pair, name: str) -> None:
-    assert_same(pair, simple(*CONVERSATIONS[name]), ITEMS)
+def test_answers_are_equal(either_pair: Pair, name: str) -> None:
+    assert_same(either_pair, simple(*CONVERSATIONS[name]), ITEMS)
 
 
 @pytest.mark.parametrize("name", ["several statements", "failed transaction", "returning", "copy out", "notice"])
-def test_a_sender_of_single_bytes_is_answered_alike(pair: Pair, name: str) -> None:
-    assert_same(pair, simple(*CONVERSATIONS[name]), ITEMS, bytewise=True)
+def test_a_sender_of_single_bytes_is_answered_alike(either_pair: Pair, name: str) -> None:
+    assert_same(either_pair, simple(*CONVERSATIONS[name]), ITEMS, bytewise=True)
 
 
-def test_queries_sent_at_once_are_answered_in_order(pair: Pair) -> None:
+def test_queries_sent_at_once_are_answered_in_order(either_pair: Pair) -> None:
     statements = ["SELECT 1", "SELECT 1/0", "BEGIN", "SELECT 2", "", "COMMIT", "SELECT 3; SELECT 4"]
     data = b"".join(messages.query(statement) for statement in statements)
-    assert_same(pair, [Step(data, len(statements))])
+    assert_same(either_pair, [Step(data, len(statements))])
 
 
 def copy_in(statement: str, *data: bytes, end: bytes = messages.COPY_DONE) -> list[Step]:
@@ -186,40 +186,40 @@ def copy_in(statement: str, *data: bytes, end: bytes = messages.COPY_DONE) -> li
         ),
     ],
 )  # fmt: skip
-def test_copy_in_is_answered_alike(pair: Pair, steps: list[Step]) -> None:
-    assert_same(pair, [*steps, *simple("SELECT count(*), max(length(name)) FROM item")], ITEMS)
+def test_copy_in_is_answered_alike(either_pair: Pair, steps: list[Step]) -> None:
+    assert_same(either_pair, [*steps, *simple("SELECT count(*), max(length(name)) FROM item")], ITEMS)
 
 
-def test_copy_in_inside_a_transaction_is_answered_alike(pair: Pair) -> None:
+def test_copy_in_inside_a_transaction_is_answered_alike(either_pair: Pair) -> None:
     steps = [
         *simple("BEGIN"),
         *copy_in("COPY item (id) FROM STDIN", b"200\n"),
         *simple("SELECT count(*) FROM item", "ROLLBACK", "SELECT count(*) FROM item"),
     ]
-    assert_same(pair, steps, ITEMS)
+    assert_same(either_pair, steps, ITEMS)
 
 
-def test_data_sent_without_waiting_for_copy_in_is_taken(pair: Pair) -> None:
+def test_data_sent_without_waiting_for_copy_in_is_taken(either_pair: Pair) -> None:
     data = messages.query("COPY item (id) FROM STDIN") + messages.copy_data(b"200\n") + messages.COPY_DONE
-    assert_same(pair, [Step(data + messages.query("SELECT count(*) FROM item"), 2)], ITEMS)
+    assert_same(either_pair, [Step(data + messages.query("SELECT count(*) FROM item"), 2)], ITEMS)
 
 
-def test_parameter_status_follows_a_local_change(pair: Pair) -> None:
+def test_parameter_status_follows_a_local_change(either_pair: Pair) -> None:
     steps = simple("BEGIN", "SET LOCAL application_name = 'changed'", "COMMIT")
-    heard = assert_same(pair, steps)
+    heard = assert_same(either_pair, steps)
     assert sum(line.startswith("S ") for line in heard) == 2
 
 
-def test_function_call_is_answered_alike_or_refused(pair: Pair) -> None:
-    with pair.direct.connect() as connection:
+def test_function_call_is_answered_alike_or_refused(either_pair: Pair) -> None:
+    with either_pair.direct.connect() as connection:
         oid = int(connection.value("SELECT 'md5(text)'::regprocedure::oid"))
     steps = [Step(messages.function_call(oid, [b"abc"])), *simple("SELECT 1")]
-    expected, heard = hear(pair.direct, steps), hear(pair.proxied, steps)
+    expected, heard = hear(either_pair.direct, steps), hear(either_pair.proxied, steps)
     assert heard == expected or ("0A000" in heard[0] and heard[1:] == expected[1:])
 
 
-def test_terminate_closes_the_connection_without_an_answer(pair: Pair) -> None:
-    for server in pair:
+def test_terminate_closes_the_connection_without_an_answer(either_pair: Pair) -> None:
+    for server in either_pair:
         with server.connect() as connection:
             connection.send(messages.TERMINATE)
             assert transcript(connection.read_to_end()) == []
