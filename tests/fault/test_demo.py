@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from foreshard.proxy.embedded import EmbeddedCluster
+from tests.support.postgres import open_folder
 from tests.support.serving import command_line, descendants, free_port
 from tests.support.waiting import wait_until, wait_until_gone
 
@@ -55,12 +56,12 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    data = tmp_path_factory.mktemp("demo")
-    try:
-        yield Demo(data)
-    finally:
-        EmbeddedCluster(data / "shards", 3).stop()
+def demo() -> Iterator[Demo]:
+    with open_folder("demo") as data:
+        try:
+            yield Demo(data)
+        finally:
+            EmbeddedCluster(data / "shards", 3).stop()
 
 
 def test_the_demo_finds_every_row_and_its_second_run_reuses_them(demo: Demo) -> None:

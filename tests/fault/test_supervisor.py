@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from foreshard.proxy.embedded import EmbeddedCluster
-from tests.support.postgres import Shards
+from tests.support.postgres import Shards, open_folder
 from tests.support.serving import Serving, descendants, run_command, wait_for_child
 from tests.support.waiting import is_running, wait_until, wait_until_gone
 
@@ -90,10 +90,13 @@ def test_shards_that_are_not_applied_are_refused_with_the_command_to_run(one_sha
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_embedded_shards_survive_a_kill_are_adopted_and_stop_with_the_proxy(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("embedded")
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with open_folder("supervisor") as made:
+        yield made
+
+
+def test_embedded_shards_survive_a_kill_are_adopted_and_stop_with_the_proxy(folder: Path) -> None:
     cluster = EmbeddedCluster(folder / "shards", 1)
     serving = Serving(folder, embedded={"shards": 1, "data": "shards"}).apply()
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,25 +17,22 @@ from foreshard.proxy.embedded import EmbeddedCluster, find_binaries, resolve_sha
 from foreshard.proxy.embedded.binaries import choose_account
 from foreshard.proxy.embedded.instance import copy_template, make_template
 from foreshard.proxy.errors import ForeshardError
-from tests.support.postgres import Shards, scratch_folder
+from tests.support.postgres import Shards, open_folder
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the PostgreSQL account can enter, unlike pytest's own temporary folders."""
-    with tempfile.TemporaryDirectory(prefix="foreshard-embedded-", dir=scratch_folder()) as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+    with open_folder("embedded") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
     """What initdb makes, once for this module: the slow part of a first start."""
-    with tempfile.TemporaryDirectory(prefix="foreshard-template-", dir=scratch_folder()) as name:
-        Path(name).chmod(0o755)
-        made = Path(name) / "template"
-        make_template(made, find_binaries(), choose_account(), Path(name) / "log")
-        yield made
+    with open_folder("template") as made:
+        make_template(made / "template", find_binaries(), choose_account(), made / "log")
+        yield made / "template"
 
 
 @pytest.fixture

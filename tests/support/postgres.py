@@ -6,12 +6,14 @@ only we hold open, and then stops them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def scratch_folder() -> str | None:
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= MEMORY_BYTES_FREE_MIN:
         return str(memory)
     return None
+
+
+@contextlib.contextmanager
+def open_folder(purpose: str) -> Iterator[Path]:
+    """A folder for embedded shards: PostgreSQL's account can enter it, unlike pytest's own temporary folders.
+
+    Below a folder that it cannot enter, embedded shards lie in /var/lib when root runs them, and would stay there.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"foreshard-{purpose}-", dir=scratch_folder()) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @dataclass(frozen=True)
