@@ -219,6 +219,7 @@ class Router:
         if session is None:
             return
         for backend in session.busy_backends():
+            backend.begin_cancel()  # now: by the time the task runs, it could be another client's
             self._keep(self._cancel(backend))
 
     async def _cancel(self, backend: Backend) -> None:
@@ -226,7 +227,7 @@ class Router:
         address = self.addresses[backend.shard]
         packet = (12 + len(backend.secret)).to_bytes(4, "big") + (80877102).to_bytes(4, "big")
         packet += backend.pid.to_bytes(4, "big") + backend.secret
-        backend.begin_cancel()
+        taken = False
         try:
             if address.family == socket.AF_UNIX:
                 reader, writer = await asyncio.open_unix_connection(address.address)
@@ -234,11 +235,12 @@ class Router:
                 reader, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(packet)
             await asyncio.wait_for(reader.read(1), self.config.pool.connect_timeout_s)
+            taken = True
             writer.close()
         except (OSError, TimeoutError) as error:
             log.warning("a cancel request did not reach shard %s: %s", self.config.shards[backend.shard].name, error)
         finally:
-            backend.end_cancel()
+            backend.end_cancel(taken)
 
     def console_greeting(self, parameters: Iterable[tuple[str, str]]) -> bytes:
         """AuthenticationOk and the parameters that psql and drivers look at."""

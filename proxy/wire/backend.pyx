@@ -343,6 +343,8 @@ cdef class Backend(Endpoint):
     cdef int on_error_reply(self, int head) except -1:
         """ErrorResponse: in extended query the shard now skips to Sync, and so do the entries."""
         cdef int kind = head & REPLY_KIND_MASK
+        if self.is_resetting:
+            self.is_spoiled = True      # it may still carry what it should have forgotten
         if kind == REPLY_QUERY and head & REPLY_SWALLOW:
             return ACTION_FATAL
         if kind != REPLY_QUERY and kind != REPLY_SYNC:
@@ -457,9 +459,11 @@ cdef class Backend(Endpoint):
         """A cancel request is on its way: the backend goes to nobody else meanwhile."""
         self.cancels += 1
 
-    def end_cancel(self) -> None:
-        """The cancel request was taken, or failed."""
+    def end_cancel(self, taken: bool) -> None:
+        """The cancel request was taken; if not, it may still come, and nobody else may get the backend."""
         self.cancels -= 1
+        if not taken:
+            self.is_spoiled = True
         if self.cancels == 0 and self.owner is None and self.phase == BACKEND_READY:
             self.home.on_cancel_done(self)
 

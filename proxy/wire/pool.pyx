@@ -187,6 +187,8 @@ cdef class Pool(BackendHome):
             return 0
         if self.hub.is_stopping or backend.is_spoiled:
             return self.discard(backend)
+        if backend.cancels:
+            return 0        # on_cancel_done() calls again
         if backend.is_tainted or len(backend.prepared) > PREPARED_MAX:
             backend.is_tainted = False
             backend.is_resetting = True
@@ -195,8 +197,6 @@ cdef class Pool(BackendHome):
             backend.bucket = -1
             backend.write_query(b"DISCARD ALL", REPLY_QUERY | REPLY_NOTIFY)
             return backend.flush()
-        if backend.cancels:
-            return 0        # on_cancel_done() calls again
         return self.offer(backend)
 
     cdef int offer(self, Backend backend) except -1:
