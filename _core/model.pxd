@@ -53,12 +53,14 @@ cdef class Learner:
     cdef double[RESOURCES] capacities   # what one shard gives per second
     cdef double[RESOURCES] priors       # expected cost of one call until measured; NaN where nothing is known
     cdef Window window                  # of scalar costs
+    cdef Window mean_window             # of scalar costs, had the mean predicted them
     cdef readonly long long samples     # updates in which at least one resource was known
-    cdef readonly bint degraded         # predictions too far off: cost counts as the mean
+    cdef readonly bint degraded         # predictions are far off and tell no more than the mean, which counts instead
 
     cdef void learn(self, const double* x, const double* measured) noexcept
     cdef double predicted(self, int resource, const double* x) noexcept
     cdef double scalar(self, const double* cost) noexcept
     cdef double estimate(self, int resource, const double* x) noexcept
     cdef double mean_scalar(self) noexcept
+    cdef void clear_windows(self) noexcept
     cdef void judge(self, double before, double after) noexcept

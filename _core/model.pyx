@@ -17,8 +17,10 @@ Rules:
    Noise is not drift: the slack grows with the spread of the ratios, and they are taken around their own slow mean.
 6. Clipping is for outliers. Where it takes away more than half of the predicted cost, what it clips is the cost itself
    (memory that most calls do not need), and nothing is clipped until that is over.
-7. When the 95th percentile of the last q-errors of the scalar cost exceeds 4 the profile is degraded until it is below
-   3 again: its cost counts as the mean, and that is visible.
+7. When the 95th percentile of the last q-errors of the scalar cost exceeds 4, and is not clearly below what the mean
+   alone would have had, the profile is degraded: its cost counts as the mean, and that is visible. It ends below 3, or
+   when the model is clearly better than the mean. (A model that is far off for a few calls tells heavy rows from light
+   ones all the same; to take it away made the demo's placement as good as hashing.)
 """
 
 cimport cython
@@ -43,6 +45,8 @@ cdef double DRIFT_KEEPS = 0.05      # of the evidence
 cdef double BIAS_RATE = 0.005
 cdef double DEGRADED_FROM = 4.0     # q-error
 cdef double DEGRADED_UNTIL = 3.0
+cdef double USELESS_FROM = 0.8      # of the mean's q-error: a model above that tells no more than the mean
+cdef double USELESS_UNTIL = 0.65
 cdef int DEGRADED_SAMPLES = 64      # no verdict before this many: the first few of any model are far off
 cdef int FRESH_MAX = 16             # ratios between two takings of order statistics
 cdef double VALUE_MAX = 1e18        # of a feature or a measurement
@@ -278,7 +282,7 @@ cdef class Learner:
             if self.capacities[resource] <= 0:
                 raise ValueError("capacities are above 0")
             clear_fit(&self.fits[resource])
-        clear_window(&self.window)
+        self.clear_windows()
         self.samples = 0
         self.degraded = False
 
@@ -325,9 +329,14 @@ cdef class Learner:
             return
         self.samples += 1
         if drifted:                 # of the resource that dominates
-            clear_window(&self.window)
+            self.clear_windows()
         elif self.samples > 1:      # the first was predicted by a prior, not by what is judged here
             self.judge(before, after)
+
+    cdef void clear_windows(self) noexcept:
+        """Forget the q-errors of the scalar cost."""
+        clear_window(&self.window)
+        clear_window(&self.mean_window)
 
     @cython.cdivision(True)
     cdef void judge(self, double before, double after) noexcept:
@@ -336,12 +345,13 @@ cdef class Learner:
         if before + lift <= 0 or after + lift <= 0:
             return
         add_ratio(&self.window, log((after + lift) / (before + lift)))
+        add_ratio(&self.mean_window, log((after + lift) / (self.mean_scalar() + lift)))
         if self.window.count < DEGRADED_SAMPLES:
             return
-        if self.degraded:
-            self.degraded = self.window.q_p95 > DEGRADED_UNTIL
-        else:
-            self.degraded = self.window.q_p95 > DEGRADED_FROM
+        self.degraded = (
+            self.window.q_p95 > (DEGRADED_UNTIL if self.degraded else DEGRADED_FROM)
+            and self.window.q_p95 > (USELESS_UNTIL if self.degraded else USELESS_FROM) * self.mean_window.q_p95
+        )
 
     @cython.cdivision(True)
     cdef double mean_scalar(self) noexcept:
@@ -469,7 +479,7 @@ cdef class Learner:
             self.fits[resource] = fits[resource]
         self.samples = samples
         self.degraded = degraded
-        clear_window(&self.window)
+        self.clear_windows()
         return True
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.control.connect import described
 from foreshard.proxy.control.introspect import Connection
-from foreshard.proxy.control.learning import Learning, Measurement
+from foreshard.proxy.control.learning import Learning, Measurement, Waiting
 from foreshard.proxy.control.retry import BACKOFF_FIRST_S, BACKOFF_MAX_S, LOST, connect, pause
 
 BATCH_MAX = 2000
@@ -29,7 +29,10 @@ WHERE ctid = ANY (ARRAY(SELECT ctid FROM foreshard.measurement LIMIT $1 FOR UPDA
 RETURNING function, operation, table_name, row_key, size, complexity, volume, cpu_s, memory_byte_s, io_bytes,
   network_bytes, wall_s, queue_s, finished_at
 """
-COUNT_WAITING = "SELECT function, operation, count(*) FROM foreshard.outbox GROUP BY function, operation"
+COUNT_WAITING = """\
+SELECT function, operation, count(*), avg(size)::double precision, avg(volume)::double precision
+FROM foreshard.outbox GROUP BY function, operation
+"""
 IS_IDLE = "SELECT NOT EXISTS (SELECT FROM foreshard.outbox) AND NOT EXISTS (SELECT FROM foreshard.measurement)"
 
 
@@ -95,7 +98,7 @@ class ShardFeed:
         placed = self._placed()
         if placed == self._settled_placed:
             return
-        waiting = [tuple(row) for row in await connection.fetch(COUNT_WAITING)]
+        waiting = [Waiting(*row) for row in map(tuple, await connection.fetch(COUNT_WAITING))]
         self._learning.settle(self.index, placed, waiting)
         self._settled_placed = placed if not waiting else -1.0
         spent_s = asyncio.get_running_loop().time() - now_s

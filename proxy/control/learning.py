@@ -62,6 +62,16 @@ class Measurement(NamedTuple):
         )
 
 
+class Waiting(NamedTuple):
+    """Events of one function and operation in a shard's outbox; size and volume are means, None when unknown."""
+
+    function: str
+    operation: str
+    events: int
+    size: float | None
+    volume: float
+
+
 class Learning:
     """Owns every profile and the ledgers; writes the controller's part of shared state. Made by the controller."""
 
@@ -119,18 +129,23 @@ class Learning:
             before = self._ledgers_before[policy]
             self.state.set_ledger(policy, [old + new for old, new in zip(before, costs, strict=True)])
 
-    def settle(self, shard: int, placed: float, waiting: Iterable[tuple[str, str, int]]) -> None:
+    def settle(self, shard: int, placed: float, waiting: Iterable[Waiting]) -> None:
         """Only what waits in the shard's outbox is pending of the cost that had been placed when it was counted.
 
-        waiting -- (function, operation, events).
+        It is predicted anew, by what is known now: rows placed while little was known count for what they will cost.
         """
         pending = 0.0
-        for function, operation, count in waiting:
-            profile = self._by_key.get((function, operation))
+        for waits in waiting:
+            profile = self._by_key.get((waits.function, waits.operation))
             if profile is not None:
-                means = first_known(profile.learner.means(), profile.priors)
-                pending += count * self.state.scalar_of(means)
-        self.state.settle_all(shard, max(0.0, placed - pending))
+                pending += waits.events * self._cost_waiting(profile, waits)
+        self.state.settle_all(shard, placed - pending)
+
+    def _cost_waiting(self, profile: Profile, waits: Waiting) -> float:
+        """Scalar cost of one of these events."""
+        if waits.size is not None and (complexity := profile.sizes.complexity_at(waits.size)) is not None:
+            return self.state.scalar_of(profile.learner.predict((1.0, waits.size, complexity, waits.volume)))
+        return self.state.scalar_of(first_known(profile.learner.means(), profile.priors))
 
     def publish(self) -> None:
         """Put what was learned since the last time into shared state."""

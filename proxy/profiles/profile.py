@@ -8,6 +8,7 @@ from foreshard._core.model import Learner
 from foreshard.proxy.profiles.keys import ProfileKey
 from foreshard.proxy.profiles.priors import NOTHING_KNOWN, Costs
 from foreshard.proxy.profiles.rows import ProfileRow
+from foreshard.proxy.profiles.sizes import Sizes
 
 HISTORY_FROM_SAMPLES = 32  # doublings below, and drifts that follow each other faster, are not worth a row
 
@@ -18,6 +19,7 @@ class Profile:
     def __init__(self, key: ProfileKey, ceilings: Costs, capacities: Sequence[float]) -> None:
         self.key = key
         self.learner = Learner(ceilings, capacities)
+        self.sizes = Sizes()  # of measured calls in this process
         self.priors = NOTHING_KNOWN
         self.version = 0
         self.calls = 0
@@ -34,6 +36,7 @@ class Profile:
     def record(self, features: Sequence[float], measured: Costs, wall_s: float, queue_s: float) -> float:
         """Learn from one call; answers the scalar cost that was predicted for it."""
         predicted = self.learner.update(features, measured)
+        self.sizes.add(features[1], features[2])
         self.calls += 1
         self.cpu_seconds += measured[0] or 0.0
         self.wall_seconds += wall_s

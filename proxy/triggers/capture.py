@@ -53,12 +53,14 @@ CREATE TABLE IF NOT EXISTS foreshard.outbox (
   not_before timestamptz,
   error text,
   image integer,
+  size integer,
   PRIMARY KEY (lane, lsn, xid, ordinal)
 ) WITH ({QUEUE_STORAGE});
 CREATE INDEX IF NOT EXISTS outbox_waiting ON foreshard.outbox (lane, row_key) WHERE not_before IS NOT NULL;
 CREATE INDEX IF NOT EXISTS outbox_retry ON foreshard.outbox (not_before) WHERE not_before IS NOT NULL;
 COMMENT ON TABLE foreshard.outbox IS 'events not yet handled: one row per change and trigger function';
 COMMENT ON COLUMN foreshard.outbox.image IS 'NULL: old and new are here; else the number of their row in outbox_image';
+COMMENT ON COLUMN foreshard.outbox.size IS 'bytes of the row, by which the cost of what waits is predicted';
 COMMENT ON COLUMN foreshard.outbox.attempt IS 'failed attempts so far';
 COMMENT ON COLUMN foreshard.outbox.not_before IS 'the next attempt waits until then; NULL: has not failed';
 """
@@ -256,7 +258,8 @@ def _whole_body(table: Table, triggers: Sequence[TriggerConfig], operation: str)
     SELECT r.{quote_name(table.key)}::text AS row_key, '{operation}' AS operation,
            {functions} AS functions, count(*) OVER () AS volume,
            {"NULL::jsonb" if is_insert else "to_jsonb(r)"} AS old_image,
-           {"to_jsonb(r)" if is_insert else "NULL::jsonb"} AS new_image
+           {"to_jsonb(r)" if is_insert else "NULL::jsonb"} AS new_image,
+           pg_column_size(r) AS size
     FROM {"new_rows" if is_insert else "old_rows"} AS r
 """
     return _body(table, "", image)
@@ -292,6 +295,7 @@ def _update_body(table: Table, triggers: Sequence[TriggerConfig]) -> str:
 """
     image = """\
     SELECT row_key, operation, functions, volume,
+           pg_column_size(CASE WHEN operation = 'delete' THEN old_row ELSE new_row END) AS size,
            CASE WHEN operation <> 'insert' THEN to_jsonb(old_row) END AS old_image,
            CASE WHEN operation <> 'delete' THEN to_jsonb(new_row) END AS new_image
     FROM pair WHERE functions <> '{}'
@@ -317,11 +321,11 @@ BEGIN
     FROM numbered WHERE events > 1
   )
   INSERT INTO foreshard.outbox (lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, image,
-                                volume, depth, captured_at)
+                                volume, size, depth, captured_at)
   SELECT lane, captured_lsn, pg_current_xact_id(), first_ordinal + called.number - 1, called.function, operation,
          {quote_text(table.qualified)}, row_key,
          CASE WHEN events = 1 THEN old_image END, CASE WHEN events = 1 THEN new_image END,
-         CASE WHEN events > 1 THEN first_ordinal END, volume,
+         CASE WHEN events > 1 THEN first_ordinal END, volume, size,
          coalesce(nullif(current_setting('{DEPTH_SETTING}', true), ''), '0')::smallint, clock_timestamp()
   FROM numbered CROSS JOIN LATERAL unnest(functions) WITH ORDINALITY AS called(function, number);
   RETURN NULL;

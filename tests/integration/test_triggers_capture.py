@@ -72,6 +72,17 @@ def test_event_has_both_images_the_volume_and_the_lane_of_its_row(shard: Shards)
     assert lanes == [("1", True), ("2", True)]
 
 
+def test_an_event_knows_the_size_of_its_row_however_the_row_is_stored(shard: Shards) -> None:
+    install(shard, trigger("f", *EVERY))
+    body = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 3125) AS n)"  # 100,000 bytes, stored apart
+    shard.execute(f"INSERT INTO document VALUES (1, 'a', {body}), (2, 'b', 'y')")
+    shard.execute("UPDATE document SET path = 'b' WHERE id = 1")
+    shard.execute("DELETE FROM document")
+    sizes = events(shard, "row_key, size")
+    assert [size for key, size in sizes if key == "1"] == [pytest.approx(100_000, rel=0.01)] * 3
+    assert [size < 100 for key, size in sizes if key == "2"] == [True] * 2
+
+
 def test_images_of_a_change_that_calls_several_functions_are_kept_once(shard: Shards) -> None:
     install(shard, trigger("a", "insert", "update"), trigger("b", "insert", "update"), trigger("c", "insert"))
     shard.execute("INSERT INTO document VALUES (1, 'p', 'x'), (2, 'p', 'y')")

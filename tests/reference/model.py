@@ -13,6 +13,7 @@ VARIANCE_MIN, RATE_MIN, MEAN_MIN, VALUE_MAX = 0.0025, 0.01, 1e-30, 1e18
 DRIFT_SLACK, DRIFT_TRIP, DRIFT_KEEPS, BIAS_RATE = 0.15, 6.0, 0.05, 0.005
 BASE_MIN, LOST_RATE, EXCESS_MAX, LOST_MAX = 0.1, 0.01, 1000.0, 0.5
 DEGRADED_FROM, DEGRADED_UNTIL, DEGRADED_SAMPLES, FRESH_MAX = 4.0, 3.0, 64, 16
+USELESS_FROM, USELESS_UNTIL = 0.8, 0.65  # of the q-error of the mean
 
 
 class Window:
@@ -130,7 +131,7 @@ class Learner:
         self.ceilings = [math.inf if value is None else value for value in ceilings]
         self.capacities = list(capacities)
         self.fits = [Fit() for _ in range(4)]
-        self.window = Window()
+        self.window, self.mean_window = Window(), Window()
         self.samples = 0
         self.degraded = False
         self.set_priors(priors)
@@ -155,7 +156,7 @@ class Learner:
         if known:
             self.samples += 1
             if drifted:
-                self.window = Window()
+                self.window, self.mean_window = Window(), Window()
             elif self.samples > 1:
                 self._judge(told, found)
         return before
@@ -194,8 +195,11 @@ class Learner:
         if told + lift <= 0 or found + lift <= 0:
             return
         self.window.add(math.log((found + lift) / (told + lift)))
+        self.mean_window.add(math.log((found + lift) / (self._mean_scalar() + lift)))
         if len(self.window.ratios) >= DEGRADED_SAMPLES:
-            self.degraded = self.window.q_p95 > (DEGRADED_UNTIL if self.degraded else DEGRADED_FROM)
+            useless = (USELESS_UNTIL if self.degraded else USELESS_FROM) * self.mean_window.q_p95
+            far_off = DEGRADED_UNTIL if self.degraded else DEGRADED_FROM
+            self.degraded = self.window.q_p95 > max(far_off, useless)
 
     def _estimate(self, resource: int, x: np.ndarray) -> float:
         fit = self.fits[resource]

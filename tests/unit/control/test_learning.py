@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from foreshard.proxy.config import Config, ProfilePrior, ShardConfig, TableConfig, TriggerConfig
-from foreshard.proxy.control.learning import Learning, Measurement
+from foreshard.proxy.control.learning import Learning, Measurement, Waiting
 from foreshard.proxy.placement import Placer, SharedState
 from foreshard.proxy.profiles import ProfileKey, ProfileRow, decode_state, profile_indexes
 
@@ -100,10 +100,23 @@ def test_priors_are_registered_ones_then_those_of_the_same_table_and_operation(
     assert state.profile(INDEX).means[:2] == pytest.approx([0.5, 100.0])
 
 
-def test_what_waits_keeps_its_mean_cost_pending(learning: Learning, state: SharedState) -> None:
-    learning.learn(0, [ROW])
+def test_what_waits_stays_pending_at_what_it_is_predicted_to_cost_by_now(
+    learning: Learning, state: SharedState
+) -> None:
+    rows = [ROW._replace(size=1000.0 * n, cpu_s=0.01 * n, row_key=str(n)) for n in range(1, 200)]
+    learning.learn(0, rows)
+    measured = state.shard(0).measured
     Placer(state, "bounded", 1.05, 1).charge_known(0, 20.0)
-    learning.settle(0, state.shard(0).placed, [("index", "insert", 4), ("gone", "insert", 9)])
+    placed = state.shard(0).placed
+    learning.settle(0, placed, [Waiting("index", "insert", 4, 50_000.0, 1.0), Waiting("gone", "insert", 9, 1, 1)])
+    assert state.loads()[0] == pytest.approx(measured + 4 * 0.5, rel=0.02)
+    learning.settle(0, placed, [Waiting("index", "insert", 4, 5000.0, 1.0)])
+    assert state.loads()[0] == pytest.approx(measured + 4 * 0.05, rel=0.02)
+
+
+def test_what_waits_without_known_features_is_pending_at_its_mean_cost(learning: Learning, state: SharedState) -> None:
+    learning.learn(0, [ROW])
+    learning.settle(0, state.shard(0).placed, [Waiting("index", "insert", 4, None, 1.0)])
     assert state.loads()[0] == pytest.approx(0.5 + 4 * 0.5)
 
 
