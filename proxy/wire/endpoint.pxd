@@ -37,3 +37,7 @@ cdef class Endpoint:
     cdef Py_ssize_t on_input(self, const char* data, Py_ssize_t size) except -1
     cdef int on_writable(self) except -1
     cdef int on_closed(self, str reason) except -1
+
+
+cdef class Listener(Endpoint):
+    cdef object callback

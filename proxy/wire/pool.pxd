@@ -36,6 +36,7 @@ cdef class Hub:
     cdef Values literals
     cdef Buckets buckets
     cdef unsigned char* touched             # shards whose workers are to be woken
+    cdef double* woken_at                   # per shard, on the event loop's clock
     cdef bint wake_is_due
 
     cdef Pool pool(self, int shard, tuple parameters)

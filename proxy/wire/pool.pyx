@@ -32,7 +32,7 @@ cdef enum:
     EPOLL_OUT = 4
     PREPARED_MAX = 1000         # server-side statements a backend keeps; chosen, not measured
 
-WAKE_DELAY_S = 0.002            # commits within it wake a shard's workers once
+cdef double WAKE_DELAY_S = 0.005    # commits within it wake a shard's workers once; chosen, not measured
 
 
 cdef double monotonic() noexcept:
@@ -85,13 +85,15 @@ cdef class Hub:
         self.touched = <unsigned char*> calloc(self.shard_count, 1)
         self.backend_counts = <int*> calloc(self.shard_count, sizeof(int))
         self.idle_counts = <int*> calloc(self.shard_count, sizeof(int))
-        if self.touched == NULL or self.backend_counts == NULL or self.idle_counts == NULL:
+        self.woken_at = <double*> calloc(self.shard_count, sizeof(double))
+        if self.touched == NULL or self.backend_counts == NULL or self.idle_counts == NULL or self.woken_at == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.touched)
         free(self.backend_counts)
         free(self.idle_counts)
+        free(self.woken_at)
 
     cdef Pool pool(self, int shard, tuple parameters):
         """The pool for a shard and a client's StartupMessage."""
@@ -103,7 +105,12 @@ cdef class Hub:
         return pool
 
     cdef int touch(self, int shard) except -1:
-        """A captured table of the shard changed: wake its workers soon."""
+        """A captured table of the shard changed: wake its workers, at most once in WAKE_DELAY_S."""
+        cdef double now = monotonic()
+        if now - self.woken_at[shard] >= WAKE_DELAY_S:
+            self.woken_at[shard] = now
+            self.services.wake(shard)
+            return 0
         self.touched[shard] = 1
         if not self.wake_is_due:
             self.wake_is_due = True
@@ -117,6 +124,7 @@ cdef class Hub:
         for shard in range(self.shard_count):
             if self.touched[shard]:
                 self.touched[shard] = 0
+                self.woken_at[shard] = monotonic()
                 self.services.wake(shard)
 
     def run_housekeeping(self) -> None:
