@@ -75,7 +75,7 @@ cdef class Template:
     cdef readonly str pin               # why this statement ties the session to its backend; None when it does not
     cdef readonly str table             # schema-qualified name of the declared table it works on; None when none
     cdef readonly bytes text            # BEGIN with its options / the savepoint's statement, to replay on late joiners
-    cdef readonly str name              # savepoint name, folded as PostgreSQL folds it
+    cdef readonly str name              # savepoint or setting, folded as PostgreSQL does; DISCARD ALL, DEALLOCATE ALL
     cdef readonly object refusal        # foreshard.proxy.errors.SqlError when kind is ROUTE_REFUSE
     # Inner templates of ROUTE_MULTI and ROUTE_EXPLAIN. They read the literals of the whole text; those of ROUTE_MULTI
     # have their own `text`, and each the pin of the whole string.

@@ -46,13 +46,14 @@ from foreshard.proxy.placement import open_state
 from foreshard.proxy.profiles import profile_keys
 from foreshard.proxy.routing import Planner
 from foreshard.proxy.wire.backend import Backend
-from foreshard.proxy.wire.endpoint import Endpoint, Reactor
+from foreshard.proxy.wire.endpoint import Endpoint, Listener, Reactor
 from foreshard.proxy.wire.explain import explain_route
 from foreshard.proxy.wire.frontend import Frontend
 from foreshard.proxy.wire.pool import Hub, Pool
 
 HOUSEKEEPING_S = 0.25
 DRAIN_S = 10.0  # how long open transactions may go on after SIGTERM
+ACCEPT_PAUSE_S = 0.25  # after running out of descriptors
 WAKE_LISTING_S = 1.0  # how old the list of workers' sockets may be
 BACKLOG = 1024
 LOGIN = ("user", "database")  # start-up parameters that have a column of their own in SHOW POOLS
@@ -121,6 +122,7 @@ class Router:
         self.console = Console(self)
         self.starting: dict[Frontend, float] = {}
         self.listener: socket.socket | None = None
+        self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.wake_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.wake_paths: dict[int, list[str]] = {}
@@ -141,7 +143,7 @@ class Router:
             raise ForeshardError(f"cannot listen on {where}: {error.strerror}") from error
         listener.listen(BACKLOG)
         self.listener = listener
-        self.loop.add_reader(listener, self.accept)
+        self.reading = Listener(self.reactor, os.dup(listener.fileno()), self.accept)
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
 
     def accept(self) -> None:
@@ -152,8 +154,12 @@ class Router:
                 connection, address = self.listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionAbortedError:
+                continue
             except OSError as error:
-                log.warning("cannot accept a connection: %s", error.strerror)
+                log.warning("cannot accept connections for %g s: %s", ACCEPT_PAUSE_S, error.strerror)
+                self.pause_accepting(True)
+                self.loop.call_later(ACCEPT_PAUSE_S, self.pause_accepting, False)
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,8 +167,14 @@ class Router:
             frontend = Frontend(self.hub, connection.detach(), address)
             self.starting[frontend] = self.loop.time() + self.config.limits.startup_timeout_s
 
+    def pause_accepting(self, paused: bool) -> None:
+        """Leave new connections waiting until descriptors may have become free."""
+        if self.reading is not None and self.reading.fd >= 0:
+            self.reading.pause(paused)
+
     def keep_house(self) -> None:
         """Deadlines: pools, start-ups, idle backends."""
+        self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         self.hub.run_housekeeping()
         now = self.loop.time()
         for frontend, deadline in list(self.starting.items()):
@@ -171,13 +183,13 @@ class Router:
             elif now > deadline:
                 del self.starting[frontend]
                 frontend.terminate(SqlError("08P01", "start-up took too long", "", "limits.startup_timeout bounds it."))
-        self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
 
     async def stop(self) -> None:
         """Accept no more, let transactions end within DRAIN_S, close everything."""
         if self.listener is not None:
-            self.loop.remove_reader(self.listener)
             self.listener.close()
+        if self.reading is not None:
+            self.reading.stop()
         self.hub.drain()
         gone = SqlError("57P01", "terminating connection due to administrator command")
         deadline = self.loop.time() + DRAIN_S
@@ -194,8 +206,11 @@ class Router:
     def report_failure(self, endpoint: Endpoint, error: Exception) -> None:
         """A mistake of ours: that connection ends, the others go on."""
         log.error("a connection failed inside Foreshard and is closed", exc_info=error)
+        told = SqlError("XX000", "Foreshard failed on this connection; its log has the details")
         if isinstance(endpoint, Frontend):
-            endpoint.terminate(SqlError("XX000", "Foreshard failed on this connection; its log has the details"))
+            endpoint.terminate(told)
+        elif isinstance(endpoint, Backend):
+            endpoint.fail(told)
 
     # -- services for proxy/wire -----------------------------------------------------------------------------------
 
@@ -218,8 +233,9 @@ class Router:
         session = self.hub.sessions.get((pid, secret))
         if session is None:
             return
+        session.cancel_wait()
         for backend in session.busy_backends():
-            backend.begin_cancel()  # now: by the time the task runs, it could be another client's
+            backend.begin_cancel()
             self._keep(self._cancel(backend))
 
     async def _cancel(self, backend: Backend) -> None:
@@ -227,20 +243,24 @@ class Router:
         address = self.addresses[backend.shard]
         packet = (12 + len(backend.secret)).to_bytes(4, "big") + (80877102).to_bytes(4, "big")
         packet += backend.pid.to_bytes(4, "big") + backend.secret
-        taken = False
+        is_delivered = False
         try:
-            if address.family == socket.AF_UNIX:
-                reader, writer = await asyncio.open_unix_connection(address.address)
-            else:
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-            writer.write(packet)
-            await asyncio.wait_for(reader.read(1), self.config.pool.connect_timeout_s)
-            taken = True
-            writer.close()
+            async with asyncio.timeout(self.config.pool.connect_timeout_s):
+                if address.family == socket.AF_UNIX:
+                    reader, writer = await asyncio.open_unix_connection(address.address)
+                else:
+                    reader, writer = await asyncio.open_connection(address.host, address.port)
+                try:
+                    writer.write(packet)
+                    await reader.read(1)
+                    is_delivered = True
+                finally:
+                    writer.close()
         except (OSError, TimeoutError) as error:
-            log.warning("a cancel request did not reach shard %s: %s", self.config.shards[backend.shard].name, error)
+            name = self.config.shards[backend.shard].name
+            log.warning("a cancel request may not have reached shard %s: %s", name, error or "no answer in time")
         finally:
-            backend.end_cancel(taken)
+            backend.end_cancel(is_delivered)
 
     def console_greeting(self, parameters: Iterable[tuple[str, str]]) -> bytes:
         """AuthenticationOk and the parameters that psql and drivers look at."""
@@ -267,6 +287,9 @@ class Router:
             answer = encode_results(await self.console.execute(sql))
         except SqlError as error:
             answer = error.encode()
+        except Exception:
+            log.exception("the console failed on %r", sql)
+            answer = SqlError("XX000", "Foreshard failed on this command; its log has the details").encode()
         frontend.give_answer(answer)
 
     def explain(self, frontend: Frontend, template: Any, literals: Any, params: Any) -> bytes:

@@ -40,14 +40,20 @@ def plan_session(catalog: Catalog, text: Text, statement: bytes, kind: str, node
     if kind == "VariableSetStmt":
         return plan_set(catalog, text, statement, node)
     text.is_exact = True
+    name = None
+    if kind == "DeallocateStmt" and "name" not in node:
+        name = "DEALLOCATE ALL"
+    if kind == "DiscardStmt" and node.get("target") == "DISCARD_ALL":
+        name = "DISCARD ALL"
     return Template(
         RouteKind.ROUTE_DEFAULT,
         operation=Operation.OPERATION_OTHER,
+        name=name,
         is_write=kind in ("ExecuteStmt", "NotifyStmt"),
         pin=PINNING.get(kind),
         text=statement,
         cursor=node.get("portalname") if kind in CURSOR_KINDS else None,
-        is_reset=kind == "DiscardStmt" or (kind == "DeallocateStmt" and "name" not in node),
+        is_reset=kind == "DiscardStmt" or name is not None,
         is_exact=True,
         reason="about the session",
     )

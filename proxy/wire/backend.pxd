@@ -42,7 +42,8 @@ cdef class Backend(Endpoint):
     cdef readonly int shard
     cdef int phase                      # BackendPhase
     cdef bytes startup                  # the StartupMessage to send
-    cdef readonly object parameters     # ParameterStatus values by name, as the shard gave them at start-up
+    cdef readonly object parameters     # ParameterStatus values by name, as they are without a client's settings
+    cdef set changed                    # names of those that are different now; None: none ever was
     cdef readonly int pid
     cdef readonly bytes secret          # cancel key
     cdef readonly object connected_at   # seconds since the epoch
@@ -54,14 +55,15 @@ cdef class Backend(Endpoint):
     cdef bint unsynced                  # extended messages sent since the last Sync
     cdef bint executed                  # an Execute among them
     cdef bint is_skipping               # the shard discards messages until Sync
-    cdef bint is_spoiled                # had a Query inside a pipeline: PostgreSQL fails what follows its Sync
+    # For nobody else: it had a Query inside a pipeline (PostgreSQL fails what follows its Sync), or was sent a cancel
+    # request that may still come.
+    cdef bint is_spoiled
     cdef bint begun                     # takes part in the owner's explicit transaction
     cdef bint wrote                     # was sent a write in this transaction or segment
     cdef bint captured                  # changed a table with trigger functions in this transaction
     cdef bint notify_drained            # the owner waits for the last reply
     cdef int cancels                    # cancel requests on their way: not for anyone else until they're done
     cdef readonly bint is_tainted       # carries session state: DISCARD ALL before reuse
-    cdef readonly object close_reason
 
     cdef readonly int bucket            # setting foreshard.bucket; -1: unknown
     cdef int bucket_rows                # rows placed since it was set
@@ -82,6 +84,8 @@ cdef class Backend(Endpoint):
     cdef long long part_rows            # count of the CommandComplete that the filter kept
     cdef bytes part_tag
     cdef bint part_suspended
+    cdef bytes muted_error              # body of the ErrorResponse to a command whose answer was not shown
+    cdef object last_words              # SqlError that came unasked, before the end of the connection
     cdef bint is_resetting              # DISCARD ALL is under way
 
     cdef int write_message(self, char type, const char* body, Py_ssize_t size) except -1
@@ -90,11 +94,13 @@ cdef class Backend(Endpoint):
     cdef int write_parse(self, object statement, bytes name, const char* body, Py_ssize_t size, int entry) except -1
     cdef int complete(self, int synthetic) except -1
     cdef int set_hold(self, bint hold) except -1
+    cdef int disown(self) except -1
     cdef int lose(self, object error) except -1
     cdef int owner_push(self, const char* data, Py_ssize_t size) except -1
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1
+    cdef int note_parameter(self, bytes body) except -1
     cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1
     cdef Py_ssize_t on_startup_input(self, const char* data, Py_ssize_t size) except -1
     cdef int on_startup_message(self, char type, const char* body, Py_ssize_t size) except -1

@@ -200,6 +200,15 @@ cdef class Backend(Endpoint):
                 self.look()
         return 0
 
+    cdef int disown(self) except -1:
+        """It is nobody's now: what the owner asked to be told is forgotten, and whatever comes is looked at."""
+        self.owner = None
+        self.notify_drained = False
+        self.notify_flushed = False
+        self.filter = FILTER_NONE
+        self.hold = False
+        return self.set_reading(True)
+
     # -- replies -------------------------------------------------------------------------------------------------
 
     cdef Py_ssize_t on_input(self, const char* data, Py_ssize_t size) except -1:
@@ -308,6 +317,10 @@ cdef class Backend(Endpoint):
             if kind == REPLY_EXECUTE:
                 self.replies.pop()
         elif class_ == CLASS_ERROR:
+            if kind == REPLY_NONE:
+                self.last_words = decode_error(body[:size])
+            elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
+                self.muted_error = body[:size]
             return self.on_error_reply(head)
         elif class_ == CLASS_COMPLETE:
             if kind == REPLY_PARSE and self.parsing:
@@ -322,10 +335,23 @@ cdef class Backend(Endpoint):
         elif class_ == CLASS_COPY_IN:
             return ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:
+            if type == b"S":
+                self.note_parameter(body[:size])
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
         if is_ours or self.filter >= FILTER_REST:
             return ACTION_DROP
         return ACTION_RELAY
+
+    cdef int note_parameter(self, bytes body) except -1:
+        """ParameterStatus: a function may set what no statement tells; the next client must not inherit it."""
+        name, _, value = body.rstrip(b"\0").decode("utf-8", "replace").partition("\0")
+        if self.owner is None:
+            self.parameters[name] = value
+        elif self.parameters.get(name) != value:
+            self.changed = (self.changed or set()) | {name}
+        elif self.changed is not None:
+            self.changed.discard(name)
+        return 0
 
     cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1:
         """CommandComplete or PortalSuspended of one shard's part: keep the count."""
@@ -356,7 +382,9 @@ cdef class Backend(Endpoint):
             self.parsing.clear()
             self.unnamed = None
             self.is_skipping = self.replies.count == 0
-        if kind == REPLY_POISON or self.owner is None:
+        if self.owner is None:
+            return ACTION_FATAL if self.is_resetting else ACTION_DROP
+        if kind == REPLY_POISON:
             return ACTION_DROP
         return ACTION_ERROR_DROP if self.filter == FILTER_MUTE or kind == REPLY_NONE else ACTION_ERROR
 
@@ -364,7 +392,9 @@ cdef class Backend(Endpoint):
         """What follows once the bytes are with the client."""
         cdef Owner owner = self.owner
         if owner is None:
-            if self.is_resetting and self.replies.count == 0:
+            if action == ACTION_FATAL:
+                self.lose(SqlError("08006", "the shard did not end the session of a client that has left"))
+            elif self.is_resetting and self.replies.count == 0:
                 self.is_resetting = False
                 self.home.on_backend_ready(self)
             return 0
@@ -459,15 +489,18 @@ cdef class Backend(Endpoint):
         """A cancel request is on its way: the backend goes to nobody else meanwhile."""
         self.cancels += 1
 
-    def end_cancel(self, taken: bool) -> None:
-        """The cancel request was taken; if not, it may still come, and nobody else may get the backend."""
+    def end_cancel(self, is_delivered: bool) -> None:
+        """The cancel request was taken, or (not delivered) it may still come."""
         self.cancels -= 1
-        if not taken:
-            self.is_spoiled = True
+        self.is_spoiled = self.is_spoiled or not is_delivered
         if self.cancels == 0 and self.owner is None and self.phase == BACKEND_READY:
             self.home.on_cancel_done(self)
 
     # -- the end -------------------------------------------------------------------------------------------------
+
+    def fail(self, error: SqlError) -> None:
+        """Foreshard failed while it looked at this backend's replies."""
+        self.lose(error)
 
     cdef int lose(self, object error) except -1:
         """Close for good and tell owner and pool."""
@@ -485,7 +518,7 @@ cdef class Backend(Endpoint):
     cdef int on_closed(self, str reason) except -1:
         """The shard closed the connection."""
         what = f": {reason}" if reason else ""
-        return self.lose(SqlError(
+        return self.lose(self.last_words or SqlError(
             "08006", f"the connection to the shard was lost{what}",
             hint="The outcome of the statement that was running is unknown; look before trying again.",
         ))

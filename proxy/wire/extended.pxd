@@ -2,20 +2,13 @@ from foreshard._core.frames cimport BindParts
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
 
 
 cdef enum Handled:
     HANDLED = 0             # the message is dealt with
     RETRY = 1               # it has to wait; nothing has changed
-
-
-cdef class Portal:
-    cdef Statement statement        # None: no such portal
-    cdef Backend backend            # where it is; None for what Foreshard answers itself
-    cdef list parts                 # backends of a concatenation; None otherwise
-    cdef int part                   # where a row limit has stopped
-    cdef bint is_done
 
 
 cdef class Extended(Gather):
@@ -29,7 +22,6 @@ cdef class Extended(Gather):
     cdef Portal portal              # the unnamed portal
     cdef dict portals               # named ones
     cdef Portal asked               # whose Execute is under way over several shards
-    cdef bytes asked_name
     cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
 
     cdef int on_parse(self, const char* body, Py_ssize_t size) except -1
@@ -46,11 +38,14 @@ cdef class Extended(Gather):
     cdef Portal make_portal(self, const char* name, Py_ssize_t size)
     cdef int home_shard(self, Statement statement) except -2
     cdef int settle_deferred(self) except -1
+    cdef int settle_other(self, Statement statement, bint is_unnamed) except -1
     cdef int ensure(self, Backend backend, Statement statement, bint is_unnamed, bint is_shown) except -1
     cdef int answer(self, int synthetic) except -1
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
-    cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1
+    cdef int execute_part(self, Portal portal, int index, long long rows) except -1
+    cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1
+    cdef int execute_many(self, Portal portal, long long rows) except -1
     cdef bint is_own(self, Template template) noexcept
     cdef int describe_own(self, Statement statement, bint with_parameters) except -1
     cdef int explain_bound(self, Statement statement) except -1

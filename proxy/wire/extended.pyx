@@ -6,7 +6,6 @@ Sync); a named statement that some backend has parsed before is confirmed at onc
 time the client parses it, so that it sees today's schema.
 """
 
-cimport cython
 from libc.string cimport memcmp
 
 from foreshard._core.frames cimport (
@@ -40,15 +39,14 @@ from foreshard._core.template cimport (
     ROUTE_PLACE,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
-    VERB_COMMIT,
-    VERB_ROLLBACK,
-    VERB_ROLLBACK_TO,
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.gather cimport ROUTE_MANY, Gather
+from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.session cimport WAIT_SEGMENT
 from foreshard.proxy.wire.statement cimport Statement
+from foreshard.proxy.wire.transaction cimport ends_failure
 
 from foreshard._core.errors import SqlError
 from foreshard.proxy.wire.session import failed_transaction
@@ -57,17 +55,6 @@ cdef enum:
     STATEMENTS_MAX = 10000      # that the router remembers for clients to come; chosen, not measured
 
 cdef bytes POISON = b"\0foreshard: refused, rolling back\0\0\0\0\0\0\0"
-
-
-cdef bint ends_failure(Template template) noexcept:
-    """COMMIT, ROLLBACK, ROLLBACK TO: what a failed transaction still takes."""
-    return template.kind == ROUTE_TRANSACTION and (
-        template.verb == VERB_COMMIT or template.verb == VERB_ROLLBACK or template.verb == VERB_ROLLBACK_TO)
-
-
-@cython.final
-cdef class Portal:
-    """What a Bind made. The unnamed portal's object is used again for each Bind."""
 
 
 cdef class Extended(Gather):
@@ -153,6 +140,12 @@ cdef class Extended(Gather):
         self.ensure(backend, statement, self.deferred_unnamed, True)
         return HANDLED
 
+    cdef int settle_other(self, Statement statement, bint is_unnamed) except -1:
+        """The same, unless the message at hand is for that very statement and brings the Parse along."""
+        if self.deferred is None or (self.deferred is statement and self.deferred_unnamed == is_unnamed):
+            return HANDLED
+        return self.settle_deferred()
+
     cdef int ensure(self, Backend backend, Statement statement, bint is_unnamed, bint is_shown) except -1:
         """See that the backend has the statement; a deferred Parse is answered by this one if it is to be shown."""
         cdef bint is_due = is_shown and self.deferred is statement and self.deferred_unnamed == is_unnamed
@@ -227,6 +220,8 @@ cdef class Extended(Gather):
         template = statement.template
         if self.failed and not ends_failure(template):
             raise failed_transaction()
+        if self.deferred is not None and self.settle_other(statement, parts.statement_size == 0) == RETRY:
+            return RETRY
         if self.is_own(template):
             portal = self.make_portal(parts.portal, parts.portal_size)
             portal.statement = statement
@@ -273,19 +268,18 @@ cdef class Extended(Gather):
         return 0
 
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1:
-        """Bind on every shard of a concatenated read; the first one's answers are the client's."""
-        cdef Backend backend
-        cdef bint is_first = True
+        """Bind a concatenated read on its first shard, whose answer is the client's; the others hear it at Execute."""
         portal.statement = statement
         portal.backend = None
         portal.part = 0
+        portal.bound = 1
+        portal.name = parts.portal[:parts.portal_size]
+        portal.rest = parts.rest[:parts.rest_size]
+        portal.is_unnamed = parts.statement_size == 0
         portal.parts = [self.find_link(shard) for shard in self.shards]
         self.active = portal.parts[0]
-        for backend in portal.parts:
-            self.ensure(backend, statement, parts.statement_size == 0, is_first)
-            self.send_bind(backend, statement, parts, is_first)
-            is_first = False
-        return HANDLED
+        self.ensure(self.active, statement, portal.is_unnamed, True)
+        return self.send_bind(self.active, statement, parts, True)
 
     # -- Describe, Execute, Close --------------------------------------------------------------------------------
 
@@ -311,7 +305,7 @@ cdef class Extended(Gather):
             return self.protocol_error("invalid DESCRIBE message")
         if body[0] == b"P":
             portal = self.find_portal(body + 1, size - 2)
-            if portal is None:
+            if portal is None or self.settle_deferred() == RETRY:
                 return RETRY
             if portal.backend is None and portal.parts is None:
                 return RETRY if self.wait_until_drained() else self.describe_own(portal.statement, False)
@@ -321,10 +315,10 @@ cdef class Extended(Gather):
             backend.write_message(b"D", body, size)
         else:
             statement = self.find_statement(body + 1, size - 2)
+            if self.settle_other(statement, size == 2) == RETRY:
+                return RETRY
             if self.is_own(statement.template):
                 return RETRY if self.wait_until_drained() else self.describe_own(statement, True)
-            if self.deferred is not statement and self.settle_deferred() == RETRY:
-                return RETRY
             backend = self.attach(self.home_shard(statement), False, False)
             if backend is None:
                 return RETRY
@@ -361,10 +355,10 @@ cdef class Extended(Gather):
         if cursor.is_bad or cursor.at != cursor.end:
             return self.protocol_error("invalid Execute message")
         portal = self.find_portal(name, name_size)
-        if portal is None:
+        if portal is None or (self.deferred is not None and self.settle_deferred() == RETRY):
             return RETRY
         if portal.parts is not None:
-            return self.execute_many(portal, name[:name_size], max(rows, 0))
+            return self.execute_many(portal, max(rows, 0))
         if portal.backend is None:
             if self.wait_until_drained():
                 return RETRY
@@ -392,22 +386,32 @@ cdef class Extended(Gather):
         return template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN or (
             template.text is not None and self.is_setting(template))
 
-    cdef int execute_many(self, Portal portal, bytes name, long long rows) except -1:
+    cdef int execute_many(self, Portal portal, long long rows) except -1:
         """Run a portal of several shards: all at once, or with a row limit one after the other."""
-        cdef Backend backend
+        cdef int index
         if self.wait_until_drained():
             return RETRY
         self.asked = portal
-        self.asked_name = name
         self.rows_left = rows
-        if rows:
-            self.send_execute(portal.parts[portal.part], name, rows)
-            self.start_parts(portal.parts, portal.part, False)
-        else:
-            for backend in portal.parts[portal.part:]:
-                self.send_execute(backend, name, 0)
-            self.start_parts(portal.parts, portal.part, True)
+        for index in range(portal.part, portal.part + 1 if rows else len(portal.parts)):
+            self.execute_part(portal, index, rows)
+        self.start_parts(portal.parts, portal.part, rows == 0)
         return HANDLED
+
+    cdef int execute_part(self, Portal portal, int index, long long rows) except -1:
+        """Run one shard's part, bound there before if it was not yet."""
+        cdef BindParts parts
+        cdef Backend backend = portal.parts[index]
+        if index >= portal.bound:
+            portal.bound = index + 1
+            parts.portal = <const char*> portal.name
+            parts.portal_size = len(portal.name)
+            parts.statement_size = 0 if portal.is_unnamed else 1
+            parts.rest = <const char*> portal.rest
+            parts.rest_size = len(portal.rest)
+            self.ensure(backend, portal.statement, portal.is_unnamed, False)
+            self.send_bind(backend, portal.statement, &parts, False)
+        return self.send_execute(backend, portal.name, rows)
 
     cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1:
         """Execute and Flush."""
@@ -421,7 +425,7 @@ cdef class Extended(Gather):
     cdef int ask_part(self, Backend backend) except -1:
         """The next shard of a limited Execute."""
         self.asked.part = self.part
-        self.send_execute(backend, self.asked_name, self.rows_left)
+        self.execute_part(self.asked, self.part, self.rows_left)
         return backend.flush()
 
     cdef int on_close(self, const char* body, Py_ssize_t size) except -1:
@@ -441,6 +445,8 @@ cdef class Extended(Gather):
                 self.prepared.pop(body[1:size - 1], None)
                 self.recent = None
             return self.answer(SYNTHETIC_CLOSE)
+        if self.settle_deferred() == RETRY:
+            return RETRY
         portal = self.portal if size == 2 else self.portals.get(body[1:size - 1])
         if portal is None and body[1:size - 1].decode("utf-8", "replace") in self.cursors:
             portal = self.find_portal(body + 1, size - 2)
@@ -449,7 +455,7 @@ cdef class Extended(Gather):
             self.cursors.pop(body[1:size - 1].decode("utf-8", "replace"))
         elif portal is None or portal.statement is None or portal.backend is None:
             if portal is not None:
-                portal.statement = None
+                self.close_many(portal, body, size)
             self.portals.pop(body[1:size - 1], None)
             return self.answer(SYNTHETIC_CLOSE)
         backend = portal.backend
@@ -461,6 +467,17 @@ cdef class Extended(Gather):
         portal.statement = None
         self.portals.pop(body[1:size - 1], None)
         return HANDLED
+
+    cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1:
+        """Close a portal that has no single shard: on every one that has heard of it."""
+        cdef Backend backend
+        if portal.statement is not None and portal.parts is not None:
+            for backend in portal.parts[:portal.bound]:
+                backend.write_message(b"C", body, size)
+                backend.replies.push(REPLY_CLOSE | REPLY_SWALLOW)
+                backend.unsynced = True
+        portal.statement = None
+        return 0
 
     # -- Flush, Sync ---------------------------------------------------------------------------------------------
 
@@ -478,30 +495,39 @@ cdef class Extended(Gather):
     cdef int on_sync(self) except -1:
         """End the segment on every shard it touched."""
         cdef Backend backend
-        cdef int count = 0
+        cdef int count = 0, entry = REPLY_SYNC
         if not self.skipping and self.settle_deferred() == RETRY:
             return RETRY
         self.deferred = None
         for backend in self.links:
             if backend.unsynced:
                 count += 1
-                if self.skipping and not self.explicit and not backend.is_skipping:
+        if count > 1 and self.owes_unsynced() and self.wait_until_drained():
+            return RETRY        # an error of this shard must keep the others from committing
+        if self.skipping and not self.explicit:
+            for backend in self.links:
+                if backend.unsynced and not backend.is_skipping:
                     self.poison(backend)
         self.skipping = False
         self.simple = False
         if count == 0:
             self.forget_unconfirmed()
             self.push_ready()
-            if not self.explicit and self.pinned is None and self.links:
-                self.release_links()
+            if not self.explicit:
+                self.forget_portals()
+                if self.links:
+                    self.release_links()
             return HANDLED
+        # Refused by Foreshard, the transaction has failed for the client, and no shard knows: the status is then ours.
+        if count > 1 or self.failed:
+            entry = REPLY_SYNC | REPLY_NOTIFY
         self.pending = count
         self.waiting = WAIT_SEGMENT
         for backend in self.links:
             if backend.unsynced:
                 backend.unsynced = False
                 backend.executed = False
-                backend.write_empty(b"S", REPLY_SYNC if count == 1 else REPLY_SYNC | REPLY_NOTIFY)
+                backend.write_empty(b"S", entry)
                 backend.flush()
         return HANDLED
 
@@ -511,9 +537,29 @@ cdef class Extended(Gather):
         backend.replies.push(REPLY_POISON)
         return 0
 
+    cdef int abort_segment(self, Backend but) except -1:
+        cdef Backend backend
+        for backend in self.links:
+            if backend.unsynced and backend is not but:
+                self.poison(backend)
+                backend.unsynced = False
+                backend.executed = False
+                backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
+                backend.flush()
+        return 0
+
     cdef bint owes_unsynced(self) noexcept:
         """The shard may still answer an earlier message of this pipeline with an error."""
         return self.active is not None and self.active.unsynced and self.active.replies.count > 0
+
+    cdef int release_links(self) except -1:
+        self.forget_portals()
+        return Gather.release_links(self)
+
+    cdef int forget_statements(self) except -1:
+        self.prepared.clear()
+        self.recent = None
+        return 0
 
     cdef int forget_portals(self) except -1:
         """Portals end with their transaction."""

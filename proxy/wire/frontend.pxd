@@ -29,6 +29,7 @@ cdef class Frontend(Extended):
     cdef int on_message(
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1
+    cdef int throttle(self) except -1
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1
     cdef int query_many(self, const char* message, Py_ssize_t total) except -1

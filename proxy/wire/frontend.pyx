@@ -22,6 +22,7 @@ from foreshard._core.template cimport (
     ROUTE_PLACE,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
+    VERB_ROLLBACK,
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
@@ -30,6 +31,7 @@ from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (
     WAIT_ANSWER,
+    WAIT_CLIENT,
     WAIT_COMMANDS,
     WAIT_NOTHING,
     WAIT_POOL,
@@ -50,11 +52,11 @@ cdef enum:
     CANCEL_REQUEST = 80877102
     PROTOCOL_3_0 = 196608
     INBOX_HIGH_BYTES = 262144       # a client that sends on while it waits is not read beyond; chosen, not measured
-    OUTBOX_HIGH_BYTES = 1048576     # COPY data a shard has not taken; chosen, not measured
+    OUTBOX_HIGH_BYTES = 1048576     # what a shard, or the client, has not taken; chosen, not measured
 
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active")
+WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active", "active")
 
 
 @cython.final
@@ -127,7 +129,8 @@ cdef class Frontend(Extended):
         if len(self.hub.sessions) >= self.hub.config.limits.clients_max:
             return self.fatal(SqlError(
                 "53300", "sorry, too many clients already", hint="limits.clients_max is the bound."))
-        settings = " ".join([*parameters, parameters.get("options", "")])
+        # PostgreSQL takes search-path and sea\\rch_path, too, and either in any case.
+        settings = " ".join([*parameters, parameters.get("options", "")]).lower().replace("-", "_").replace("\\", "")
         if self.hub.is_sharded and ("search_path" in settings or "foreshard" in settings):
             return self.fatal(not_built("setting search_path or foreshard.* at start-up", "Qualify the names instead."))
         self.pid = secrets.randbits(31)
@@ -148,7 +151,7 @@ cdef class Frontend(Extended):
 
     cdef int login(self) except -1:
         """The client's parameters are what a backend with the same StartupMessage was given."""
-        cdef Pool pool = self.hub.pool(self.hub.default_shard, self.parameters)
+        cdef Pool pool = self.pool(self.hub.default_shard)
         cdef Backend backend
         if pool.server_parameters is None:
             backend = pool.take(self)
@@ -160,7 +163,7 @@ cdef class Frontend(Extended):
 
     cdef int finish_login(self) except -1:
         """AuthenticationOk, parameters, cancel key, ReadyForQuery."""
-        cdef Pool pool = self.hub.pool(self.hub.default_shard, self.parameters)
+        cdef Pool pool = self.pool(self.hub.default_shard)
         answer = bytearray(b"R\0\0\0\x08\0\0\0\0")
         for name, value in pool.server_parameters.items():
             body = name.encode() + b"\0" + value.encode() + b"\0"
@@ -199,6 +202,10 @@ cdef class Frontend(Extended):
                 if self.handle(data[at], data + at + 5, total - 5, data + at, total) == RETRY:
                     break
                 at += total
+                if self.outbox.end - self.outbox.start > OUTBOX_HIGH_BYTES or (
+                        self.active is not None
+                        and self.active.outbox.end - self.active.outbox.start > OUTBOX_HIGH_BYTES):
+                    self.throttle()
         finally:
             self.is_looking = False
         if self.fd < 0:
@@ -253,12 +260,15 @@ cdef class Frontend(Extended):
                 return RETRY
             self.answer_error(error)
             return 0
+        except Exception as error:      # a mistake of ours ends this client's session, and nobody else's
+            self.hub.services.report_failure(self, error)
+            return 0
 
     cdef int on_message(
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total
     ) except -1:
         """Dispatch by type."""
-        if type == b"Q":
+        if type == b"Q" and not self.skipping and not self.copying:
             return self.on_query(body, size, message, total)
         if type == b"X":
             return self.finish()
@@ -310,11 +320,21 @@ cdef class Frontend(Extended):
             self.copying = False
             if self.simple:
                 self.waiting = WAIT_SEGMENT
-        elif backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
+        return 0
+
+    cdef int throttle(self) except -1:
+        """Handle no more before a shard has taken what it was sent, or the client its answers."""
+        cdef Backend backend = self.active
+        if self.waiting != WAIT_NOTHING:
+            return 0
+        if backend is not None and backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
             backend.flush()
             if backend.outbox.end - backend.outbox.start > OUTBOX_HIGH_BYTES:
                 self.waiting = WAIT_SHARD
                 backend.notify_flushed = True
+                return 0
+        if self.outbox.end - self.outbox.start > OUTBOX_HIGH_BYTES:
+            self.waiting = WAIT_CLIENT
         return 0
 
     # -- simple query --------------------------------------------------------------------------------------------
@@ -325,11 +345,11 @@ cdef class Frontend(Extended):
         cdef int kind, shard
         if size < 1 or body[size - 1] != 0:
             return self.protocol_error("invalid Query message")
+        if self.deferred is not None and self.settle_deferred() == RETRY:
+            return RETRY
         if self.active is not None and self.active.unsynced and self.wait_until_drained():
             return RETRY
         self.simple = True
-        self.skipping = False
-        self.deferred = None
         self.unnamed = None
         self.portal.statement = None
         if self.phase == FRONTEND_CONSOLE:
@@ -344,7 +364,7 @@ cdef class Frontend(Extended):
         if kind == ROUTE_EMPTY:
             self.push(b"I\0\0\0\4", 5)
             return self.push_ready()
-        if self.failed:
+        if self.failed and not (kind == ROUTE_MULTI and (<Template> template.parts[0]).verb == VERB_ROLLBACK):
             raise failed_transaction()
         if template.text is not None and self.is_setting(template):
             self.queries += 1
@@ -401,6 +421,7 @@ cdef class Frontend(Extended):
         """A string of several statements goes whole to one shard, or is refused."""
         cdef Template part
         cdef Template writer = template
+        cdef Backend backend
         cdef int shard = -1, found, only = self.written_shard()
         if not template.is_plain:
             for part in template.parts:
@@ -415,11 +436,12 @@ cdef class Frontend(Extended):
                 shard = found
                 if part.is_write:
                     writer = part
-        if len(self.links) > 1 and self.explicit and any(part.kind == ROUTE_TRANSACTION for part in template.parts):
-            raise not_built("transaction commands inside a string of several statements on several shards",
-                            "Send them one by one.")
         if shard < 0:
             shard = self.hub.default_shard
+        if any(part.kind == ROUTE_TRANSACTION for part in template.parts) and any(
+                backend.shard != shard for backend in self.links):
+            raise not_built("transaction commands inside a string of several statements on several shards",
+                            "Send them one by one.")
         return self.forward_query(writer, shard, message, total)
 
     cdef int explain_query(self, Template template) except -1:
@@ -456,14 +478,10 @@ cdef class Frontend(Extended):
             return 0
         if self.unconfirmed:
             self.forget_unconfirmed()
-        if len(self.links) > 1 and not self.simple:
+        if backend.was_muted:
             self.settle_status()
-            if backend.was_muted:
-                self.push_ready()
-        self.end_segment()
-        if not self.explicit and self.portal.statement is not None:
-            self.forget_portals()
-        return 0
+            self.push_ready()
+        return self.end_segment()
 
     cdef int on_backend_lost(self, Backend backend, object error) except -1:
         """A shard's connection broke under the session: say so and end, for its transaction is gone."""
@@ -487,11 +505,14 @@ cdef class Frontend(Extended):
         self.flush()
         self.hub.sessions.pop((self.pid, self.secret), None)
         self.close()
-        return self.abandon()
+        self.abandon()
+        return self.leave_pools()
 
     cdef int on_closed(self, str reason) except -1:
         """The client's last byte has come: what it asked for is still done, as PostgreSQL would."""
-        if reason or self.waiting == WAIT_NOTHING or self.phase != FRONTEND_READY or self.waiting == WAIT_POOL:
+        if reason or self.at_end or self.phase != FRONTEND_READY:
+            return self.finish()    # at_end: nobody reads the answers any more
+        if self.waiting == WAIT_NOTHING or self.waiting == WAIT_POOL:
             return self.finish()
         self.at_end = True
         self.reading_paused = False
@@ -531,6 +552,14 @@ cdef class Frontend(Extended):
     def only_shard(self) -> int:
         """The shard that the transaction has written on, which a new row must follow; -1: none."""
         return self.written_shard()
+
+    def cancel_wait(self) -> None:
+        """A cancel request, and the statement waits for a backend: it fails."""
+        if self.waiting == WAIT_POOL and self.phase == FRONTEND_READY:
+            for pool in self.pools:
+                if pool is not None:
+                    (<Pool> pool).leave(self)
+            self.on_denied(SqlError("57014", "canceling statement due to user request"))
 
     def busy_backends(self) -> list[Backend]:
         """Backends that work for this session now: where a cancel request must go."""

@@ -65,6 +65,8 @@ cdef class Gather(Transaction):
         if kind == ROUTE_ANY:
             if self.active is not None:
                 return self.active.shard
+            if self.links:      # granted while this message waited
+                return (<Backend> self.links[0]).shard
             return hub.default_shard if hub.shard_count == 1 else self.next_any()
         if kind == ROUTE_SCATTER:
             if hub.shard_count == 1:
@@ -147,7 +149,7 @@ cdef class Gather(Transaction):
                 self.links.append(backend)
         for shard in shards:
             backend = self.find_link(shard)
-            if self.script or (self.explicit and not backend.begun):
+            if self.pinned is not None or (self.explicit and not backend.begun):
                 self.join(backend, False)
         return True
 
@@ -239,8 +241,11 @@ cdef class Gather(Transaction):
             return 0
         self.copying = False
         if self.waiting == WAIT_COMMANDS:
-            self.command_failed = True
-        elif backend.unsynced and not self.simple:
+            self.command_failed = self.command_failed or backend is self.active
+        elif self.simple:
+            if not self.explicit and len(self.links) > 1:
+                return self.abort_segment(backend)
+        elif backend.unsynced:
             self.skipping = True
             if self.waiting == WAIT_SHARD:
                 return self.resume()

@@ -52,10 +52,17 @@ cdef class Pool(BackendHome):
     cdef readonly set backends              # all of them
     cdef readonly object waiters            # deque of owners in line
     cdef readonly object server_parameters  # ParameterStatus of the first backend; None before
+    cdef int session_count                  # sessions that hold on to it
+    cdef bint is_serving                    # inside serve()
+    cdef bint gives_way                     # the next backend that comes back makes room for another pool
 
     cdef Backend take(self, Owner owner)
     cdef int put(self, Backend backend) except -1
     cdef int offer(self, Backend backend) except -1
+    cdef int serve(self) except -1
+    cdef int reset(self, Backend backend, bytes sql) except -1
+    cdef int leave(self, Owner owner) except -1
+    cdef int deny(self, object error) except -1
     cdef Owner next_waiter(self)
     cdef Backend pop_idle(self, int index)
     cdef int discard(self, Backend backend) except -1

@@ -3,9 +3,12 @@
 A pool holds the backends of one (shard, StartupMessage): clients that connect with the same user and parameters share
 it, so a backend needs no SET before it changes hands. Rules:
 
-1. A backend in `idle` is in transaction status I, owes nothing, has no owner and no session state (invariant 2).
+1. A backend in `idle` is in transaction status I, owes nothing, has no owner and no session state (invariant 2); one
+   that comes back otherwise is closed.
 2. `pool.size` bounds the backends of a shard over all its pools; when it is reached, an idle backend of another pool
    makes room, else the client waits in line, first come first served, until its deadline (53300).
+3. A pool without backends whose client has waited STARVING_S gets the next backend that comes back to a larger one.
+4. A pool that no session, backend or waiter needs is dropped: clients choose their parameters, and so their number.
 """
 
 cimport cython
@@ -33,6 +36,7 @@ cdef enum:
     PREPARED_MAX = 1000         # server-side statements a backend keeps; chosen, not measured
 
 cdef double WAKE_DELAY_S = 0.005    # commits within it wake a shard's workers once; chosen, not measured
+STARVING_S = 1.0                # chosen, not measured
 
 
 cdef double monotonic() noexcept:
@@ -131,8 +135,10 @@ cdef class Hub:
         """Deadlines of waiting clients and idle backends; called every second or oftener."""
         cdef Pool pool
         now = self.loop.time()
-        for pool in list(self.pools.values()):
+        for key, pool in list(self.pools.items()):
             pool.expire(now)
+            if pool.session_count == 0 and not pool.backends and not pool.waiters:
+                del self.pools[key]
 
     def drain(self) -> None:
         """Take no more clients into transactions: idle backends are closed, sessions end as they fall idle."""
@@ -190,41 +196,81 @@ cdef class Pool(BackendHome):
 
     cdef int put(self, Backend backend) except -1:
         """Take a backend back: to the next in line, or idle; with session state, only after DISCARD ALL."""
-        backend.owner = None
+        backend.disown()
         if backend.phase != BACKEND_READY:
             return 0
-        if self.hub.is_stopping or backend.is_spoiled:
+        if self.hub.is_stopping or backend.status != b"I" or backend.replies.count or backend.is_spoiled:
             return self.discard(backend)
         if backend.cancels:
             return 0        # on_cancel_done() calls again
-        if backend.is_tainted or len(backend.prepared) > PREPARED_MAX:
+        if backend.is_tainted or backend.changed is not None or len(backend.prepared) > PREPARED_MAX:
+            if not backend.is_tainted and not backend.changed and len(backend.prepared) <= PREPARED_MAX:
+                return self.offer(backend)      # changed and changed back
             backend.is_tainted = False
-            backend.is_resetting = True
+            backend.changed = None
             backend.prepared.clear()
-            backend.unnamed = None
-            backend.bucket = -1
-            backend.write_query(b"DISCARD ALL", REPLY_QUERY | REPLY_NOTIFY)
-            return backend.flush()
+            return self.reset(backend, b"DISCARD ALL")
         return self.offer(backend)
+
+    cdef int reset(self, Backend backend, bytes sql) except -1:
+        """Clean a backend that nobody owns; on_backend_ready follows, or it is closed."""
+        backend.is_resetting = True
+        backend.bucket = -1
+        backend.idle_since = monotonic()
+        backend.write_query(sql, REPLY_QUERY | REPLY_NOTIFY)
+        return backend.flush()
 
     cdef int offer(self, Backend backend) except -1:
         """Give a clean backend to the next in line, or keep it."""
-        cdef Owner owner
-        if self.hub.waiting_count:
-            owner = self.next_waiter()
-            if owner is not None:
-                backend.owner = owner
-                return owner.on_granted(backend)
         backend.idle_since = monotonic()
         self.idle.append(backend)
         self.hub.idle_counts[self.shard] += 1
         if self.hub.waiting_count:
+            return self.serve()
+        return 0
+
+    cdef int serve(self) except -1:
+        """Give idle backends to those in line; what they give back meanwhile too, here, not deeper in the stack."""
+        cdef Owner owner
+        cdef Backend backend
+        if self.is_serving:
+            return 0
+        self.is_serving = True
+        try:
+            if self.gives_way:
+                self.make_room_for_others()
+            while self.idle:
+                owner = self.next_waiter()
+                if owner is None:
+                    break
+                backend = self.pop_idle(-1)
+                backend.owner = owner
+                owner.on_granted(backend)
+        finally:
+            self.is_serving = False
+        if self.idle and self.hub.waiting_count:
             self.make_room_for_others()
+        return 0
+
+    cdef int leave(self, Owner owner) except -1:
+        """The owner waits no more."""
+        if owner in self.waiters:
+            self.waiters.remove(owner)
+            self.hub.waiting_count -= 1
+        return 0
+
+    cdef int deny(self, object error) except -1:
+        """Tell everybody in line that there will be no backend."""
+        cdef Owner owner
+        for _ in range(len(self.waiters)):
+            owner = self.next_waiter()
+            if owner is not None:
+                owner.on_denied(error)
         return 0
 
     cdef int discard(self, Backend backend) except -1:
         """Close a backend that nobody should get."""
-        backend.owner = None
+        backend.disown()
         if backend.phase != BACKEND_CLOSED:
             if backend.phase == BACKEND_READY and backend.replies.count == 0:
                 backend.write_empty(b"X", 0)
@@ -242,10 +288,10 @@ cdef class Pool(BackendHome):
 
     def grow(self) -> None:
         """Connect one more backend for whoever waits, if the shard's bound allows."""
-        if self.hub.backend_counts[self.shard] >= self.hub.pool_size and not self.evict_elsewhere():
-            return
         connecting = sum(1 for each in self.backends if (<Backend> each).phase < BACKEND_READY)
-        if connecting < len(self.waiters):
+        if connecting >= len(self.waiters):
+            return
+        if self.hub.backend_counts[self.shard] < self.hub.pool_size or self.evict_elsewhere():
             self.connect()
 
     def evict_elsewhere(self) -> bool:
@@ -260,18 +306,23 @@ cdef class Pool(BackendHome):
     def make_room_for_others(self) -> None:
         """When clients of another pool of this shard wait and this one is idle, give way."""
         cdef Pool pool
-        if self.hub.backend_counts[self.shard] < self.hub.pool_size:
-            return
         for pool in self.hub.pools.values():
-            if pool is not self and pool.shard == self.shard and pool.waiters and self.idle:
+            if self.hub.backend_counts[self.shard] < self.hub.pool_size or not self.idle:
+                break
+            if pool is not self and pool.shard == self.shard and pool.waiters:
                 self.discard(self.pop_idle(0))
                 pool.grow()
+        self.gives_way = False
 
     def connect(self) -> None:
         """Begin one connection."""
         cdef Backend backend = Backend()
         address = self.hub.addresses[self.shard]
-        connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        except OSError as error:    # out of descriptors: whoever waits is told when no other backend can come
+            self.hub.loop.call_soon(self.refuse, error.strerror)
+            return
         if address.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -285,6 +336,12 @@ cdef class Pool(BackendHome):
         self.hub.backend_counts[self.shard] += 1
         backend.open(self.hub.reactor, connection.detach(), EPOLL_IN | EPOLL_OUT)
 
+    def refuse(self, str reason) -> None:
+        """No connection could be begun: with no other backend to wait for, say so."""
+        if not self.backends:
+            name = self.hub.shard_names[self.shard]
+            self.deny(SqlError("53000", f"cannot connect to shard {name}: {reason}"))
+
     cdef int on_backend_ready(self, Backend backend) except -1:
         """Start-up or DISCARD ALL is complete."""
         if self.server_parameters is None:
@@ -293,7 +350,6 @@ cdef class Pool(BackendHome):
 
     cdef int on_backend_gone(self, Backend backend, object error) except -1:
         """Forget a closed backend; when none could connect, tell whoever waits why."""
-        cdef Owner owner
         if backend not in self.backends:
             return 0
         self.backends.discard(backend)
@@ -308,11 +364,8 @@ cdef class Pool(BackendHome):
             told = SqlError(error.sqlstate, message, error.detail, error.hint)
             if error.sqlstate == "08006":
                 told.hint = "Is it running and reachable? `foreshard check` looks at every shard."
-            for _ in range(len(self.waiters)):
-                owner = self.next_waiter()
-                if owner is not None:
-                    owner.on_denied(told)
-        elif self.waiters and not never_ready:
+            self.deny(told)
+        elif self.waiters and not never_ready and not self.gives_way:
             self.grow()
         return 0
 
@@ -333,10 +386,22 @@ cdef class Pool(BackendHome):
         while self.idle and now - (<Backend> self.idle[0]).idle_since > config.idle_timeout_s:
             self.discard(self.pop_idle(0))
         for backend in list(self.backends):
-            if backend.phase < BACKEND_READY and now - backend.idle_since > config.connect_timeout_s:
-                backend.lose(SqlError("08006", f"no answer within {config.connect_timeout_s:g} s"))
+            if backend.phase < BACKEND_READY or backend.is_resetting:
+                if now - backend.idle_since > config.connect_timeout_s:
+                    backend.lose(SqlError("08006", f"no answer within {config.connect_timeout_s:g} s"))
         if self.waiters:
             self.grow()
+            if not self.backends and now > (<Owner> self.waiters[0]).wait_deadline - config.wait_timeout_s + STARVING_S:
+                self.ask_for_room()
+
+    def ask_for_room(self) -> None:
+        """Every backend of the shard is another pool's and busy: the largest one gives the next away."""
+        cdef Pool pool
+        cdef Pool largest = None
+        for pool in self.hub.pools.values():
+            if pool.shard == self.shard and (largest is None or len(pool.backends) > len(largest.backends)):
+                largest = pool
+        largest.gives_way = True
 
     def close_idle(self) -> None:
         """Close every idle backend."""

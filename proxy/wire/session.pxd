@@ -12,7 +12,8 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_COMMANDS = 4           # a transaction command on several shards
     WAIT_PARTS = 5              # the shards' parts of a concatenated result
     WAIT_ANSWER = 6             # an answer that is made in Python: console, EXPLAIN
-    WAIT_SHARD = 7              # a shard that has to take COPY data first
+    WAIT_SHARD = 7              # a shard that has to take what was sent first
+    WAIT_CLIENT = 8             # the client itself, which has to take its answers first
 
 
 cdef class Session(Owner):
@@ -24,11 +25,10 @@ cdef class Session(Owner):
     cdef readonly bint explicit         # between BEGIN and COMMIT or ROLLBACK
     cdef readonly bint failed           # the explicit transaction has failed: only its end is accepted
     cdef bytes begin_text
-    cdef list history                   # (savepoint or None, text) of what shards that join late must hear
+    cdef list history                   # (savepoint or None, text, lasts) of what shards that join late must hear
     cdef dict cursors                   # name of an SQL cursor -> shard that has it
     cdef readonly str pinned            # why the session keeps its backends; None when it does not
     cdef list script                    # settings to replay on backends that a pinned session gets later
-    cdef int script_mark                # length of script when the transaction began
     cdef int waiting                    # Waiting
     cdef int pending                    # backends still to report while waiting
     cdef bint simple                    # the statement under way came as a simple Query
@@ -64,4 +64,7 @@ cdef class Session(Owner):
     cdef int end_segment(self) except -1
     cdef int release_links(self) except -1
     cdef int abandon(self) except -1
+    cdef int leave_pools(self) except -1
+    cdef int forget_statements(self) except -1
+    cdef int abort_segment(self, Backend but) except -1
     cdef int resume(self) except -1

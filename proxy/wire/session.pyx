@@ -15,7 +15,6 @@ from foreshard._core.replies cimport (
     REPLY_BIND,
     REPLY_CLOSE,
     REPLY_EXECUTE,
-    REPLY_NOTIFY,
     REPLY_PARSE,
     REPLY_QUERY,
     REPLY_SWALLOW,
@@ -92,11 +91,15 @@ cdef class Session(Owner):
         self.push_bytes(error.encode())
         if self.explicit:
             self.failed = True
-        if self.simple:
-            self.push_ready()
-        else:
+        if not self.simple:
             self.skipping = True
-        return 0
+            return 0
+        self.push_ready()
+        if self.explicit or not self.links:
+            return 0
+        if self.is_unsynced():
+            return self.abort_segment(None)
+        return self.release_links()     # what it got while it waited for more
 
     # -- backends ------------------------------------------------------------------------------------------------
 
@@ -108,6 +111,7 @@ cdef class Session(Owner):
         pool = self.pools[shard]
         if pool is None:
             pool = self.hub.pool(shard, self.parameters)
+            pool.session_count += 1
             self.pools[shard] = pool
         return pool
 
@@ -144,13 +148,13 @@ cdef class Session(Owner):
                 return None
             self.links.append(backend)
         self.active = backend
-        if places or (self.explicit and not backend.begun) or self.script:
+        if places or (self.explicit and not backend.begun) or self.pinned is not None:
             self.join(backend, places)
         return backend
 
     cdef int join(self, Backend backend, bint places) except -1:
         """Send what must precede the statement: settings, bucket, BEGIN, savepoints."""
-        if self.script and not backend.is_tainted:
+        if self.pinned is not None and not backend.is_tainted:
             backend.is_tainted = True
             for text in self.script:
                 backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
@@ -163,7 +167,7 @@ cdef class Session(Owner):
         if self.explicit and not backend.begun:
             backend.begun = True
             backend.write_query(self.begin_text, REPLY_QUERY | REPLY_SWALLOW)
-            for _, text in self.history:
+            for _, text, _ in self.history:
                 backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
         return 0
 
@@ -214,10 +218,19 @@ cdef class Session(Owner):
         cdef Template part
         backend.bucket = -1
         for part in template.parts or (template,):
-            if part.is_reset and part.pin != "RESET":
+            if part.name == "DISCARD ALL" or part.name == "DEALLOCATE ALL":
                 backend.prepared.clear()
                 backend.unnamed = None
                 backend.is_tainted = True
+                self.forget_statements()
+        return 0
+
+    cdef int abort_segment(self, Backend but) except -1:
+        """A simple Query failed inside a pipeline: what the pipeline did before it must not commit."""
+        return 0
+
+    cdef int forget_statements(self) except -1:
+        """DEALLOCATE ALL and DISCARD ALL end the client's prepared statements, too."""
         return 0
 
     # -- the end of a segment ------------------------------------------------------------------------------------
@@ -301,23 +314,31 @@ cdef class Session(Owner):
         self.active = None
         for backend in links:
             pool = <Pool> backend.home
-            backend.owner = None
-            backend.notify_drained = False
             if backend.phase != BACKEND_READY:
                 continue
             if backend.replies.count or backend.unsynced or backend.hold or self.copying or backend.streaming:
                 pool.discard(backend)
                 continue
-            backend.filter = FILTER_NONE
+            backend.disown()
             backend.wrote = False
-            if backend.begun or backend.status != b"I":
-                backend.begun = False
-                backend.bucket = -1
-                backend.is_resetting = True
-                backend.write_query(b"ROLLBACK", REPLY_QUERY | REPLY_NOTIFY)
-                backend.flush()
-            else:
+            backend.captured = False
+            if not backend.begun and backend.status == b"I":
                 pool.put(backend)
+            elif backend.cancels:
+                pool.discard(backend)       # the cancel request might hit our ROLLBACK
+            else:
+                backend.begun = False
+                pool.reset(backend, b"ROLLBACK")
+        return 0
+
+    cdef int leave_pools(self) except -1:
+        """The client is gone: stand in no line, keep no pool alive."""
+        cdef Pool pool
+        for pool in self.pools or ():
+            if pool is not None:
+                pool.leave(self)
+                pool.session_count -= 1
+        self.pools = None
         return 0
 
     cdef int resume(self) except -1:
@@ -364,4 +385,6 @@ cdef class Session(Owner):
             for backend in self.links:
                 if not backend.hold and backend.fd >= 0:
                     backend.set_reading(True)
+            if self.waiting == WAIT_CLIENT:
+                return self.resume()
         return 0

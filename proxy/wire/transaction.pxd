@@ -13,6 +13,10 @@ cdef class Transaction(Session):
     cdef bint run_setting(self, Template template) except -1
     cdef int settle_setting(self, Template template) except -1
     cdef int finish_verb(self) except -1
+    cdef int tell_muted_error(self, Backend backend, Template template) except -1
     cdef int settle_verb(self, Template template) except -1
     cdef int cut_savepoints(self, str name, bint keep) except -1
     cdef int warn(self, str sqlstate, str message) except -1
+
+
+cdef bint ends_failure(Template template) noexcept

@@ -10,6 +10,7 @@ shard that takes part, the one that was written first; its answer is the client'
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY, REPLY_SWALLOW, REPLY_SYNC
 from foreshard._core.template cimport (
     ROUTE_DEFAULT,
+    ROUTE_TRANSACTION,
     VERB_BEGIN,
     VERB_COMMIT,
     VERB_NONE,
@@ -63,13 +64,13 @@ cdef class Transaction(Session):
         self.explicit = True
         self.failed = False
         self.begin_text = template.text
-        self.script_mark = len(self.script)
         return self.push_complete(b"START TRANSACTION" if b"START" in template.text[:40].upper() else b"BEGIN")
 
     cdef int run_without_links(self, Template template) except -1:
         """No shard takes part: answer what PostgreSQL would."""
         cdef int verb = template.verb
-        known = any(name == template.name for name, _ in self.history if name is not None)
+        known = any(name == template.name for name, _, _ in self.history if name is not None)
+        self.command_failed = False
         if verb == VERB_BEGIN:
             if self.failed:
                 raise failed_transaction()
@@ -145,6 +146,10 @@ cdef class Transaction(Session):
             raise failed_transaction()
         if self.wait_until_drained():
             return False
+        for backend in self.links:
+            if backend.unsynced and backend.wrote and not self.explicit:
+                # As a simple Query of ours it would commit them.
+                raise not_built("settings behind writes of a pipeline", "Send them first, or Sync between.")
         backend = self.attach(self.hub.default_shard, False, False)
         if backend is None:
             return False
@@ -167,6 +172,8 @@ cdef class Transaction(Session):
         self.verb = None
         for backend in self.links:
             backend.filter = FILTER_NONE
+            if backend.muted_error is not None:
+                self.tell_muted_error(backend, template)
             if backend.begun:
                 if backend.status == b"E":
                     failed = True
@@ -189,13 +196,21 @@ cdef class Transaction(Session):
             self.release_links()
         return self.resume()
 
+    cdef int tell_muted_error(self, Backend backend, Template template) except -1:
+        """A shard whose answer was not shown refused the command: an error, too. At its end only the writer counts."""
+        if not self.command_failed and template.verb != VERB_COMMIT and template.verb != VERB_ROLLBACK:
+            self.command_failed = True
+            self.push_bytes(b"E" + (len(backend.muted_error) + 4).to_bytes(4, "big") + backend.muted_error)
+        backend.muted_error = None
+        return 0
+
     cdef int settle_verb(self, Template template) except -1:
         """The command has succeeded: what holds now."""
         cdef Backend backend
         cdef int verb = template.verb
         if verb == VERB_COMMIT or verb == VERB_ROLLBACK:
-            if verb == VERB_ROLLBACK or self.failed:
-                del self.script[self.script_mark:]
+            if verb == VERB_COMMIT and not self.failed and not self.command_failed:
+                self.script += [text for _, text, lasts in self.history if lasts]
             self.explicit = template.chain
             self.failed = False
             self.history = []
@@ -209,7 +224,7 @@ cdef class Transaction(Session):
                     if backend.bucket_tentative:
                         backend.bucket = -1
         elif verb == VERB_SAVEPOINT:
-            self.history.append((template.name, template.text))
+            self.history.append((template.name, template.text, False))
         elif verb == VERB_RELEASE:
             self.cut_savepoints(template.name, False)
         elif verb == VERB_ROLLBACK_TO:
@@ -233,17 +248,23 @@ cdef class Transaction(Session):
 
     cdef int settle_setting(self, Template template) except -1:
         """The setting has been made: what later backends must hear."""
-        if template.pin is None:
-            if self.explicit:
-                self.history.append((None, template.text))
-        elif self.pinned is not None:
-            if template.is_reset and template.name is None and not self.explicit:
-                self.script.clear()         # DISCARD ALL: nothing is left of the session's state
-                self.pinned = None
-            else:
-                self.script.append(template.text)
+        if template.name == "DISCARD ALL":     # nothing is left of the session's state
+            self.script.clear()
+            self.pinned = None
+        elif template.name is None or template.name == "DEALLOCATE ALL":
+            return 0                            # nothing that a fresh backend lacks
+        elif self.explicit:
+            self.history.append((None, template.text, template.pin is not None))
+        elif self.pinned is not None and template.pin is not None:
+            self.script.append(template.text)
         return 0
 
     cdef int warn(self, str sqlstate, str message) except -1:
         """NoticeResponse with severity WARNING."""
         return self.push_bytes(b"N" + SqlError(sqlstate, message).encode("WARNING")[1:])
+
+
+cdef bint ends_failure(Template template) noexcept:
+    """COMMIT, ROLLBACK, ROLLBACK TO: what a failed transaction still takes."""
+    return template.kind == ROUTE_TRANSACTION and (
+        template.verb == VERB_COMMIT or template.verb == VERB_ROLLBACK or template.verb == VERB_ROLLBACK_TO)

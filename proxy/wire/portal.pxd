@@ -1,0 +1,14 @@
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.statement cimport Statement
+
+
+cdef class Portal:
+    cdef Statement statement        # None: no such portal
+    cdef Backend backend            # where it is; None for what Foreshard answers itself
+    cdef list parts                 # backends of a concatenation; None otherwise
+    cdef int part                   # where a row limit has stopped
+    cdef int bound                  # how many of the parts have been sent the Bind
+    cdef bytes name                 # of a concatenation: what Bind said, for the parts that hear it later
+    cdef bytes rest
+    cdef bint is_unnamed            # its statement is the unnamed one
+    cdef bint is_done

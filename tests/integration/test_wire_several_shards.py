@@ -1,0 +1,274 @@
+"""Pipelines, transactions and settings over several shards: nothing is answered twice, out of turn, or half done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support.messages import (
+    FLUSH,
+    SYNC,
+    bind,
+    close_portal,
+    describe_portal,
+    execute,
+    extended,
+    parse,
+    query,
+    startup,
+)
+from tests.support.postgres import TestInstances
+from tests.support.raw import RawConnection, error_of, kinds, send_cancel
+from tests.support.sharded import ROOTS, Deployment, deployment
+from tests.support.waiting import wait_until
+
+NOT_BUILT = "0A000"
+
+
+@pytest.fixture(scope="module")
+def deployed(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment with few backends."""
+    with deployment(test_instances, tmp_path_factory.mktemp("shards"), pool={"size": 2}) as made:
+        yield made
+
+
+@pytest.fixture
+def client(deployed: Deployment) -> Iterator[RawConnection]:
+    """One client; after it nothing may be left."""
+    with deployed.server.connect() as connection:
+        yield connection
+    deployed.come_to_rest()
+
+
+def settings(client: RawConnection, deployed: Deployment, name: str) -> set[str]:
+    """What a setting is on the client's backend of each shard."""
+    sql = "SELECT current_setting('{}') FROM root WHERE id = {}"
+    return {client.value(sql.format(name, keys[0])) for keys in deployed.keys}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        extended("SELECT no_such_column FROM root"),
+        extended("SELECT id FROM root WHERE n = $1", [b"no number"]),
+        extended("SELECT 1 / (n - n) FROM root"),
+        parse("SELECT 1 / (n - n) FROM root") + bind() + describe_portal() + execute(rows_max=1),
+        parse("SELECT no_such_column FROM root") + bind() + FLUSH,
+        query("SELECT 1 / (n - n) FROM root"),
+    ],
+)
+def test_what_fails_on_every_shard_is_told_once(client: RawConnection, asked: bytes) -> None:
+    answer = kinds(client.ask(asked if asked[:1] == b"Q" else asked + SYNC))
+    assert answer.count("E") == 1
+    assert answer.endswith("EZ")
+    assert len(client.rows("SELECT id FROM root")) == ROOTS
+
+
+@pytest.mark.parametrize("rows_max", [0, 1, 7, ROOTS - 1, ROOTS, ROOTS + 1])
+def test_a_row_limit_holds_over_all_shards(client: RawConnection, rows_max: int) -> None:
+    client.rows("BEGIN")
+    client.send(parse("SELECT id FROM root"), bind(portal="p"), FLUSH)
+    client.read_until(b"2")
+    heard = []
+    while not heard or heard[-1].kind == b"s":
+        client.send(execute("p", rows_max), FLUSH)
+        heard += client.read_until(b"Cs")
+        assert heard[-1].kind == b"C" or kinds(heard).count("D") % rows_max == 0
+    assert kinds(heard).count("D") == ROOTS
+    assert kinds(client.ask(close_portal("p"), bind(portal="p"), close_portal("p"), SYNC)) == "323Z"
+    client.rows("COMMIT")
+
+
+def test_a_write_is_undone_by_a_later_failure_on_another_shard_of_its_pipeline(
+    deployed: Deployment, client: RawConnection
+) -> None:
+    for round_, (own, other) in enumerate([(0, 1), (1, 2), (2, 0), (0, 2)]):
+        key, tag = deployed.keys[own][0], f"pipeline {round_}"
+        answer = client.ask(
+            extended(f"INSERT INTO child (root_id, tag) VALUES ({key}, '{tag}')"),
+            extended(f"SELECT 1 / (n - n) FROM root WHERE id = {deployed.keys[other][0]}"),
+            SYNC,
+        )
+        assert kinds(answer).endswith("EZ")
+        assert deployed.count("child", tag) == 0
+
+
+@pytest.mark.parametrize("refused", ["SELECT count(*) FROM root", "BEGIN", "SELECT 1 / 0"])
+def test_a_write_is_undone_when_a_query_in_its_pipeline_fails(
+    deployed: Deployment, client: RawConnection, refused: str
+) -> None:
+    key = deployed.keys[1][0]
+    client.send(extended(f"INSERT INTO child (root_id, tag) VALUES ({key}, 'undone')"), query(refused))
+    assert kinds(client.read_until()).endswith("CEZ")
+    client.send(extended("SELECT n FROM root WHERE id = 1"), SYNC)
+    assert kinds(client.read_until()) == "12TDCZ"
+    assert deployed.count("child", "undone") == 0
+
+
+def test_answers_keep_the_order_of_the_messages(deployed: Deployment, client: RawConnection) -> None:
+    client.ask(parse("SELECT 1", "known"), SYNC)
+    asked = parse("SELECT n FROM root WHERE id = $1", "new") + bind(name="known") + execute() + parse("BEGIN", "begin")
+    asked += bind(name="known") + close_portal() + parse("SELECT n FROM root") + bind(name="begin")
+    assert kinds(client.ask(asked, SYNC)) == "12DC12312Z"
+
+
+def test_a_query_behind_a_failure_is_skipped_until_sync(client: RawConnection) -> None:
+    assert kinds(client.ask(parse("SELEC"), query("SELECT 1"), SYNC)) == "EZ"
+    assert kinds(client.ask(extended("SELECT 1 / 0"), query("SELECT 1"), SYNC)) == "1EZ"
+    client.send(parse("SELECT 2"), query("SELECT 1"))
+    assert kinds(client.read_until()) == "1TDCZ"
+    assert kinds(client.ask(SYNC)) == "Z"
+    assert client.value("SELECT 1") == "1"
+
+
+def test_a_portal_ends_with_its_transaction(client: RawConnection) -> None:
+    assert kinds(client.ask(parse("SELECT 1"), bind(portal="p"), SYNC)) == "12Z"
+    assert error_of(client.ask(execute("p"), SYNC))["C"] == "34000"
+    assert kinds(client.ask(bind(portal="p"), execute("p"), SYNC)) == "2DCZ"
+
+
+def test_a_bind_that_came_with_the_pipeline_before_it_can_be_executed(client: RawConnection) -> None:
+    client.send(extended("SELECT 1"), SYNC, bind(), FLUSH)
+    assert kinds(client.read_until(b"Z")) == "12TDCZ"
+    assert kinds(client.read_until(b"2")) == "2"
+    assert kinds(client.ask(execute(), SYNC)) == "DCZ"
+
+
+def test_a_string_never_ends_a_transaction_on_one_of_its_shards_only(
+    deployed: Deployment, client: RawConnection
+) -> None:
+    client.rows("BEGIN")
+    client.rows(f"UPDATE root SET tag = 'half' WHERE id = {deployed.keys[2][0]}")
+    answer = client.query("SELECT count(*) FROM plain; COMMIT")
+    assert error_of(answer)["C"] == NOT_BUILT
+    assert answer[-1].body == b"E"
+    client.rows("ROLLBACK")
+    assert deployed.count("root", "half") == 0
+
+
+def test_a_setting_rolled_back_is_rolled_back_on_every_shard(deployed: Deployment, client: RawConnection) -> None:
+    client.rows("BEGIN")
+    client.rows("SET application_name = 'tentative'")
+    assert settings(client, deployed, "application_name") == {"tentative"}
+    client.rows("ROLLBACK")
+    assert settings(client, deployed, "application_name") == {""}
+    client.rows("BEGIN")
+    client.rows("SAVEPOINT a")
+    client.rows("SET application_name = 'tentative'")
+    client.rows("ROLLBACK TO a")
+    client.rows("SET application_name = 'kept'")
+    client.rows("COMMIT")
+    assert settings(client, deployed, "application_name") == {"kept"}
+
+
+def test_a_setting_outlives_a_rollback_of_nothing_on_shards_not_used_before(
+    deployed: Deployment, client: RawConnection
+) -> None:
+    client.rows("BEGIN")
+    client.rows("COMMIT")
+    client.rows("SET application_name = 'mine'")
+    client.rows("ROLLBACK")
+    client.rows("DEALLOCATE ALL")
+    assert settings(client, deployed, "application_name") == {"mine"}
+
+
+@pytest.mark.parametrize("statement", ["DISCARD TEMP", "DISCARD PLANS", "DISCARD SEQUENCES"])
+def test_prepared_statements_outlive_what_discards_other_things(client: RawConnection, statement: str) -> None:
+    client.ask(parse("SELECT n FROM root WHERE id = 1", "s"), SYNC)
+    client.rows(statement)
+    assert kinds(client.ask(bind(name="s"), execute(), SYNC)) == "2DCZ"
+
+
+@pytest.mark.parametrize("statement", ["DEALLOCATE ALL", "DISCARD ALL"])
+def test_names_are_free_again_once_all_statements_were_dropped(client: RawConnection, statement: str) -> None:
+    client.ask(parse("SELECT n FROM root WHERE id = 1", "s"), SYNC)
+    client.rows(statement)
+    assert error_of(client.ask(bind(name="s"), SYNC))["C"] == "26000"
+    assert kinds(client.ask(parse("SELECT 2", "s"), bind(name="s"), execute(), SYNC)) == "12DCZ"
+
+
+def test_a_rollback_that_leads_a_string_ends_a_failed_transaction(client: RawConnection) -> None:
+    client.rows("BEGIN")
+    client.query("SELECT 1 / 0")
+    assert kinds(client.query("ROLLBACK; SELECT count(*) FROM plain")) == "CTDCZ"
+    client.rows("BEGIN")
+    client.query("SELECT count(*) FROM root")
+    assert kinds(client.query("ROLLBACK; SELECT count(*) FROM plain")) == "CTDCZ"
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-c search-path=x", "-c SEARCH_PATH=x", r"-c sea\rch_path=x", "-c Foreshard.bucket=1", "--search-path=x"],
+)
+def test_no_spelling_of_a_start_up_option_moves_the_names_of_tables(deployed: Deployment, options: str) -> None:
+    with deployed.server.open() as connection:
+        answer = connection.start(deployed.server.user, deployed.server.database, options=options)
+        assert error_of(answer)["C"] == NOT_BUILT
+
+
+def hold(stack: ExitStack, deployed: Deployment, shard: int, count: int) -> list[RawConnection]:
+    """Clients that keep that many backends of a shard in transactions."""
+    clients = [stack.enter_context(deployed.server.connect()) for _ in range(count)]
+    for each in clients:
+        each.rows("BEGIN")
+        each.rows(f"SELECT n FROM root WHERE id = {deployed.keys[shard][0]}")
+    return clients
+
+
+def test_a_client_denied_one_shard_keeps_no_other(test_instances: TestInstances, deployed: Deployment) -> None:
+    with ExitStack() as stack:
+        denied = stack.enter_context(deployed.server.connect())
+        hold(stack, deployed, 2, 2)
+        denied.send(query("SELECT id FROM root"))
+        wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))
+        send_cancel(*denied.address, denied.pid, denied.secret)
+        assert error_of(denied.read_until())["C"] == "57014"
+        hold(stack, deployed, 0, 2)
+        hold(stack, deployed, 1, 2)
+    deployed.come_to_rest()
+
+
+def test_a_client_that_leaves_while_it_waits_leaves_the_line(deployed: Deployment) -> None:
+    with ExitStack() as stack:
+        hold(stack, deployed, 1, 2)
+        with deployed.server.connect() as waiting:
+            waiting.send(query("SELECT id FROM root"))
+            wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))
+        wait_until(lambda: all(row["cl_waiting"] == "0" for row in deployed.pools()))
+        hold(stack, deployed, 0, 2)
+    deployed.come_to_rest()
+
+
+def test_pools_of_parameters_that_nobody_uses_are_dropped(deployed: Deployment) -> None:
+    for number in range(30):
+        with deployed.server.connect(application_name=f"program {number}") as connection:
+            connection.rows("SELECT id FROM root")
+    wait_until(lambda: len(deployed.pools()) <= 2 * 3)
+    deployed.come_to_rest()
+
+
+def test_a_pool_kept_busy_gives_way_to_another_that_starves(deployed: Deployment) -> None:
+    with ExitStack() as stack:
+        busy = [stack.enter_context(deployed.server.connect()) for _ in range(4)]
+        for each in busy:
+            each.send(query("SELECT pg_sleep(0.05)"))
+        other = stack.enter_context(deployed.server.open())
+        other.socket.setblocking(False)
+        parameters = {"user": deployed.server.user, "database": deployed.server.database, "application_name": "other"}
+        other.send(startup(parameters))
+
+        def is_answered() -> bool:
+            for each in busy:
+                each.read_until()
+                each.send(query("SELECT pg_sleep(0.05)"))
+            try:
+                return bool(other.socket.recv(1))
+            except BlockingIOError:
+                return False
+
+        wait_until(is_answered)
+        for each in busy:
+            each.read_until()
+    deployed.come_to_rest()
