@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS document (
     compressed  integer NOT NULL DEFAULT 0,
     shingled    integer NOT NULL DEFAULT 0,
     lzma_ratio  double precision,
-    minhash     bigint[]
+    minhash     bigint[],
+    worked_s    double precision NOT NULL DEFAULT 0
 ) WITH (fillfactor = 80);
 
 CREATE INDEX IF NOT EXISTS document_path ON document (path);

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -62,10 +64,11 @@ def read_corpus(rows_max: int | None, seed: int, root: Path | None = None) -> Co
     return Corpus(tuple(documents), not_utf8, with_nul)
 
 
-def zipfian_ranks(count: int, draws: int, seed: int, exponent: float = 0.99) -> list[int]:
-    """`draws` indexes below `count`, rank r with probability proportional to 1/r^exponent; ranks are shuffled."""
+def zipfian_ranks(count: int, seed: int, exponent: float = 0.99) -> Iterator[int]:
+    """Indexes below `count` without end, rank r with probability proportional to 1/r^exponent; ranks are shuffled."""
     source = random.Random(seed)
     order = list(range(count))
     source.shuffle(order)
-    weights = [1 / (rank + 1) ** exponent for rank in range(count)]
-    return [order[rank] for rank in source.choices(range(count), weights, k=draws)]
+    weights = list(itertools.accumulate(1 / (rank + 1) ** exponent for rank in range(count)))
+    while True:
+        yield order[source.choices(range(count), cum_weights=weights)[0]]

@@ -7,13 +7,14 @@ from collections import defaultdict
 
 from foreshard.proxy.admin.simple_query import ask
 from foreshard.proxy.config import Config
-from foreshard.proxy.demo.report import FunctionFigures
+from foreshard.proxy.demo.report import Balance, FunctionFigures
 from foreshard.proxy.demo.verify import ask_all
-from foreshard.proxy.placement import max_over_mean
+from foreshard.proxy.placement import expected_by_hash, max_over_mean
 
 SETTLE_S = 20.0  # the controller takes measurements every 100 ms and stores profiles now and then
 SETTLE_POLL_S = 0.25
 REVISIONS_SQL = "SELECT coalesce(sum(revision), 0)::bigint, (SELECT count(*) FROM foreshard.measurement) FROM document"
+WORKED_SQL = "SELECT worked_s FROM document"
 
 Row = dict[str, str | None]
 
@@ -64,13 +65,17 @@ async def read_costs(config: Config) -> dict[str, float]:
     return {str(row["shard"]): float(row["measured_s"] or 0) for row in await read_console(config, "SHOW SHARDS")}
 
 
-async def read_balance(config: Config, costs: dict[str, float]) -> dict[str, float]:
-    """max/mean by policy: measured for the one in use, from the shadow ledgers for the others."""
+async def read_balance(config: Config) -> Balance:
+    """max/mean by policy: measured for the one in use, from the shadow ledgers for the others; and hashing's spread."""
     ledgers = {
         str(row["policy"]): float(row["max_over_mean"])
         for row in await read_console(config, "SHOW BALANCE")
         if row["max_over_mean"] is not None
     }
+    costs = await read_costs(config)
     weights = {shard.name: shard.weight for shard in config.shards}
     measured = max_over_mean([costs[name] for name in weights], list(weights.values()))
-    return ledgers | {config.placement.policy: round(measured, 6)}
+    worked_s = [float(str(row[0])) for answer in await ask_all(config, WORKED_SQL) for row in answer.rows]
+    return Balance(
+        ledgers | {config.placement.policy: round(measured, 6)}, expected_by_hash(worked_s, list(weights.values()))
+    )

@@ -1,4 +1,4 @@
-"""The demo's load: every document inserted once, in the ways programs insert, then a zipfian stream of updates."""
+"""The demo's load: documents inserted once, in the ways programs insert, beside updates of those that are there."""
 
 from __future__ import annotations
 
@@ -63,33 +63,39 @@ async def open_clients(dsn: str) -> AsyncIterator[list[Client]]:
             await client.close()
 
 
-async def insert_all(clients: Sequence[Client], units: Sequence[Unit], on_rows: OnRows, pace: Wait) -> None:
-    """Run every unit on a client of its kind after `pace`; `on_rows` hears ids by path as they are acknowledged."""
+class Updates:
+    """Updates to send: `change` names the next (key, body), `on_done` hears of each that was sent."""
+
+    def __init__(self, count: int, change: Callable[[], tuple[int, str]], on_done: Callable[[], None]) -> None:
+        self.left = count
+        self.change = change
+        self.on_done = on_done
+
+
+async def write_all(
+    clients: Sequence[Client], units: Sequence[Unit], on_rows: OnRows, updates: Updates, pace: Wait
+) -> None:
+    """Run every unit on a client of its kind and every update on any, mixed evenly; each after `pace`.
+
+    `on_rows` hears ids by path as they are acknowledged.
+    """
+    source = random.Random(len(units))
     waiting: dict[str, list[Unit]] = {client.name: [] for client in clients}
     for unit in reversed(units):
         waiting[unit.client].append(unit)
 
     async def work(client: Client) -> None:
-        while waiting[client.name]:
-            unit = waiting[client.name].pop()
+        mine = waiting[client.name]
+        while mine or updates.left:
             await pace()
-            on_rows(await client.insert(unit.documents, unit.one_transaction))
-
-    await on_each(clients, work)
-
-
-async def update_all(
-    clients: Sequence[Client], changes: Sequence[tuple[int, str]], on_done: Callable[[], None], pace: Wait
-) -> None:
-    """Send every (key, body) change after `pace`, whichever client is free."""
-    waiting = list(reversed(changes))
-
-    async def work(client: Client) -> None:
-        while waiting:
-            key, body = waiting.pop()
-            await pace()
-            await client.update(key, body)
-            on_done()
+            units_left = sum(map(len, waiting.values()))
+            if mine and source.random() * (units_left + updates.left) < units_left:
+                unit = mine.pop()
+                on_rows(await client.insert(unit.documents, unit.one_transaction))
+            elif updates.left:
+                updates.left -= 1
+                await client.update(*updates.change())
+                updates.on_done()
 
     await on_each(clients, work)
 

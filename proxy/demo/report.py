@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from foreshard.proxy.demo.display import Display
+from foreshard.proxy.placement import Spread
 
 
 class FunctionFigures(msgspec.Struct, frozen=True):
@@ -17,6 +18,13 @@ class FunctionFigures(msgspec.Struct, frozen=True):
     median_q: float | None  # q-error: predicted over measured or the inverse, whichever is above 1
     p95_q: float | None
     cpu_seconds: float
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """How even the shards were at one time."""
+
+    by_policy: dict[str, float]  # max/mean: measured for the policy in use, by the shadow ledgers for others
+    key_hash: Spread  # of key-hash on the same rows, over many draws of their keys
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +44,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_shard: dict[str, int]
     cost_s_per_shard: dict[str, float]
     policy: str
-    balance_inserts: dict[str, float]  # after the inserts, before the updates
+    balance_inserts: dict[str, float]  # of the first half of the documents, before any update
     balance: dict[str, float]
+    key_hash_inserts: Spread
+    key_hash: Spread
     functions: dict[str, FunctionFigures]
 
     def failures(self) -> list[str]:
@@ -69,17 +79,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             for name, count in self.rows_per_shard.items()
         ]
         display.table("Rows and executed cost", ["shard", "documents", "cost, s", "share"], rows)
-        balance = [
-            (
-                policy,
-                ratio(self.balance_inserts.get(policy), 3),
-                ratio(value, 3),
-                "in use, measured" if policy == self.policy else "shadow",
-            )
-            for policy, value in self.balance.items()
-        ]
-        title = "Cost of the fullest shard over the mean (a shadow decides when the insert's work is done, not before)"
-        display.table(title, ["policy", "after inserts", "and updates", ""], balance)
+        self._show_balance(display)
         functions = [
             (name, f"{figures.calls:,}", f"{figures.cpu_seconds:.2f}", ratio(figures.median_q), ratio(figures.p95_q))
             for name, figures in self.functions.items()
@@ -95,6 +95,27 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             ("documents with an effect made twice", f"{self.effects_repeated:,}"),
         ]
         display.table("Checked", ["", "count"], checks)
+
+    def _show_balance(self, display: Display) -> None:
+        rows = [
+            (
+                policy,
+                ratio(self.balance_inserts.get(policy), 3),
+                ratio(value, 3),
+                "in use, measured" if policy == self.policy else "shadow",
+            )
+            for policy, value in self.balance.items()
+        ]
+        first, last = self.key_hash_inserts, self.key_hash
+        rows += [
+            ("key-hash, expected", f"{first.median:.3f}", f"{last.median:.3f}", "median of 1,000 draws of the keys"),
+            ("", f"{first.low:.2f}-{first.high:.2f}", f"{last.low:.2f}-{last.high:.2f}", "eight draws of ten"),
+        ]
+        display.table(
+            "Cost of the fullest shard over the mean: 1 is even (a shadow decides when an insert's work is done)",
+            ["policy", "first inserts", "at the end", ""],
+            rows,
+        )
 
 
 def ratio(value: float | None, digits: int = 2) -> str:

@@ -1,9 +1,13 @@
-"""One run of the demo's workload against a proxy that is up."""
+"""One run of the demo's workload against a proxy that is up.
+
+The first half of the documents is inserted by itself. The others arrive while what is there changes, as in a
+deployment: an update costs what it costs where its row is, and only rows that still come can make up for it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from foreshard.proxy.admin.command_explain import login_of
@@ -12,9 +16,9 @@ from foreshard.proxy.demo import figures
 from foreshard.proxy.demo.clients import Client
 from foreshard.proxy.demo.corpus import Corpus, Document, zipfian_ranks
 from foreshard.proxy.demo.display import Display
-from foreshard.proxy.demo.load import insert_all, open_clients, read_all, split_units, update_all
+from foreshard.proxy.demo.load import Updates, open_clients, read_all, split_units, write_all
 from foreshard.proxy.demo.pace import Pace
-from foreshard.proxy.demo.report import Report
+from foreshard.proxy.demo.report import Balance, Report
 from foreshard.proxy.demo.verify import Drain, read_effects, read_outbox, read_placement
 
 JOURNAL = "acknowledged.tsv"
@@ -42,21 +46,20 @@ class Run:
         async with open_clients(self.dsn) as clients:
             before = await read_placement(self.config, set())
             self.known = before.paths | self._read_journal()
-            async with Pace(self.config) as pace:
-                inserted = await self._insert(clients, pace)
-            await self._drain()
-            balance_inserts = await self._read_balance()
-            async with Pace(self.config) as pace:
-                updates = await self._update(clients, pace, inserted)
-            await self._drain()
+            missing = self._missing()
+            half = (len(missing) + 1) // 2
+            inserts_alone = await self._write(clients, missing[:half], 0, "Inserting documents")
+            updates = self._updates
+            if updates is None:
+                updates = len(self.corpus.documents) // (2 if missing else 10)
+            balance = await self._write(clients, missing[half:], updates, "Inserting, and updating, zipfian")
             found = await self._find(clients)
         placement = await read_placement(self.config, set(self.known))
         effects = await read_effects(self.config)
         outbox = await read_outbox(self.config)
-        balance = await self._read_balance()
         return Report(
             rows=len(self.known),
-            inserted=inserted,
+            inserted=len(missing),
             updates=updates,
             found=found,
             misplaced=placement.misplaced,
@@ -69,53 +72,58 @@ class Run:
             rows_per_shard={shard.name: rows for shard, rows in zip(self.config.shards, placement.rows, strict=True)},
             cost_s_per_shard=await figures.read_costs(self.config),
             policy=self.config.placement.policy,
-            balance_inserts=balance_inserts,
-            balance=balance,
+            balance_inserts=inserts_alone.by_policy,
+            balance=balance.by_policy,
+            key_hash_inserts=inserts_alone.key_hash,
+            key_hash=balance.key_hash,
             functions=await figures.read_functions(self.config),
         )
 
-    async def _insert(self, clients: Sequence[Client], pace: Pace) -> int:
-        """Insert every document whose path is not there yet; how many."""
+    def _missing(self) -> list[Document]:
+        """Documents whose path is not there yet."""
         present = set(self.known.values())
         missing = [document for document in self.corpus.documents if document.path not in present]
         if not missing:
             self.display.say("All documents are there already: reusing them.")
-            return 0
-        inserted = 0
-        with self.journal.open("a") as journal, self.display.step("Inserting documents", len(missing)) as advance:
+        return missing
+
+    async def _write(
+        self, clients: Sequence[Client], documents: Sequence[Document], updates: int, title: str
+    ) -> Balance:
+        """Insert the documents and update what is there, wait until all is worked on; the balance then."""
+        if not documents and not updates:
+            return await self._read_balance()
+        done = 0
+        with self.journal.open("a") as journal, self.display.step(title, len(documents) + updates) as advance:
+
+            def on_done(count: int = 1) -> None:
+                nonlocal done
+                done += count
+                advance(done)
 
             def on_rows(keys: dict[str, int]) -> None:
-                nonlocal inserted
                 self.known |= {key: path for path, key in keys.items()}
                 journal.writelines(f"{key}\t{path}\n" for path, key in keys.items())
                 journal.flush()
-                inserted += len(keys)
-                advance(inserted)
+                on_done(len(keys))
 
-            await insert_all(clients, split_units(missing, self.seed), on_rows, pace.wait)
-        return inserted
+            async with Pace(self.config) as pace:
+                stream = Updates(updates, self._changes().__next__, on_done)
+                await write_all(clients, split_units(documents, self.seed), on_rows, stream, pace.wait)
+        await self._drain()
+        return await self._read_balance()
 
-    async def _update(self, clients: Sequence[Client], pace: Pace, inserted: int) -> int:
-        """A zipfian stream of updates, each changing a body for good; how many."""
-        bodies = {document.path: document for document in self.corpus.documents}
-        chosen = sorted((key, bodies[path]) for key, path in self.known.items() if path in bodies)
-        count = self._updates if self._updates is not None else len(chosen) // (2 if inserted else 10)
-        if not chosen or count == 0:
-            return 0
-        # Another seed each time: the same keys would get the same bodies again, which is no change.
-        stamp = time.time_ns()
-        ranks = zipfian_ranks(len(chosen), count, self.seed)
-        changes = [changed(chosen[rank], f"{stamp}.{number}") for number, rank in enumerate(ranks)]
-        done = 0
-        with self.display.step("Updating, zipfian", count) as advance:
-
-            def on_done() -> None:
-                nonlocal done
-                done += 1
-                advance(done)
-
-            await update_all(clients, changes, on_done, pace.wait)
-        return count
+    def _changes(self) -> Iterator[tuple[int, str]]:
+        """Keys and new bodies without end: of documents that are there by then, a few of them often."""
+        stamp = time.time_ns()  # another one each time: the same body again would be no change
+        documents = self.corpus.documents
+        keys = {path: key for key, path in self.known.items()}
+        for number, rank in enumerate(zipfian_ranks(len(documents), self.seed)):
+            document = documents[rank]
+            if document.path not in keys and len(keys) < len(self.known):
+                keys = {path: key for key, path in self.known.items()}
+            if document.path in keys:
+                yield keys[document.path], f"{document.body}\n# changed {stamp}.{number}\n"
 
     async def _drain(self) -> None:
         """Wait until every event has been handled."""
@@ -126,10 +134,10 @@ class Run:
                 waiting = await drain.step()
                 advance(total - waiting)
 
-    async def _read_balance(self) -> dict[str, float]:
-        """max/mean by policy, once all measurements are in."""
+    async def _read_balance(self) -> Balance:
+        """How even the shards are, once all measurements are in."""
         await figures.wait_settled(self.config)
-        return await figures.read_balance(self.config, await figures.read_costs(self.config))
+        return await figures.read_balance(self.config)
 
     async def _find(self, clients: Sequence[Client]) -> int:
         """Look every known key up through the proxy."""
@@ -149,9 +157,3 @@ class Run:
             return {}
         whole = self.journal.read_text().rpartition("\n")[0].splitlines()
         return {int(key): path for key, path in (line.split("\t", 1) for line in whole)}
-
-
-def changed(row: tuple[int, Document], mark: str) -> tuple[int, str]:
-    """Key and new body of one update: the text with a comment that no other update has."""
-    key, document = row
-    return key, f"{document.body}\n# changed {mark}\n"

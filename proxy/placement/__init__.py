@@ -3,7 +3,13 @@
 from foreshard._core.ledgers import ShadowLedgers
 from foreshard._core.placement import Placer
 from foreshard._core.shared import POLICIES, SharedState
-from foreshard.proxy.placement.balance import indivisible_bound, longest_first, max_over_mean
+from foreshard.proxy.placement.balance import (
+    Spread,
+    expected_by_hash,
+    indivisible_bound,
+    longest_first,
+    max_over_mean,
+)
 from foreshard.proxy.placement.state import attach_state, open_state
 
 __all__ = [
@@ -11,7 +17,9 @@ __all__ = [
     "Placer",
     "ShadowLedgers",
     "SharedState",
+    "Spread",
     "attach_state",
+    "expected_by_hash",
     "indivisible_bound",
     "longest_first",
     "max_over_mean",

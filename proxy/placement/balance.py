@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+HASH_DRAWS = 1000
+
+
+class Spread(NamedTuple):
+    """A figure over many draws: eight of ten lie between `low` and `high`."""
+
+    median: float
+    low: float
+    high: float
 
 
 def max_over_mean(loads: Sequence[float], weights: Sequence[float] | None = None) -> float:
@@ -28,3 +41,18 @@ def longest_first(groups: Iterable[float], shard_count: int) -> list[float]:
     for cost in sorted(groups, reverse=True):
         heapq.heapreplace(loads, loads[0] + cost)
     return loads
+
+
+def expected_by_hash(
+    groups: Sequence[float], weights: Sequence[float], draws: int = HASH_DRAWS, seed: int = 1
+) -> Spread:
+    """max/mean when hashing puts row groups of these costs on shards: one stream's hash is one draw, lucky or not."""
+    random = np.random.default_rng(seed)
+    costs = np.asarray(groups, dtype=float)
+    count = len(weights)
+    found = [
+        max_over_mean(np.bincount(random.integers(0, count, len(costs)), costs, count).tolist(), weights)
+        for _ in range(draws)
+    ]
+    low, median, high = np.quantile(found, (0.1, 0.5, 0.9)).tolist()
+    return Spread(median, low, high)

@@ -10,6 +10,7 @@ import pytest
 
 from foreshard.proxy.demo.display import Display
 from foreshard.proxy.demo.report import FunctionFigures, Report
+from foreshard.proxy.placement import Spread
 
 REPORT = Report(
     rows=100,
@@ -28,6 +29,8 @@ REPORT = Report(
     policy="bounded",
     balance_inserts={"bounded": 1.0},
     balance={"bounded": 1.01, "key-hash": 1.3},
+    key_hash_inserts=Spread(1.25, 1.1, 1.5),
+    key_hash=Spread(1.2, 1.05, 1.4),
     functions={"index_document": FunctionFigures(150, 1.1, 2.5, 3.25), "idle": FunctionFigures(0, None, None, 0.0)},
 )
 
@@ -64,4 +67,6 @@ def test_tables_are_plain_lines_where_there_is_no_terminal(capsys: pytest.Captur
     REPORT.show(Display())
     shown = capsys.readouterr().out
     assert "s1            40     3.00  75.0 %" in shown
+    assert "key-hash, expected" in shown
+    assert "1.05-1.40" in shown
     assert "\x1b" not in shown

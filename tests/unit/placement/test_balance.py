@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreshard.proxy.placement import indivisible_bound, longest_first, max_over_mean
+from foreshard.proxy.placement import expected_by_hash, indivisible_bound, longest_first, max_over_mean
 
 
 def test_even_loads_are_at_one() -> None:
@@ -29,3 +29,15 @@ def test_one_heavy_row_bounds_every_placement() -> None:
 def test_the_oracle_puts_the_heaviest_first() -> None:
     assert sorted(longest_first([3.0, 3.0, 2.0, 2.0, 2.0], 2)) == [5.0, 7.0]
     assert sorted(longest_first([6.0, 1.0, 1.0, 1.0], 2)) == [3.0, 6.0]
+
+
+def test_hashing_equal_rows_is_as_uneven_as_chance_says() -> None:
+    spread = expected_by_hash([1.0] * 10_000, [1.0] * 4)
+    # Of four shards of 2500 +- 43, the fullest is expected 1.03 deviations above (its share of the others taken off).
+    assert spread.median == pytest.approx(1.018, abs=0.004)
+    assert 1 < spread.low < spread.median < spread.high
+
+
+def test_hashing_one_heavy_row_leaves_it_on_one_shard() -> None:
+    assert expected_by_hash([9.0], [1.0] * 3) == (3.0, 3.0, 3.0)
+    assert expected_by_hash([], [1.0] * 3) == (1.0, 1.0, 1.0)
