@@ -26,7 +26,7 @@ build: $(STAMP)  ## make the virtual environment and compile
 	@mkdir -p build && flock build/.lock $(BIN)/python setup.py --quiet build_ext --inplace
 
 test: build      ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: build      ## ruff, cython-lint, mypy
 	$(BIN)/ruff check .

@@ -121,6 +121,8 @@ def split_name(written: str) -> tuple[str, str | None]:
             current, was_quoted = "", False
         else:
             current += letter
+    if not parts:
+        return written, None  # an open quote: no name at all, and PostgreSQL will say so
     return parts[-1], parts[-2] if len(parts) > 1 else None
 
 
