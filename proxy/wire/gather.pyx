@@ -207,10 +207,13 @@ cdef class Gather(Transaction):
         cdef Backend backend
         cdef long long rows = 0
         cdef bytes word = b"SELECT"
+        cdef bint is_counted = True
         for backend in self.parts:
             rows += backend.part_rows
             if backend.part_tag:
-                word = backend.part_tag.rsplit(b" ", 1)[0]
+                words = backend.part_tag.rsplit(b" ", 1)
+                is_counted = words[-1].isdigit()
+                word = words[0] if is_counted else backend.part_tag
             backend.filter = FILTER_NONE
             backend.part_rows = 0
             if backend.hold:
@@ -220,7 +223,7 @@ cdef class Gather(Transaction):
         if suspended:
             self.push_bytes(b"s\0\0\0\4")
         elif not self.parts_failed:
-            self.push_complete(word + b" %d" % rows)
+            self.push_complete(word + b" %d" % rows if is_counted else word)     # EXPLAIN has no count
         self.rows_left = 0
         if self.simple:
             self.parts = []
