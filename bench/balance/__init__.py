@@ -1,7 +1,8 @@
 """How even shards are under each placement policy, beside the offline oracle and the indivisible bound.
 
 Simulated shards, real kernels: predictions by the real learner (and with made-up errors), placement by the real placer.
-The figure is max/mean of the cost executed on the shards over the whole run, median and worst over the seeds.
+The figure is max/mean of the cost executed on the shards over the whole run, median and worst over the seeds. Then the
+same streams, made cheap, on four real shards with everything real (real.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from bench import Options
 from bench.balance import plots
 from bench.balance.predictions import KINDS, predict_costs
+from bench.balance.real import print_real, run_real
 from bench.balance.simulate import run_oracles, run_policy
 from bench.balance.workload import MIXES, Workload, make_workload
 from bench.report import table
@@ -23,9 +25,11 @@ ERROR_SHARDS = 16
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Simulate, print, plot."""
+    """Simulate, run on real shards, print, plot."""
     result = run_simulated(options)
     print_tables(result)
+    result["real"] = run_real(options)
+    print_real(result["real"])
     result["figures"] = plots.draw(result, options.out)
     return result
 

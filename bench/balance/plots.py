@@ -21,13 +21,18 @@ COLORS = {
     "offline LPT": "#555555",
     "indivisible bound": "#bbbbbb",
 }
+HASH_FIGURES = ("hash_low", "hash_median", "hash_high")
 TOP = 3.0  # what is above is cut, and said so in numbers
 
 
 def draw(result: dict[str, Any], out: Path) -> list[str]:
     """Write the PNG files; answers their names."""
     shards = "16" if 16 in result["shards"] else str(result["shards"][-1])
-    return [draw_mixes(result, shards, out / "balance-mixes.png"), draw_scaling(result, out / "balance-shards.png")]
+    return [
+        draw_mixes(result, shards, out / "balance-mixes.png"),
+        draw_scaling(result, out / "balance-shards.png"),
+        draw_real(result["real"], out / "balance-real.png"),
+    ]
 
 
 def draw_mixes(result: dict[str, Any], shards: str, path: Path) -> str:
@@ -75,6 +80,32 @@ def draw_scaling(result: dict[str, Any], path: Path) -> str:
         axes.set_xlabel("shards")
     panels[0].set_ylabel("max/mean of executed cost")
     panels[0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def draw_real(result: dict[str, Any], path: Path) -> str:
+    """One panel per mix: a dot per run on real shards, and what hashing those rows is expected to give."""
+    mixes = sorted({run["mix"] for run in result["runs"]})
+    figure, panels = plt.subplots(1, len(mixes), figsize=(5.5 * len(mixes), 4.5), sharey=True, squeeze=False)
+    for axes, mix in zip(panels[0], mixes, strict=True):
+        runs = [run for run in result["runs"] if run["mix"] == mix]
+        policies = [name for name in COLORS if any(run["policy"] == name for run in runs)]
+        low, median, high = (statistics.median(run[name] for run in runs) for name in HASH_FIGURES)
+        axes.axhspan(low, high, color=COLORS["key-hash"], alpha=0.12, label="hashing, eight draws of ten")
+        axes.axhline(median, color=COLORS["key-hash"], linestyle=":", label="hashing, median of 1,000 draws")
+        bound = statistics.median(run["bound"] for run in runs)
+        axes.axhline(bound, color=COLORS["indivisible bound"], label="indivisible bound")
+        for place, policy in enumerate(policies):
+            found = [run["max_over_mean"] for run in runs if run["policy"] == policy]
+            axes.plot([place] * len(found), found, "o", color=COLORS[policy], markersize=8)
+            middle = statistics.median(found)
+            axes.annotate(f"{middle:.2f}", (place, middle), (8, -3), textcoords="offset points", fontsize=9)
+        axes.set_xlim(-0.5, len(policies) - 0.3)
+        axes.set_xticks(range(len(policies)), policies, rotation=20)
+        axes.set_title(f"mix {mix}: {result['shards']} real shards, {result['events']} events, a dot per run")
+    panels[0][0].set_ylabel("max/mean of measured cost (1 = even)")
+    panels[0][0].set_ylim(top=panels[0][0].get_ylim()[1] + 0.15)  # room for the legend
+    panels[0][0].legend(fontsize=8, loc="upper right")
     return _save(figure, path)
 
 

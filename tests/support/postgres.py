@@ -73,10 +73,10 @@ class TestInstances:
 
     __test__ = False
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = INSTANCES) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="foreshard-test-", dir=scratch_folder()))
         self.folder.chmod(0o755)  # another user runs PostgreSQL when we are root
-        self._cluster = EmbeddedCluster(self.folder / "data", INSTANCES, durable=False)
+        self._cluster = EmbeddedCluster(self.folder / "data", count, durable=False)
         self._numbers = itertools.count()
         self._servers = self._cluster.start()
         self._reaper = self._start_reaper()

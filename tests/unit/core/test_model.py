@@ -175,6 +175,18 @@ def test_a_profile_that_predicts_badly_counts_as_its_mean_until_it_is_reliable_a
     assert learner.predict((1, 1000, 5, 1))[0] == pytest.approx(0.003, rel=0.2)
 
 
+def test_a_model_that_is_far_off_for_one_call_in_ten_is_kept_since_it_beats_the_mean(make: Callable[..., Any]) -> None:
+    learner = make()
+    random = np.random.default_rng(18)
+    for _ in range(800):
+        size = random.lognormal(8, 2)
+        works = random.random() < 0.9  # the others cost next to nothing, and no feature says which they are
+        learner.update((1, size, 1, 1), cpu(1e-4 + works * 2e-6 * size))
+    assert learner.q_error()[1] > 4
+    assert not learner.degraded
+    assert learner.predict((1, 1e6, 1, 1))[0] > 5 * learner.predict((1, 1e4, 1, 1))[0]
+
+
 def test_the_upper_bound_covers_about_95_of_100_calls(make: Callable[..., Any]) -> None:
     learner = make()
     random = np.random.default_rng(14)
