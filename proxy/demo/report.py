@@ -24,7 +24,7 @@ class Balance(msgspec.Struct, frozen=True):
     """How even the shards were at one time."""
 
     by_policy: dict[str, float]  # max/mean: measured for the policy in use, by the shadow ledgers for others
-    key_hash: Spread  # of key-hash on the same rows, over many draws of their keys
+    key_hash_expected: Spread  # of key-hash on the same rows, over many draws of their keys
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +46,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     balance_inserts: dict[str, float]  # of the first half of the documents, before any update
     balance: dict[str, float]
-    key_hash_inserts: Spread
-    key_hash: Spread
+    key_hash_expected_inserts: Spread
+    key_hash_expected: Spread
     functions: dict[str, FunctionFigures]
 
     def failures(self) -> list[str]:
@@ -106,7 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             )
             for policy, value in self.balance.items()
         ]
-        first, last = self.key_hash_inserts, self.key_hash
+        first, last = self.key_hash_expected_inserts, self.key_hash_expected
         rows += [
             ("key-hash, expected", f"{first.median:.3f}", f"{last.median:.3f}", "median of 1,000 draws of the keys"),
             ("", f"{first.low:.2f}-{first.high:.2f}", f"{last.low:.2f}-{last.high:.2f}", "eight draws of ten"),

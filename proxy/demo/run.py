@@ -74,8 +74,8 @@ class Run:
             policy=self.config.placement.policy,
             balance_inserts=inserts_alone.by_policy,
             balance=balance.by_policy,
-            key_hash_inserts=inserts_alone.key_hash,
-            key_hash=balance.key_hash,
+            key_hash_expected_inserts=inserts_alone.key_hash_expected,
+            key_hash_expected=balance.key_hash_expected,
             functions=await figures.read_functions(self.config),
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 HASH_DRAWS = 1000
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """A figure over many draws: eight of ten lie between `low` and `high`."""
 
     median: float

@@ -29,8 +29,8 @@ REPORT = Report(
     policy="bounded",
     balance_inserts={"bounded": 1.0},
     balance={"bounded": 1.01, "key-hash": 1.3},
-    key_hash_inserts=Spread(1.25, 1.1, 1.5),
-    key_hash=Spread(1.2, 1.05, 1.4),
+    key_hash_expected_inserts=Spread(1.25, 1.1, 1.5),
+    key_hash_expected=Spread(1.2, 1.05, 1.4),
     functions={"index_document": FunctionFigures(150, 1.1, 2.5, 3.25), "idle": FunctionFigures(0, None, None, 0.0)},
 )
 
@@ -60,6 +60,7 @@ def test_the_file_has_the_figures_by_name(tmp_path: Path) -> None:
     REPORT.write(tmp_path / "report.json")
     read = json.loads((tmp_path / "report.json").read_text())
     assert {"rows", "found", "misplaced", "outbox_left", "dead_letters", "balance", "functions"} <= set(read)
+    assert read["key_hash_expected"] == {"median": 1.2, "low": 1.05, "high": 1.4}
     assert read["functions"]["index_document"] == {"calls": 150, "median_q": 1.1, "p95_q": 2.5, "cpu_seconds": 3.25}
 
 

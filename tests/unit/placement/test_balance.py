@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreshard.proxy.placement import expected_by_hash, indivisible_bound, longest_first, max_over_mean
+from foreshard.proxy.placement import Spread, expected_by_hash, indivisible_bound, longest_first, max_over_mean
 
 
 def test_even_loads_are_at_one() -> None:
@@ -39,5 +39,5 @@ def test_hashing_equal_rows_is_as_uneven_as_chance_says() -> None:
 
 
 def test_hashing_one_heavy_row_leaves_it_on_one_shard() -> None:
-    assert expected_by_hash([9.0], [1.0] * 3) == (3.0, 3.0, 3.0)
-    assert expected_by_hash([], [1.0] * 3) == (1.0, 1.0, 1.0)
+    assert expected_by_hash([9.0], [1.0] * 3) == Spread(3.0, 3.0, 3.0)
+    assert expected_by_hash([], [1.0] * 3) == Spread(1.0, 1.0, 1.0)
