@@ -288,7 +288,10 @@ cdef class Listener(Endpoint):
         self.open(reactor, fd, EPOLLIN)
 
     cdef int receive(self) except -1:
-        self.callback()
+        try:
+            self.callback()
+        except Exception as error:      # the one connection is lost; the socket goes on listening
+            self.reactor.on_failure(self, error)
         return 0
 
     def pause(self, bint paused) -> None:
