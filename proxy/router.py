@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -161,10 +162,15 @@ class Router:
                 self.pause_accepting(True)
                 self.loop.call_later(ACCEPT_PAUSE_S, self.pause_accepting, False)
                 return
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            frontend = Frontend(self.hub, connection.detach(), address)
+            try:
+                connection.setblocking(False)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                frontend = Frontend(self.hub, connection.detach(), address)
+            except OSError as error:  # of this connection: the next may be better
+                log.warning("cannot take a connection: %s", error.strerror)
+                connection.close()
+                continue
             self.starting[frontend] = self.loop.time() + self.config.limits.startup_timeout_s
 
     def pause_accepting(self, paused: bool) -> None:
@@ -228,15 +234,24 @@ class Router:
             except OSError:
                 continue  # gone or busy: it polls
 
-    def cancel(self, pid: int, secret: bytes) -> None:
-        """Pass a cancel request on to the backends that work for that client now."""
+    def cancel(self, pid: int, secret: bytes, asker: Frontend | None = None) -> None:
+        """Pass a cancel request on to the backends that work for that client now.
+
+        The connection that asked ends when the shards have taken the request, so that it hits nothing sent after that.
+        """
         session = self.hub.sessions.get((pid, secret))
-        if session is None:
-            return
-        session.cancel_wait()
-        for backend in session.busy_backends():
+        backends = []
+        if session is not None:
+            session.cancel_wait()
+            backends = session.busy_backends()
+        for backend in backends:
             backend.begin_cancel()
-            self._keep(self._cancel(backend))
+        self._keep(self._cancel_all(backends, asker))
+
+    async def _cancel_all(self, backends: list[Backend], asker: Frontend | None) -> None:
+        await asyncio.gather(*map(self._cancel, backends))
+        if asker is not None:
+            asker.end_request()
 
     async def _cancel(self, backend: Backend) -> None:
         """One CancelRequest; the backend goes to nobody else until the shard has taken it."""
@@ -416,6 +431,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the router in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = resolve_shards(load_config(arguments.config, os.environ))
     return uvloop.run(serve(config))

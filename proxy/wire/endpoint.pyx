@@ -133,8 +133,10 @@ cdef class Reactor:
                     if endpoint.fd >= 0 and events[index].events & EPOLLOUT:
                         endpoint.on_writable()
                 except Exception as error:
-                    self.on_failure(endpoint, error)
-                    endpoint.close()
+                    try:
+                        self.on_failure(endpoint, error)
+                    finally:
+                        endpoint.close()
             self.closed.clear()
 
 

@@ -1,7 +1,7 @@
 """A frontend: one client connection, from its StartupMessage to its end.
 
     STARTUP --SSLRequest, GSSENCRequest: 'N'--> STARTUP
-    STARTUP --CancelRequest--> CLOSED
+    STARTUP --CancelRequest--> LOGIN --passed on--> CLOSED
     STARTUP --StartupMessage--> LOGIN --first backend's parameters known--> READY
     STARTUP --StartupMessage, database foreshard--> CONSOLE
     any     --Terminate, end of input, protocol error--> CLOSED
@@ -95,9 +95,12 @@ cdef class Frontend(Extended):
         if code == SSL_REQUEST or code == GSSENC_REQUEST:
             return self.push(b"N", 1)
         if code == CANCEL_REQUEST:
-            if size >= 8:
-                self.hub.services.cancel(int(read_uint32(body + 4)), body[8:size])
-            return self.finish()
+            if size < 8:
+                return self.finish()
+            self.phase = FRONTEND_LOGIN
+            self.waiting = WAIT_ANSWER
+            self.hub.services.cancel(int(read_uint32(body + 4)), body[8:size], self)
+            return 0
         if code >> 16 != 3:
             return self.fatal(SqlError(
                 "0A000", f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: Foreshard supports 3.0"))
@@ -524,6 +527,10 @@ cdef class Frontend(Extended):
         if self.phase == FRONTEND_READY:
             self.hub.services.cancel(self.pid, self.secret)
             self.finish()
+
+    def end_request(self) -> None:
+        """The cancel request that this connection was made for has been passed on."""
+        self.finish()
 
     def terminate(self, error: SqlError) -> None:
         """End the session from outside (shutdown, limits)."""

@@ -320,6 +320,13 @@ def test_prepare_and_execute_by_sql_work_or_are_refused(small_pair: Pair) -> Non
     assert heard == expected or "0A000" in heard[0]
 
 
+def test_a_setting_made_inside_a_function_is_gone_for_the_next_client(small_pair: Pair) -> None:
+    body = "SELECT pg_catalog.set_config('TimeZone', 'Asia/Tokyo', false)"
+    small_pair.direct.run(f"CREATE OR REPLACE FUNCTION move_clock() RETURNS text LANGUAGE sql AS $${body}$$")
+    small_pair.proxied.run("SELECT move_clock()", "BEGIN", "SET LOCAL TimeZone = 'Asia/Tokyo'", "COMMIT")
+    assert "Asia/Tokyo" not in seen_by_every_backend(small_pair.proxied, "SELECT current_setting('TimeZone')")
+
+
 def test_notifications_reach_the_listener_or_listening_is_refused(small_pair: Pair) -> None:
     with small_pair.proxied.connect() as listener, small_pair.direct.connect() as notifier:
         if accepted(listener, "LISTEN news", by_extended=False):

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.support.messages import FLUSH, SYNC, TERMINATE, bind, describe_portal, execute, parse, query
-from tests.support.raw import Message, kinds, send_cancel
+from tests.support.raw import Closed, Message, RawConnection, kinds, send_cancel
 from tests.support.servers import Server
+from tests.support.sharded import SHARD_COUNT, Deployment
+from tests.support.waiting import wait_until
 
 ASYNCHRONOUS = b"NSA"
+LOST = (Closed, BrokenPipeError, ConnectionResetError)
 EXTENDED_SHAPE = re.compile("^12[Tn]D*(?:sD*)*C")
 
 
@@ -112,6 +118,8 @@ class Session:
         self.connection = server.connect()
         self.tags = 0
         self.said: list[str] = []  # for whoever reads a failure
+        self.in_flight: list[Statement] = []
+        self.losses = 0
 
     # -- what to say -------------------------------------------------------------------------------------------
 
@@ -175,9 +183,29 @@ class Session:
         else:
             self.leave([self.statement() for _ in range(self.draw.randrange(3))])
 
+    def run_or_survive(self) -> None:
+        """The same where connections are lost: what was on its way may have happened; go on with a new connection."""
+        try:
+            self.run()
+        except LOST:
+            self.losses += 1
+            self.said.append("lost")
+            self.model.leave(self.in_flight)
+            self.in_flight = []
+            self.connection.close()
+            self.connection = wait_until(self._connected)
+
+    def _connected(self) -> RawConnection | None:
+        """A new connection; None while the proxy has no shard to offer."""
+        try:
+            return self.server.connect()
+        except (*LOST, AssertionError):
+            return None
+
     def ask_simple(self, statement: Statement) -> None:
         """One simple Query."""
         self.said.append(statement.sql)
+        self.in_flight = [statement]
         self.connection.send(query(statement.sql))
         self.maybe_cancel()
         answer = self.hear()
@@ -196,6 +224,7 @@ class Session:
                 statements.insert(0, first)
         if statements[0].verb in ("COMMIT", "ROLLBACK"):
             del statements[1:]
+        self.in_flight = statements
         for statement in statements:
             self.said.append("> " + statement.sql)
             self.connection.send(self.encode(statement), FLUSH if self.draw.random() < 0.2 else b"")
@@ -218,6 +247,7 @@ class Session:
         """The answer less what may come at any time and the ReadyForQuery, which `ready` keeps."""
         answer = [message for message in self.connection.read_until(b"Z") if message.kind not in ASYNCHRONOUS]
         self.ready = answer[-1].body.decode()
+        self.in_flight = []
         return answer[:-1]
 
     def check(self, statement: Statement, ok: bool, answer: Sequence[Message]) -> None:
@@ -260,14 +290,68 @@ class Session:
         """Go away for good."""
         self.said.append(f"left with {[each.sql for each in in_flight]} on the way")
         for statement in in_flight:
-            self.connection.send(self.encode(statement) if self.draw.random() < 0.5 else query(statement.sql))
+            self.connection.try_send(self.encode(statement) if self.draw.random() < 0.5 else query(statement.sql))
         manner = self.draw.randrange(4)
         if manner == 0:
-            self.connection.send(SYNC)
+            self.connection.try_send(SYNC)
         if manner == 1:
-            self.connection.send(TERMINATE)
+            self.connection.try_send(TERMINATE)
         if manner == 2:
             self.connection.abort()
         else:
             self.connection.close()
         self.model.leave(in_flight)
+
+
+def lead_sessions(
+    deployed: Deployment, count: int, seed: int, seconds: float, disturb: Callable[[], None] | None = None
+) -> list[Session]:
+    """Lead sessions until the time is over, `disturb` again and again meanwhile; the first failure is raised."""
+    end = time.monotonic() + seconds
+    sessions = [Session(deployed.server, deployed.keys, number, seed) for number in range(count)]
+    failures: list[str] = []
+
+    def lead(session: Session) -> None:
+        try:
+            while time.monotonic() < end and not failures:
+                session.run() if disturb is None else session.run_or_survive()
+            session.end()
+        except BaseException:
+            failures.append("\n".join([f"seed {seed}", *session.said[-12:], traceback.format_exc()]))
+            session.connection.close()
+
+    threads = [threading.Thread(target=lead, args=(session,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    try:
+        while disturb is not None and any(thread.is_alive() for thread in threads):
+            disturb()
+    finally:
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[0] + deployed.proxy.log_text()
+    return sessions
+
+
+def rows_of_tags(deployed: Deployment) -> dict[str, int]:
+    """How many rows each tag has, over all tables and shards."""
+    found: dict[str, int] = {}
+    for shard in range(SHARD_COUNT):
+        for table in ("root", "child", "plain"):
+            for (tag,) in deployed.shards.query(f"SELECT tag FROM {table} WHERE tag <> 'kept'", on=shard):
+                found[str(tag)] = found.get(str(tag), 0) + 1
+    return found
+
+
+def assert_truth(deployed: Deployment, sessions: Sequence[Session], *, is_durable: bool = True) -> None:
+    """Nothing is left over, and the rows are those that the clients were told; the deployment is empty again."""
+    deployed.come_to_rest()
+    found = rows_of_tags(deployed)
+    assert set(found.values()) == {1}
+    assert any(session.model.present for session in sessions)
+    for session in sessions:
+        assert not session.model.absent & found.keys(), sorted(session.model.absent & found.keys())
+        if is_durable:
+            assert session.model.present <= found.keys(), sorted(session.model.present - found.keys())
+    for table in ("child", "root", "plain"):
+        deployed.shards.execute(f"DELETE FROM {table} WHERE tag <> 'kept'")

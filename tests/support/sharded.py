@@ -77,6 +77,7 @@ def deployment(instances: TestInstances, folder: Path, **sections: Any) -> Itera
                 for key in range(1, ROOTS + 1):
                     client.rows(f"INSERT INTO root (id, tag, n) VALUES ({key}, 'kept', {key})")
                 client.rows(f"INSERT INTO plain (tag, n) SELECT 'kept', n FROM generate_series(1, {ROOTS}) AS n")
+            shards.execute("CHECKPOINT")  # these rows outlive a crash
             keys = [
                 [int(str(row[0])) for row in shards.query("SELECT id FROM root", on=shard)]
                 for shard in range(SHARD_COUNT)
