@@ -384,9 +384,9 @@ cdef class Backend(Endpoint):
             self.is_skipping = self.replies.count == 0
         if self.owner is None:
             return ACTION_FATAL if self.is_resetting else ACTION_DROP
-        if kind == REPLY_POISON:
-            return ACTION_DROP
-        return ACTION_ERROR_DROP if self.filter == FILTER_MUTE or kind == REPLY_NONE else ACTION_ERROR
+        if kind == REPLY_POISON or kind == REPLY_NONE:
+            return ACTION_DROP      # unasked: it ends the connection, not a statement
+        return ACTION_ERROR_DROP if self.filter == FILTER_MUTE else ACTION_ERROR
 
     cdef int after(self, int action) except -1:
         """What follows once the bytes are with the client."""

@@ -164,6 +164,7 @@ cdef class Gather(Transaction):
         for index in range(len(parts)):
             backend = parts[index]
             backend.part_rows = 0
+            backend.part_suspended = False
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
             if parallel and index > first:
                 backend.set_hold(True)

@@ -101,7 +101,8 @@ def test_random_sessions_are_told_the_truth_whatever_fails(
     deployed: Deployment, disturb: Callable[[Deployment, random.Random], None], is_durable: bool
 ) -> None:
     draw = random.Random(SEED)
-    sessions = lead_sessions(deployed, CLIENTS, SEED, SECONDS, lambda: disturb(deployed, draw))
+    seed = f"{disturb.__name__} {SEED}"  # tells apart the rows of one disturbance from those of another
+    sessions = lead_sessions(deployed, CLIENTS, seed, SECONDS, lambda: disturb(deployed, draw))
     wait_until(lambda: all(answers(deployed, shard) for shard in range(SHARD_COUNT)))
     assert_truth(deployed, sessions, is_durable=is_durable)
 

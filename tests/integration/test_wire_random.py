@@ -18,7 +18,7 @@ from tests.support.sharded import Deployment, deployment
 
 CLIENTS = 8
 SECONDS = float(os.environ.get("FORESHARD_SOAK_SECONDS", "8"))
-SEED = int(os.environ.get("FORESHARD_SEED", "20"))
+SEED = os.environ.get("FORESHARD_SEED", "20")
 
 
 @pytest.fixture(scope="module")

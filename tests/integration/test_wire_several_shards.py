@@ -81,6 +81,11 @@ def test_a_row_limit_holds_over_all_shards(client: RawConnection, rows_max: int)
     client.rows("COMMIT")
 
 
+def test_a_portal_left_half_read_does_not_shorten_the_next_result(client: RawConnection) -> None:
+    assert kinds(client.ask(parse("SELECT id FROM root"), bind(), execute(rows_max=3), SYNC)) == "12DDDsZ"
+    assert kinds(client.query("SELECT id FROM root")) == "T" + "D" * ROOTS + "CZ"
+
+
 def test_a_write_is_undone_by_a_later_failure_on_another_shard_of_its_pipeline(
     deployed: Deployment, client: RawConnection
 ) -> None:

@@ -111,9 +111,10 @@ class Model:
 class Session:
     """One client of a random session; `run` says and checks one thing, `end` leaves."""
 
-    def __init__(self, server: Server, keys: list[list[int]], number: int, seed: int) -> None:
-        self.server, self.keys, self.number = server, keys, number
-        self.draw = random.Random(f"{seed} {number}")
+    def __init__(self, server: Server, keys: list[list[int]], number: int, seed: str) -> None:
+        self.server, self.keys = server, keys
+        self.name = f"{seed}.{number}"
+        self.draw = random.Random(self.name)
         self.model = Model()
         self.connection = server.connect()
         self.tags = 0
@@ -128,11 +129,11 @@ class Session:
 
     def tag(self) -> str:
         self.tags += 1
-        return f"{self.number}.{self.tags}"
+        return f"{self.name}.{self.tags}"
 
     def statement(self) -> Statement:
         """Anything but a transaction command."""
-        key, tag, mark = self.key(), self.tag(), f"{self.number} {self.tags}"
+        key, tag, mark = self.key(), self.tag(), f"{self.name} {self.tags}"
         count = sum(map(len, self.keys))
         forms = [
             Statement(f"SELECT '{mark}' FROM root WHERE id = {key}", rows=(mark,)),
@@ -304,7 +305,7 @@ class Session:
 
 
 def lead_sessions(
-    deployed: Deployment, count: int, seed: int, seconds: float, disturb: Callable[[], None] | None = None
+    deployed: Deployment, count: int, seed: str, seconds: float, disturb: Callable[[], None] | None = None
 ) -> list[Session]:
     """Lead sessions until the time is over, `disturb` again and again meanwhile; the first failure is raised."""
     end = time.monotonic() + seconds
