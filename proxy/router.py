@@ -36,6 +36,7 @@ from foreshard.proxy.admin import (
     ask_shards,
     encode_results,
     explain_result,
+    refuse_extended,
 )
 from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
@@ -292,6 +293,10 @@ class Router:
             body = name.encode() + b"\0" + value.encode() + b"\0"
             answer += b"S" + (len(body) + 4).to_bytes(4, "big") + body
         return answer
+
+    def refuse_extended(self) -> SqlError:
+        """The console's answer to Parse and its like."""
+        return refuse_extended()
 
     def ask_console(self, frontend: Frontend, sql: str) -> None:
         """Answer a console command when its answer is known."""

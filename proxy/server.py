@@ -27,12 +27,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from foreshard.proxy.children import Child
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import is_applied
-from foreshard.proxy.embedded import EmbeddedCluster
+from foreshard.proxy.embedded import running_shards
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.placement import attach_state
 
@@ -55,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, exit_in_order)
     config = load_config(arguments.config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
-    with lock_run_directory(config.run_directory), running_shards(config) as ready:
+    with lock_run_directory(config.run_directory), running_shards(config, stop_adopted=True) as ready:
         asyncio.run(Supervisor(ready).run())
     return 0
 
@@ -85,20 +83,6 @@ def lock_run_directory(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-@contextlib.contextmanager
-def running_shards(config: Config) -> Iterator[Config]:
-    """The configuration with its embedded shards running; they stop at the end, adopted ones too."""
-    if config.embedded is None:
-        yield config
-        return
-    cluster = EmbeddedCluster(config.embedded.data, config.embedded.shards)
-    shards = cluster.start()
-    try:
-        yield msgspec.structs.replace(config, shards=shards)
-    finally:
-        cluster.stop()
 
 
 def report(text: str) -> None:

@@ -200,10 +200,11 @@ def resolve_shards(config: Config) -> Config:
 
 
 @contextlib.contextmanager
-def running_shards(config: Config) -> Iterator[Config]:
+def running_shards(config: Config, *, stop_adopted: bool = False) -> Iterator[Config]:
     """The configuration with its shards running.
 
-    Embedded ones that did not run are started, and stopped at the end unless another process uses them by then.
+    Embedded ones that did not run are started, and stopped at the end unless another process uses them by then. With
+    `stop_adopted` all are stopped, also those that ran before: the caller is the one whose instances they are.
     """
     if config.embedded is None:
         yield config
@@ -213,4 +214,7 @@ def running_shards(config: Config) -> Iterator[Config]:
     try:
         yield msgspec.structs.replace(config, shards=shards)
     finally:
-        cluster.stop_started()
+        if stop_adopted:
+            cluster.stop()
+        else:
+            cluster.stop_started()

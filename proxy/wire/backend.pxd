@@ -92,7 +92,6 @@ cdef class Backend(Endpoint):
     cdef int write_query(self, bytes sql, int entry) except -1
     cdef int write_empty(self, char type, int entry) except -1
     cdef int write_parse(self, object statement, bytes name, const char* body, Py_ssize_t size, int entry) except -1
-    cdef int complete(self, int synthetic) except -1
     cdef int set_hold(self, bint hold) except -1
     cdef int disown(self) except -1
     cdef int lose(self, object error) except -1

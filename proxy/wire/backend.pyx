@@ -184,13 +184,6 @@ cdef class Backend(Endpoint):
             self.prepared.add(statement.id)
         return 0
 
-    cdef int complete(self, int synthetic) except -1:
-        """Answer on the shard's behalf, in turn."""
-        self.replies.push(synthetic)
-        if self.replies.count == 1:
-            self.push_synthetic()
-        return 0
-
     cdef int set_hold(self, bint hold) except -1:
         """Let this backend's replies wait in the socket, or look at them (again)."""
         self.hold = hold

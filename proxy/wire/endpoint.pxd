@@ -3,6 +3,9 @@ from libc.stdint cimport uint32_t
 from foreshard._core.buffer cimport Buffer
 
 
+cdef double monotonic() noexcept
+
+
 cdef class Reactor:
     cdef int epoll_fd
     cdef char* scratch          # where every socket is received into; in use until the endpoint has looked at it

@@ -282,7 +282,7 @@ cdef class Frontend(Extended):
                 return self.push_ready()
             if self.skipping:
                 return 0
-            raise not_built("extended query in the console", "Use simple queries: psql does.")
+            raise self.hub.services.refuse_extended()
         if (type == b"S" or type == b"H") and size:
             return self.protocol_error("invalid message format")
         if type == b"S":

@@ -13,7 +13,6 @@ it, so a backend needs no SET before it changes hands. Rules:
 
 cimport cython
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from foreshard._core.placement cimport Placer
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
@@ -22,7 +21,7 @@ from foreshard._core.statement_cache cimport StatementCache
 from foreshard._core.template cimport Buckets
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport BACKEND_CLOSED, BACKEND_READY, Backend, BackendHome, Owner
-from foreshard.proxy.wire.endpoint cimport Reactor
+from foreshard.proxy.wire.endpoint cimport Reactor, monotonic
 
 import socket
 import time
@@ -37,13 +36,6 @@ cdef enum:
 
 cdef double WAKE_DELAY_S = 0.005    # commits within it wake a shard's workers once; chosen, not measured
 STARVING_S = 1.0                # chosen, not measured
-
-
-cdef double monotonic() noexcept:
-    """Seconds on the event loop's clock."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
 
 
 def encode_startup(tuple parameters) -> bytes:

@@ -11,4 +11,3 @@ cdef class Portal:
     cdef bytes name                 # of a concatenation: what Bind said, for the parts that hear it later
     cdef bytes rest
     cdef bint is_unnamed            # its statement is the unnamed one
-    cdef bint is_done
