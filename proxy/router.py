@@ -1,7 +1,7 @@
 """The router process: listens, relays, routes (`foreshard router`, started by `foreshard serve`).
 
 Everything per message is in proxy/wire; this is the shell around it: sockets to listen on, timers, signals, the console
-and what it asks, cancel requests, wake datagrams to workers.
+and what it asks, cancel requests.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ from foreshard.proxy.wire.pool import Hub, Pool
 HOUSEKEEPING_S = 0.25
 DRAIN_S = 10.0  # how long open transactions may go on after SIGTERM
 ACCEPT_PAUSE_S = 0.25  # after running out of descriptors
-WAKE_LISTING_S = 1.0  # how old the list of workers' sockets may be
 BACKLOG = 1024
 LOGIN = ("user", "database")  # start-up parameters that have a column of their own in SHOW POOLS
 
@@ -126,9 +125,6 @@ class Router:
         self.listener: socket.socket | None = None
         self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
-        self.wake_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.wake_paths: dict[int, list[str]] = {}
-        self.wake_listed_at = 0.0
         self.stopped = loop.create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -183,6 +179,7 @@ class Router:
         """Deadlines: pools, start-ups, idle backends."""
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         self.hub.run_housekeeping()
+        self.hub.waker.list_workers()
         now = self.loop.time()
         for frontend, deadline in list(self.starting.items()):
             if not frontend.is_starting() or frontend.fd < 0:
@@ -208,7 +205,7 @@ class Router:
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
         self.reactor.stop()
-        self.wake_socket.close()
+        self.hub.waker.stop()
 
     def report_failure(self, endpoint: Endpoint, error: Exception) -> None:
         """A mistake of ours: that connection ends, the others go on."""
@@ -220,20 +217,6 @@ class Router:
             endpoint.fail(told)
 
     # -- services for proxy/wire -----------------------------------------------------------------------------------
-
-    def wake(self, shard: int) -> None:
-        """Tell the shard's local workers that there may be events."""
-        now = self.loop.time()
-        if now - self.wake_listed_at > WAKE_LISTING_S:
-            self.wake_listed_at = now
-            self.wake_paths = {}
-            for path in sorted(Path(self.config.run_directory).glob("wake-*.sock")):
-                self.wake_paths.setdefault(int(path.name.split("-")[1]), []).append(str(path))
-        for name in self.wake_paths.get(shard, ()):
-            try:
-                self.wake_socket.sendto(b"w", name)
-            except OSError:
-                continue  # gone or busy: it polls
 
     def cancel(self, pid: int, secret: bytes, asker: Frontend | None = None) -> None:
         """Pass a cancel request on to the backends that work for that client now.

@@ -53,9 +53,9 @@ def _draw_bars(axis: Any, cases: Sequence[dict[str, Any]], name: str, peers: Seq
 
 
 def _draw_kinds(axis: Any, kinds: Sequence[dict[str, Any]]) -> None:
-    compared = [kind for kind in kinds if kind["cpu_ratio"]]
-    names = [f"{kind['kind']} ({kind['mode']}) against {kind['against'].split(', ')[1]}" for kind in compared]
-    axis.barh(names, [kind["cpu_ratio"]["median"] for kind in compared], color=COLOURS["foreshard"])
+    compared = [(kind, other, ratio) for kind in kinds for other, ratio in kind["cpu_ratios"].items()]
+    names = [f"{kind['kind']} ({kind['mode']}) against {other.split(', ', 1)[1]}" for kind, other, _ in compared]
+    axis.barh(names, [ratio["median"] for _, _, ratio in compared], color=COLOURS["foreshard"])
     axis.axvline(1.0, color="#444", linewidth=0.8)
     axis.axvline(1.2, color="#b03030", linewidth=0.8, linestyle="--")
     axis.set_title("CPU per transaction of routed and placed statements, as a ratio; dashed: the goal", loc="left")

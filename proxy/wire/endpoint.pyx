@@ -11,7 +11,7 @@ costs no Python callback. Rules:
 4. `push` sends at once when nothing waits, so a batch of messages leaves in one write.
 5. After a batch the reactor lingers for the next one (LINGER_MS), which spares the event loop's own poll and callback
    for every message; timers and other callbacks of the loop wait TURN_S and one batch at most.
-   What must not wait has a descriptor in the reactor (Listener) or needs no timer (Hub.touch).
+   What must not wait has a descriptor in the reactor (Listener, Waker).
 """
 
 cimport cython

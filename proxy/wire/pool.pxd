@@ -5,16 +5,18 @@ from foreshard._core.template cimport Buckets
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport Backend, BackendHome, Owner
 from foreshard.proxy.wire.endpoint cimport Reactor
+from foreshard.proxy.wire.waker cimport Waker
 
 
 cdef class Hub:
     cdef readonly Reactor reactor
+    cdef readonly Waker waker
     cdef readonly object loop
     cdef readonly object config             # foreshard.proxy.config.Config
     cdef readonly StatementCache cache
     cdef readonly SharedState state
     cdef readonly Placer placer
-    cdef readonly object services           # what router.py offers: console, explain, wake, cancel, log
+    cdef readonly object services           # what router.py offers: console, explain, cancel, log
     cdef readonly list addresses            # per shard: (family, address, database, user)
     cdef readonly list shard_names
     cdef readonly int shard_count
@@ -35,12 +37,8 @@ cdef class Hub:
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query
     cdef Values literals
     cdef Buckets buckets
-    cdef unsigned char* touched             # shards whose workers are to be woken
-    cdef double* woken_at                   # per shard, on the event loop's clock
-    cdef bint wake_is_due
 
     cdef Pool pool(self, int shard, tuple parameters)
-    cdef int touch(self, int shard) except -1
 
 
 cdef class Pool(BackendHome):

@@ -7,10 +7,12 @@ from foreshard._core.statement_cache import StatementCache
 from foreshard.proxy.config import Config
 from foreshard.proxy.wire.backend import Backend, BackendHome
 from foreshard.proxy.wire.endpoint import Reactor
+from foreshard.proxy.wire.waker import Waker
 
 def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes: ...
 
 class Hub:
+    waker: Waker
     shard_count: int
     sessions: dict[tuple[int, bytes], Any]
     pools: dict[tuple[int, tuple[tuple[str, str], ...]], Pool]

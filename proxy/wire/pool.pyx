@@ -22,6 +22,7 @@ from foreshard._core.template cimport Buckets
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport BACKEND_CLOSED, BACKEND_READY, Backend, BackendHome, Owner
 from foreshard.proxy.wire.endpoint cimport Reactor, monotonic
+from foreshard.proxy.wire.waker cimport Waker
 
 import socket
 import time
@@ -34,7 +35,6 @@ cdef enum:
     EPOLL_OUT = 4
     PREPARED_MAX = 1000         # server-side statements a backend keeps; chosen, not measured
 
-cdef double WAKE_DELAY_S = 0.005    # commits within it wake a shard's workers once; chosen, not measured
 STARVING_S = 1.0                # chosen, not measured
 
 
@@ -52,11 +52,13 @@ cdef class Hub:
     """Everything the sessions of one router share. Made by the router process; ends with it."""
 
     def __cinit__(self):
-        self.touched = NULL
+        self.backend_counts = NULL
+        self.idle_counts = NULL
 
     def __init__(self, Reactor reactor, object loop, object config, StatementCache cache, SharedState state,
                  Placer placer, object services, list addresses, str database, bint is_sharded):
         self.reactor = reactor
+        self.waker = Waker(reactor, config.run_directory, len(addresses))
         self.loop = loop
         self.config = config
         self.cache = cache
@@ -78,18 +80,14 @@ cdef class Hub:
         self.params = Values()
         self.literals = Values()
         self.buckets = Buckets()
-        self.touched = <unsigned char*> calloc(self.shard_count, 1)
         self.backend_counts = <int*> calloc(self.shard_count, sizeof(int))
         self.idle_counts = <int*> calloc(self.shard_count, sizeof(int))
-        self.woken_at = <double*> calloc(self.shard_count, sizeof(double))
-        if self.touched == NULL or self.backend_counts == NULL or self.idle_counts == NULL or self.woken_at == NULL:
+        if self.backend_counts == NULL or self.idle_counts == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
-        free(self.touched)
         free(self.backend_counts)
         free(self.idle_counts)
-        free(self.woken_at)
 
     cdef Pool pool(self, int shard, tuple parameters):
         """The pool for a shard and a client's StartupMessage."""
@@ -99,29 +97,6 @@ cdef class Hub:
             pool = Pool(self, shard, parameters)
             self.pools[key] = pool
         return pool
-
-    cdef int touch(self, int shard) except -1:
-        """A captured table of the shard changed: wake its workers, at most once in WAKE_DELAY_S."""
-        cdef double now = monotonic()
-        if now - self.woken_at[shard] >= WAKE_DELAY_S:
-            self.woken_at[shard] = now
-            self.services.wake(shard)
-            return 0
-        self.touched[shard] = 1
-        if not self.wake_is_due:
-            self.wake_is_due = True
-            self.loop.call_later(WAKE_DELAY_S, self.send_wakes)
-        return 0
-
-    def send_wakes(self) -> None:
-        """Wake the workers of every touched shard."""
-        cdef int shard
-        self.wake_is_due = False
-        for shard in range(self.shard_count):
-            if self.touched[shard]:
-                self.touched[shard] = 0
-                self.woken_at[shard] = monotonic()
-                self.services.wake(shard)
 
     def run_housekeeping(self) -> None:
         """Deadlines of waiting clients and idle backends; called every second or oftener."""

@@ -285,7 +285,7 @@ cdef class Session(Owner):
             backend.transactions += 1
             if backend.captured:
                 backend.captured = False
-                self.hub.touch(backend.shard)
+                self.hub.waker.touch(backend.shard)
             backend.begun = False
             backend.wrote = False
             backend.filter = FILTER_NONE

@@ -220,7 +220,7 @@ cdef class Transaction(Session):
                     backend.wrote = False
                     if backend.captured:
                         backend.captured = False
-                        self.hub.touch(backend.shard)
+                        self.hub.waker.touch(backend.shard)
                     if backend.bucket_tentative:
                         backend.bucket = -1
         elif verb == VERB_SAVEPOINT:
