@@ -10,15 +10,17 @@ class ForeshardError(Exception):
 class SqlError(ForeshardError):
     """What a client is told: the fields of an ErrorResponse.
 
-    sqlstate is the five-character code of PostgreSQL's appendix A; 0A000 for what is not built yet.
+    sqlstate is the five-character code of PostgreSQL's appendix A; 0A000 for what is not built yet. position counts
+    characters of the statement from 1; 0: none.
     """
 
-    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
+    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "", position: int = 0) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.message = message
         self.detail = detail
         self.hint = hint
+        self.position = position
 
     def encode(self, severity: str = "ERROR") -> bytes:
         """The whole ErrorResponse message ('E', length, fields)."""
@@ -27,6 +29,8 @@ class SqlError(ForeshardError):
             fields.append(("D", self.detail))
         if self.hint:
             fields.append(("H", self.hint))
+        if self.position:
+            fields.append(("P", str(self.position)))
         body = b"".join(code.encode() + text.encode() + b"\0" for code, text in fields) + b"\0"
         return b"E" + (len(body) + 4).to_bytes(4, "big") + body
 

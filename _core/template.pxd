@@ -90,9 +90,6 @@ cdef class Template:
     # RESET, DISCARD, DEALLOCATE ALL, or a string of which every pinning part is: leaves nothing but defaults behind, so
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.
     cdef readonly bint is_reset
-    # ROUTE_MULTI of plain statements and transaction verbs only: it may go whole to the default shard, which then runs
-    # it as PostgreSQL runs such a string.
-    cdef readonly bint is_plain
     cdef readonly bint is_exact         # depends on the values of literals: cached for this very text only
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource

@@ -59,7 +59,6 @@ class Template:
     one_shard_refusal: SqlError | None
     cursor: str | None
     is_reset: bool
-    is_plain: bool
     is_exact: bool
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
@@ -86,7 +85,6 @@ class Template:
         one_shard_refusal: SqlError | None = None,
         cursor: str | None = None,
         is_reset: bool = False,
-        is_plain: bool = False,
         is_exact: bool = False,
         reason: str = "",
     ) -> None: ...

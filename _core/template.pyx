@@ -86,7 +86,7 @@ cdef class Template:
         self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, str cursor=None,
-        bint is_reset=False, bint is_plain=False, bint is_exact=False, str reason="",
+        bint is_reset=False, bint is_exact=False, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -106,7 +106,6 @@ cdef class Template:
         self.one_shard_refusal = one_shard_refusal
         self.cursor = cursor
         self.is_reset = is_reset
-        self.is_plain = is_plain
         self.is_exact = is_exact
         self.reason = reason
         self.fill_arrays()

@@ -25,7 +25,7 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "cursor", "is_reset", "is_plain", "is_exact", "reason"),
+    *("values", "rows", "one_shard_refusal", "cursor", "is_reset", "is_exact", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -91,7 +91,7 @@ class Planner:
             parts.append(within(part, piece, sum(offset < statement.start for offset, _, _ in literals)))
         pin = next((part.pin for part in parts if part.pin), None)
         plain = (RouteKind.ROUTE_DEFAULT, RouteKind.ROUTE_EMPTY)
-        if all(part.kind in plain and not part.is_reset and part.cursor is None for part in parts):
+        if all(part.kind in plain and not (part.is_reset or part.name or part.cursor) for part in parts):
             return Template(
                 RouteKind.ROUTE_DEFAULT,
                 is_write=any(part.is_write for part in parts),
@@ -105,7 +105,6 @@ class Planner:
             pin=pin,
             parts=tuple(copy_of(part, pin=pin) for part in parts),
             is_reset=pin is not None and all(part.is_reset for part in parts if part.pin),
-            is_plain=all(part.kind in (*plain, RouteKind.ROUTE_TRANSACTION) for part in parts),
             is_exact=True,
             reason="several statements",
         )
@@ -167,7 +166,7 @@ class Planner:
         ):
             detail = "The text names a declared table, so it was sent to no shard."
             hint = "Foreshard knows the grammar of PostgreSQL 17."
-            return refuse(SqlError(failure.sqlstate, failure.message, detail, hint), True)
+            return refuse(SqlError(failure.sqlstate, failure.message, detail, hint, failure.position), True)
         state = (STATE_WORDS | TRANSACTION_WORDS) & outside
         several = b";" in key.rstrip(b"; ")
         return Template(

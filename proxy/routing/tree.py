@@ -17,10 +17,11 @@ Node = dict[str, Any]
 class ParseFailure(Exception):
     """The parser does not understand the text: a mistake in it, or syntax of a newer PostgreSQL."""
 
-    def __init__(self, message: str, sqlstate: str = "42601") -> None:
+    def __init__(self, message: str, sqlstate: str = "42601", position: int = 0) -> None:
         super().__init__(message)
         self.message = message
         self.sqlstate = sqlstate
+        self.position = position  # in characters, from 1; 0: unknown
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ def parse(sql: bytes) -> list[Parsed]:
     try:
         raw = pgparse.parse(text)
     except pgparse.PGQueryError as error:
-        raise ParseFailure(str(error.args[0])) from None
+        raise ParseFailure(str(error.args[0]), position=int(error.args[1])) from None
     except RecursionError:
         raise ParseFailure("the statement is nested too deeply", "54001") from None
     found = []

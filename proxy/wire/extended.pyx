@@ -91,10 +91,11 @@ cdef class Extended(Gather):
         if name_size or statement is None or len(statement.body) != cursor.end - query or \
                 memcmp(<const char*> statement.body, query, cursor.end - query) != 0:
             statement = self.intern_statement(query[:cursor.end - query], query_size)
+        if statement.template.kind == ROUTE_REFUSE and (
+                not self.failed or statement.template.refusal.sqlstate == "42601"):
+            raise statement.template.refusal    # PostgreSQL reads a statement before it looks at the transaction
         if self.failed and not ends_failure(statement.template):
             raise failed_transaction()
-        if statement.template.kind == ROUTE_REFUSE:
-            raise statement.template.refusal
         if name_size:
             key = name[:name_size]
             if key in self.prepared:

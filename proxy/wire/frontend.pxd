@@ -1,5 +1,4 @@
-from foreshard._core.template cimport Template
-from foreshard.proxy.wire.extended cimport Extended
+from foreshard.proxy.wire.simple cimport Simple
 
 
 cdef enum FrontendPhase:
@@ -10,14 +9,13 @@ cdef enum FrontendPhase:
     FRONTEND_CLOSED = 4
 
 
-cdef class Frontend(Extended):
+cdef class Frontend(Simple):
     cdef int phase                      # FrontendPhase
     cdef readonly object address         # of the client
     cdef readonly double connected_at    # loop time
     cdef readonly object connected_time  # seconds since the epoch
     cdef readonly object pid            # cancel key given to the client
     cdef readonly bytes secret
-    cdef readonly long long queries
     cdef bint reading_paused
 
     cdef int on_startup(self, const char* data, Py_ssize_t size) except -1
@@ -30,10 +28,5 @@ cdef class Frontend(Extended):
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1
     cdef int throttle(self) except -1
-    cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
-    cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1
-    cdef int query_many(self, const char* message, Py_ssize_t total) except -1
-    cdef int query_several(self, Template template, const char* message, Py_ssize_t total) except -1
-    cdef int explain_query(self, Template template) except -1
     cdef int fatal(self, object error) except -1
     cdef int finish(self) except -1

@@ -2,16 +2,15 @@ from typing import Any
 
 from foreshard._core.errors import SqlError
 from foreshard.proxy.wire.backend import Backend
-from foreshard.proxy.wire.extended import Extended
 from foreshard.proxy.wire.pool import Hub
+from foreshard.proxy.wire.simple import Simple
 
-class Frontend(Extended):
+class Frontend(Simple):
     address: Any
     connected_at: float
     connected_time: float
     pid: int
     secret: bytes
-    queries: int
     def __init__(self, hub: Hub, fd: int, address: Any) -> None: ...
     def give_answer(self, data: bytes) -> None: ...
     def end_request(self) -> None: ...

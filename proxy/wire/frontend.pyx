@@ -13,21 +13,8 @@ connection with a FATAL ErrorResponse and touches nobody else's; input that cann
 cimport cython
 
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
-from foreshard._core.replies cimport REPLY_QUERY
-from foreshard._core.template cimport (
-    ROUTE_ANY,
-    ROUTE_EMPTY,
-    ROUTE_EXPLAIN,
-    ROUTE_MULTI,
-    ROUTE_PLACE,
-    ROUTE_REFUSE,
-    ROUTE_TRANSACTION,
-    VERB_ROLLBACK,
-    Template,
-)
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.extended cimport RETRY, Extended
-from foreshard.proxy.wire.gather cimport ROUTE_MANY
+from foreshard.proxy.wire.extended cimport RETRY
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (
     WAIT_ANSWER,
@@ -38,12 +25,12 @@ from foreshard.proxy.wire.session cimport (
     WAIT_SEGMENT,
     WAIT_SHARD,
 )
+from foreshard.proxy.wire.simple cimport Simple
 
 import secrets
 import time
 
 from foreshard._core.errors import SqlError, not_built
-from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
     EPOLL_IN = 1
@@ -60,7 +47,7 @@ WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "act
 
 
 @cython.final
-cdef class Frontend(Extended):
+cdef class Frontend(Simple):
     """Made by the listener for each connection; keeps itself alive through the reactor until it is closed."""
 
     def __init__(self, Hub hub, int fd, object address):
@@ -262,7 +249,7 @@ cdef class Frontend(Extended):
             if self.wait_until_drained():
                 return RETRY
             self.answer_error(error)
-            return 0
+            return 0 if self.several is None else self.run_several()
         except Exception as error:      # a mistake of ours ends this client's session, and nobody else's
             self.hub.services.report_failure(self, error)
             return 0
@@ -272,6 +259,8 @@ cdef class Frontend(Extended):
     ) except -1:
         """Dispatch by type."""
         if type == b"Q" and not self.skipping and not self.copying:
+            if self.phase == FRONTEND_CONSOLE:
+                return self.ask_console(body[:max(size - 1, 0)])
             return self.on_query(body, size, message, total)
         if type == b"X":
             return self.finish()
@@ -340,122 +329,7 @@ cdef class Frontend(Extended):
             self.waiting = WAIT_CLIENT
         return 0
 
-    # -- simple query --------------------------------------------------------------------------------------------
-
-    cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
-        """One simple Query: route it and send the client's own bytes."""
-        cdef Template template
-        cdef int kind, shard
-        if size < 1 or body[size - 1] != 0:
-            return self.protocol_error("invalid Query message")
-        if self.deferred is not None and self.settle_deferred() == RETRY:
-            return RETRY
-        if self.active is not None and self.active.unsynced and self.wait_until_drained():
-            return RETRY
-        self.simple = True
-        self.unnamed = None
-        self.portal.statement = None
-        if self.phase == FRONTEND_CONSOLE:
-            return self.ask_console(body[:size - 1])
-        template = self.hub.cache.get(body, size - 1, self.hub.literals)
-        kind = template.kind
-        if kind == ROUTE_TRANSACTION:
-            if self.wait_until_drained():
-                return RETRY
-            self.queries += 1
-            return self.run_verb(template)
-        if kind == ROUTE_EMPTY:
-            self.push(b"I\0\0\0\4", 5)
-            return self.push_ready()
-        if self.failed and not (kind == ROUTE_MULTI and (<Template> template.parts[0]).verb == VERB_ROLLBACK):
-            raise failed_transaction()
-        if template.text is not None and self.is_setting(template):
-            self.queries += 1
-            return 0 if self.run_setting(template) else RETRY
-        if kind == ROUTE_MULTI:
-            return self.query_several(template, message, total)
-        if kind == ROUTE_EXPLAIN:
-            return self.explain_query(template)
-        self.hub.params.clear()
-        shard = self.route(template, self.hub.literals, self.hub.params, -1)
-        if shard == ROUTE_MANY:
-            return self.query_many(message, total)
-        return self.forward_query(template, shard, message, total)
-
-    cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1:
-        """Send the client's Query to one shard."""
-        cdef Backend backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
-        if backend is None:
-            return RETRY
-        self.queries += 1
-        if template.is_write or template.pin is not None or template.cursor is not None:
-            self.mark(backend, template)
-            self.charge(backend, template, self.hub.literals, self.hub.params)
-        if backend.outbox.end == backend.outbox.start:
-            backend.push(message, total)
-        else:
-            backend.outbox.append(message, total)
-        if backend.unsynced:
-            backend.is_spoiled = True
-        backend.executed = False
-        backend.unnamed = None
-        backend.replies.push(REPLY_QUERY)
-        self.pending = 1
-        self.waiting = WAIT_SEGMENT
-        return 0
-
-    cdef int query_many(self, const char* message, Py_ssize_t total) except -1:
-        """Send the client's Query to several shards and concatenate their rows."""
-        cdef Backend backend
-        cdef list parts
-        if not self.attach_all(self.shards):
-            return RETRY
-        self.queries += 1
-        parts = [self.find_link(shard) for shard in self.shards]
-        for backend in parts:
-            backend.outbox.append(message, total)
-            backend.unnamed = None
-            backend.replies.push(REPLY_QUERY)
-        self.rows_left = 0
-        self.start_parts(parts, 0, True)
-        return 0
-
-    cdef int query_several(self, Template template, const char* message, Py_ssize_t total) except -1:
-        """A string of several statements goes whole to one shard, or is refused."""
-        cdef Template part
-        cdef Template writer = template
-        cdef Backend backend
-        cdef int shard = -1, found, only = self.written_shard()
-        if not template.is_plain:
-            for part in template.parts:
-                if part.kind == ROUTE_REFUSE:
-                    raise part.refusal
-                if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_ANY or part.kind == ROUTE_EMPTY:
-                    continue
-                found = self.route(part, self.hub.literals, self.hub.params, shard if shard >= 0 else only)
-                if found == ROUTE_MANY or (shard >= 0 and found != shard):
-                    raise not_built(
-                        "several statements in one string that need different shards", "Send them one by one.")
-                shard = found
-                if part.is_write:
-                    writer = part
-        if shard < 0:
-            shard = self.hub.default_shard
-        if any(part.kind == ROUTE_TRANSACTION for part in template.parts) and any(
-                backend.shard != shard for backend in self.links):
-            raise not_built("transaction commands inside a string of several statements on several shards",
-                            "Send them one by one.")
-        return self.forward_query(writer, shard, message, total)
-
-    cdef int explain_query(self, Template template) except -1:
-        """EXPLAIN (FORESHARD): answered here."""
-        if self.wait_until_drained():
-            return RETRY
-        self.hub.params.clear()
-        rows = self.hub.services.explain(self, template.parts[0], self.hub.literals, self.hub.params)
-        self.push_bytes(self.hub.services.explain_description())
-        self.push_bytes(rows)
-        return self.push_ready()
+    # -- the console ---------------------------------------------------------------------------------------------
 
     def ask_console(self, bytes sql) -> int:
         """Hand a console command to the router; `give_answer` follows."""

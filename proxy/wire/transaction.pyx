@@ -1,7 +1,8 @@
 """Transaction commands: BEGIN, COMMIT, ROLLBACK and savepoints over however many shards take part.
 
 With no shard in the transaction yet, the answer is ours and costs no round trip. With shards, the command goes to every
-shard that takes part, the one that was written first; its answer is the client's, the others' are not shown.
+shard that takes part; the answer of the one that was written (the speaker) is the client's, the others' are not shown.
+COMMIT goes to the speaker when the others have committed: a reader may fail, too, and then the writer is rolled back.
 
     I --BEGIN--> T --(error)--> E          COMMIT in E is ROLLBACK, as in PostgreSQL
     T, E --COMMIT, ROLLBACK--> I           E --ROLLBACK TO--> T
@@ -25,6 +26,9 @@ from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
+
+cdef Template COMMIT = Template(ROUTE_TRANSACTION, verb=VERB_COMMIT, text=b"COMMIT")
+cdef Template ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
 
 
 cdef class Transaction(Session):
@@ -98,34 +102,70 @@ cdef class Transaction(Session):
 
     cdef int run_on_links(self, Template template) except -1:
         """Send the command to every shard that takes part; the written one answers the client."""
-        cdef Backend backend
-        cdef Backend speaker = None
         cdef bytes text = template.text
+        cdef list targets
         if self.failed:
             if template.verb == VERB_COMMIT:
                 text = b"ROLLBACK AND CHAIN" if template.chain else b"ROLLBACK"
             elif template.verb != VERB_ROLLBACK and template.verb != VERB_ROLLBACK_TO:
                 raise failed_transaction()
         targets = [each for each in self.links if (<Backend> each).begun or (<Backend> each).unsynced]
-        for backend in targets:
-            if speaker is None or backend.wrote:
-                speaker = backend
-        return self.send_command(template, text, targets, speaker)
+        if template.verb == VERB_COMMIT and not self.failed and len(targets) > 1:
+            return self.commit_readers(template, targets, False)
+        return self.send_command(template, text, targets, speaker_of(targets))
+
+    cdef int commit_readers(self, Template template, list targets, bint is_quiet) except -1:
+        """COMMIT on all but the speaker; finish_readers goes on."""
+        self.last = speaker_of(targets)
+        self.is_quiet = is_quiet
+        return self.send_command(template, template.text, [each for each in targets if each is not self.last], None)
+
+    cdef int finish_readers(self) except -1:
+        """The readers have committed: COMMIT for the speaker, or ROLLBACK for whoever is still in the transaction."""
+        cdef Template template = self.verb
+        cdef Backend backend, last = self.last
+        self.last = None
+        for backend in self.links:
+            if backend.muted_error is not None:
+                break
+        else:
+            return self.send_command(template, template.text, [last], None if self.is_quiet else last)
+        for backend in self.links:
+            self.tell_muted_error(backend, template)
+        targets = [each for each in self.links if (<Backend> each).status != b"I"]
+        self.send_command(ROLLBACK, ROLLBACK.text, targets, None)
+        self.command_failed = True
+        return 0
+
+    cdef int end_quietly(self, bint commits) except -1:
+        """End a transaction that the client knows nothing of: only an error is shown. Waits with WAIT_COMMANDS."""
+        cdef list targets = [each for each in self.links if (<Backend> each).begun]
+        cdef Template template = COMMIT if commits else ROLLBACK
+        if not targets:
+            self.command_failed = False
+            return self.settle_verb(template)
+        if commits and len(targets) > 1:
+            return self.commit_readers(template, targets, True)
+        return self.send_command(template, template.text, targets, None)
 
     cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1:
-        """Send one command to several backends; the speaker's answer is the client's, less its ReadyForQuery."""
+        """Send one command to several backends; the speaker's answer is the client's, less its ReadyForQuery.
+
+        Without a speaker only an error is shown.
+        """
         cdef Backend backend
         self.verb = template
         self.command_failed = False
         self.waiting = WAIT_COMMANDS
         self.pending = len(targets)
-        self.active = speaker
+        if speaker is not None:
+            self.active = speaker
+            speaker.holds_ready = True
         for backend in targets:
             backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
             backend.unsynced = False
             backend.executed = False
             backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
-        speaker.holds_ready = True
         for backend in targets:
             backend.flush()
         return 0
@@ -169,11 +209,12 @@ cdef class Transaction(Session):
         cdef Backend backend
         cdef Template template = self.verb
         cdef bint failed = False, open_ = False
+        if self.last is not None:
+            return self.finish_readers()
         self.verb = None
         for backend in self.links:
             backend.filter = FILTER_NONE
-            if backend.muted_error is not None:
-                self.tell_muted_error(backend, template)
+            self.tell_muted_error(backend, template)
             if backend.begun:
                 if backend.status == b"E":
                     failed = True
@@ -197,8 +238,11 @@ cdef class Transaction(Session):
         return self.resume()
 
     cdef int tell_muted_error(self, Backend backend, Template template) except -1:
-        """A shard whose answer was not shown refused the command: an error, too. At its end only the writer counts."""
-        if not self.command_failed and template.verb != VERB_COMMIT and template.verb != VERB_ROLLBACK:
+        """A shard whose answer was not shown refused the command: an error, too, unless it was to roll back."""
+        if backend.muted_error is None:
+            return 0
+        if not self.command_failed and template.verb != VERB_ROLLBACK and not (
+                template.verb == VERB_COMMIT and self.failed):
             self.command_failed = True
             self.push_bytes(b"E" + (len(backend.muted_error) + 4).to_bytes(4, "big") + backend.muted_error)
         backend.muted_error = None
@@ -262,6 +306,15 @@ cdef class Transaction(Session):
     cdef int warn(self, str sqlstate, str message) except -1:
         """NoticeResponse with severity WARNING."""
         return self.push_bytes(b"N" + SqlError(sqlstate, message).encode("WARNING")[1:])
+
+
+cdef Backend speaker_of(list targets):
+    """The backend that was written, or else the first."""
+    cdef Backend backend
+    for backend in targets:
+        if backend.wrote:
+            return backend
+    return targets[0]
 
 
 cdef bint ends_failure(Template template) noexcept:

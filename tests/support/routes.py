@@ -119,7 +119,5 @@ def describe(template: Template) -> str:
     words += [f"({word})" for word in (template.pin and f"pin {template.pin}", template.cursor, template.name) if word]
     if template.is_reset:
         words.append("reset")
-    if template.is_plain:
-        words.append("plain")
     words += [f"[{describe(part)}]" for part in template.parts]
     return " ".join(words)

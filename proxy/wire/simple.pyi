@@ -1,0 +1,4 @@
+from foreshard.proxy.wire.extended import Extended
+
+class Simple(Extended):
+    queries: int

@@ -1,0 +1,275 @@
+"""Simple Query: one statement, or a string of several.
+
+A string goes whole to the one shard that all its statements need. Otherwise its statements are run one after the other,
+each as a Query of ours whose ReadyForQuery is withheld, inside a transaction of our own (`is_implicit`), as PostgreSQL
+runs a string. The client's message stays at the head of the inbox meanwhile: whatever a statement waits for resumes
+there, and `several_at` says how far it is.
+"""
+
+from foreshard._core.replies cimport REPLY_QUERY
+from foreshard._core.template cimport (
+    ROUTE_ANY,
+    ROUTE_EMPTY,
+    ROUTE_EXPLAIN,
+    ROUTE_MULTI,
+    ROUTE_PLACE,
+    ROUTE_REFUSE,
+    ROUTE_TRANSACTION,
+    VERB_BEGIN,
+    VERB_COMMIT,
+    VERB_NONE,
+    VERB_ROLLBACK,
+    Template,
+)
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.extended cimport RETRY, Extended
+from foreshard.proxy.wire.gather cimport ROUTE_MANY
+from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
+from foreshard.proxy.wire.transaction cimport ends_failure
+
+from foreshard._core.errors import SqlError, not_built
+from foreshard.proxy.wire.session import failed_transaction
+
+cdef enum:
+    PLACED_BYTES_MAX = 65536
+    ROUTE_APART = -3        # the statements of a string need different shards, or all of them
+
+cdef bytes NO_COPY = b"Foreshard does not support COPY FROM STDIN inside this string of statements; send it alone\0"
+PLAIN_BEGINS = (b"BEGIN", b"BEGIN WORK", b"BEGIN TRANSACTION", b"START TRANSACTION")
+
+
+cdef class Simple(Extended):
+    """The part of a frontend that answers simple queries."""
+
+    cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
+        """One simple Query: route it and send the client's own bytes."""
+        if size < 1 or body[size - 1] != 0:
+            return self.protocol_error("invalid Query message")
+        if self.several is not None:
+            return self.run_several()
+        if self.deferred is not None and self.settle_deferred() == RETRY:
+            return RETRY
+        if self.active is not None and self.active.unsynced and self.wait_until_drained():
+            return RETRY
+        self.simple = True
+        self.unnamed = None
+        self.portal.statement = None
+        return self.run_query(self.hub.cache.get(body, size - 1, self.hub.literals), message, total)
+
+    cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1:
+        """Answer a text whose template and literals (hub.literals) are known; `message` is its Query."""
+        cdef int shard, kind = template.kind
+        if kind == ROUTE_TRANSACTION:
+            if self.wait_until_drained():
+                return RETRY
+            self.queries += 1
+            return self.run_verb(template)
+        if kind == ROUTE_EMPTY:
+            self.push(b"I\0\0\0\4", 5)
+            return self.push_ready()
+        if self.failed and not (kind == ROUTE_MULTI and ends_failure(template.parts[0])):
+            if kind == ROUTE_REFUSE and template.refusal.sqlstate == "42601":
+                raise template.refusal      # PostgreSQL reads a statement before it looks at the transaction
+            raise failed_transaction()
+        if template.text is not None and self.is_setting(template):
+            self.queries += 1
+            return 0 if self.run_setting(template) else RETRY
+        if kind == ROUTE_MULTI:
+            return self.query_several(template, message, total)
+        if kind == ROUTE_EXPLAIN:
+            return self.explain_query(template)
+        self.hub.params.clear()
+        shard = self.route(template, self.hub.literals, self.hub.params, -1)
+        if shard == ROUTE_MANY:
+            return self.query_many(message, total)
+        return self.forward_query(template, shard, message, total)
+
+    cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1:
+        """Send a Query to one shard."""
+        cdef Backend backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
+        if backend is None:
+            return RETRY
+        self.queries += 1
+        if template.is_write or template.pin is not None or template.cursor is not None:
+            self.mark(backend, template)
+            self.charge(backend, template, self.hub.literals, self.hub.params)
+        if self.several is not None:
+            backend.holds_ready = True
+        if backend.outbox.end == backend.outbox.start:
+            backend.push(message, total)
+        else:
+            backend.outbox.append(message, total)
+        if backend.unsynced:
+            backend.is_spoiled = True
+        backend.executed = False
+        backend.unnamed = None
+        backend.replies.push(REPLY_QUERY)
+        self.pending = 1
+        self.waiting = WAIT_SEGMENT
+        return 0
+
+    cdef int query_many(self, const char* message, Py_ssize_t total) except -1:
+        """Send a Query to several shards and concatenate their rows."""
+        cdef Backend backend
+        cdef list parts
+        if not self.attach_all(self.shards):
+            return RETRY
+        self.queries += 1
+        parts = [self.find_link(shard) for shard in self.shards]
+        for backend in parts:
+            backend.outbox.append(message, total)
+            backend.unnamed = None
+            backend.replies.push(REPLY_QUERY)
+        self.rows_left = 0
+        self.start_parts(parts, 0, True)
+        return 0
+
+    cdef int explain_query(self, Template template) except -1:
+        """EXPLAIN (FORESHARD): answered here."""
+        if self.wait_until_drained():
+            return RETRY
+        self.hub.params.clear()
+        rows = self.hub.services.explain(self, template.parts[0], self.hub.literals, self.hub.params)
+        self.push_bytes(self.hub.services.explain_description())
+        self.push_bytes(rows)
+        return self.push_ready()
+
+    # -- strings of several statements ---------------------------------------------------------------------------
+
+    cdef int query_several(self, Template template, const char* message, Py_ssize_t total) except -1:
+        """A string of several statements: whole to one shard, or one after the other."""
+        cdef Template part
+        cdef Template writer = template
+        cdef int shard = self.shard_of_all(template)
+        if shard == ROUTE_APART:
+            self.decided_shard = -1
+            self.several = texts_in_place(message[5:total - 1], template.parts)
+            self.several_at = 0
+            self.several_failed = False
+            self.is_implicit = False
+            return self.run_several()
+        for part in template.parts:
+            if part.is_write:
+                writer = part
+        return self.forward_query(writer, shard, message, total)
+
+    cdef int shard_of_all(self, Template template) except -4:
+        """The one shard that can run the whole string; ROUTE_APART when there is none. Raises a part's refusal."""
+        cdef Template part
+        cdef int shard = -1, found, only
+        if not self.hub.is_sharded or self.hub.shard_count == 1:
+            return self.hub.default_shard
+        for part in template.parts:
+            if part.kind == ROUTE_TRANSACTION:
+                return ROUTE_APART
+            if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
+                return ROUTE_APART
+        only = self.written_shard()
+        for part in template.parts:
+            if part.kind == ROUTE_ANY or part.kind == ROUTE_EMPTY:
+                continue
+            found = self.route(part, self.hub.literals, self.hub.params, shard if shard >= 0 else only)
+            if found == ROUTE_MANY or (shard >= 0 and found != shard):
+                return ROUTE_APART
+            shard = found
+        return shard if shard >= 0 else self.hub.default_shard
+
+    cdef int run_several(self) except -1:
+        """Go on with the string; RETRY while there is something to wait for."""
+        while self.several_at < len(self.several) and not self.several_failed:
+            if self.several_at and (self.failed or self.command_failed):
+                break
+            if self.run_next(self.several[self.several_at]) == RETRY:
+                return RETRY
+            self.several_at += 1
+            if self.waiting != WAIT_NOTHING:
+                return RETRY
+        return self.finish_several()
+
+    cdef int run_next(self, bytes text) except -1:
+        """Start one statement of the string."""
+        cdef Template template = self.hub.cache.get(<const char*> text, len(text), self.hub.literals)
+        cdef bytes message = b"Q" + (len(text) + 5).to_bytes(4, "big") + text + b"\0"
+        if self.wait_until_drained():
+            return RETRY
+        self.command_failed = False
+        if template.kind != ROUTE_EMPTY and not self.failed:
+            self.enter_transaction(template)
+        return self.run_query(template, <const char*> message, len(message))
+
+    cdef int enter_transaction(self, Template template) except -1:
+        """Open the string's own transaction for a statement; BEGIN makes it the client's, COMMIT, ROLLBACK end it."""
+        if template.verb == VERB_NONE:
+            if not self.explicit:
+                self.explicit = self.is_implicit = True
+                self.begin_text = b"BEGIN"
+            return 0
+        if not (self.is_implicit and self.explicit):
+            return 0
+        if template.verb == VERB_BEGIN:
+            if self.links and b" ".join(template.text.rstrip(b"; ").upper().split()) not in PLAIN_BEGINS:
+                raise not_built("BEGIN with options behind other statements of a string", "Send it first.")
+            self.is_implicit = self.explicit = False
+            return 0
+        if template.verb != VERB_COMMIT and template.verb != VERB_ROLLBACK:
+            word = template.text.split(None, 1)[0].decode().upper()
+            word = {"RELEASE": "RELEASE SAVEPOINT", "ROLLBACK": "ROLLBACK TO SAVEPOINT"}.get(word, word)
+            raise SqlError("25P01", f"{word} can only be used in transaction blocks")
+        if template.chain:
+            word = "COMMIT" if template.verb == VERB_COMMIT else "ROLLBACK"
+            raise SqlError("25P01", f"{word} AND CHAIN can only be used in transaction blocks")
+        self.is_implicit = False
+        return self.warn("25P01", "there is no transaction in progress")
+
+    cdef int finish_several(self) except -1:
+        """End the string: its own transaction first, then ReadyForQuery."""
+        if self.is_implicit and self.explicit:
+            self.is_implicit = False
+            self.several_at = len(self.several)
+            self.end_quietly(not self.failed)
+            if self.waiting != WAIT_NOTHING:
+                return RETRY
+        self.several = None
+        self.push_ready()
+        if not self.explicit and self.links:
+            self.release_links()
+        return 0
+
+    cdef int push_ready(self) except -1:
+        if self.several is not None:
+            return 0        # a statement of the string is done: ReadyForQuery follows the last one
+        return Extended.push_ready(self)
+
+    cdef int answer_error(self, object error) except -1:
+        if self.several is None:
+            return Extended.answer_error(self, error)
+        self.several_failed = True
+        if self.explicit:
+            self.failed = True
+        return self.push_bytes(error.encode())
+
+    cdef int on_copy_in(self, Backend backend) except -1:
+        if self.several is None:
+            return Extended.on_copy_in(self, backend)
+        backend.write_message(b"f", <const char*> NO_COPY, len(NO_COPY))    # the data would stand behind the string
+        backend.flush()
+        return 0
+
+
+cdef tuple texts_in_place(bytes string, tuple parts):
+    """The texts of a string's statements, each behind as many spaces as it has characters before it.
+
+    So the position in an error is the one in the client's string; without the spaces where they would be too many.
+    """
+    cdef Template part
+    cdef Py_ssize_t at = 0, found, spaces = 0
+    if len(string) > PLACED_BYTES_MAX:
+        return tuple([part.text for part in parts])
+    texts = []
+    for part in parts:
+        found = string.find(part.text, at)
+        spaces += len(string[at:found].decode("utf-8", "replace"))
+        texts.append(b" " * spaces + part.text)
+        spaces += len(part.text.decode("utf-8", "replace"))
+        at = found + len(part.text)
+    return tuple(texts)
