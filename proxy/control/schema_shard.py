@@ -39,6 +39,19 @@ COMMENT ON TABLE foreshard.shard_info IS 'which shard of which cluster this data
 """,
 )
 
+DECISION = labelled_step(
+    "table foreshard.decision",
+    """\
+CREATE TABLE IF NOT EXISTS foreshard.decision (
+  id text PRIMARY KEY,
+  outcome text NOT NULL CHECK (outcome IN ('commit', 'abort')),
+  decided_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE foreshard.decision IS 'how transactions over several shards end whose commit point this shard is';
+GRANT INSERT ON foreshard.decision TO PUBLIC; -- the row is written in the client's own transaction
+""",
+)
+
 BUCKET_OF = f"""\
 CREATE OR REPLACE FUNCTION foreshard.bucket_of(key bigint) RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
@@ -110,6 +123,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         APPLIED,
         SHARD_INFO,
         _identity(config.shards[index].name, index, cluster),
+        DECISION,
         labelled_step("function foreshard.bucket_of", BUCKET_OF),
         labelled_step("function foreshard.next_key", NEXT_KEY),
         labelled_step("function foreshard.child_key", CHILD_KEY),

@@ -28,12 +28,13 @@ LOG_TAIL_LINES = 5
 ANSWER_TIMEOUT_S = 2.0
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
-# Chosen for several instances on one machine, not measured. max_prepared_transactions: distributed commit needs it.
+CONNECTIONS_MAX = "200"
+# Chosen for several instances on one machine, not measured. Every connection may have a transaction prepared.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
-    "max_connections": "200",
-    "max_prepared_transactions": "200",
+    "max_connections": CONNECTIONS_MAX,
+    "max_prepared_transactions": CONNECTIONS_MAX,
     "shared_buffers": "32MB",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] ",
