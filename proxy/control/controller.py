@@ -1,9 +1,10 @@
-"""`foreshard controller`: the learning loop of one server. Started by the supervisor, not by hand.
+"""`foreshard controller`: the learning loop of one server, and recovery. Started by the supervisor, not by hand.
 
 It takes measurements from every shard each 100 ms, learns, publishes models and loads in shared memory, and keeps
 profiles in the control database each second and at its end. Killed at any time it loses at most one batch of
 measurements per shard from the loads (proxy/control/feed.py), and from the profiles what was learned since they were
-last kept; events and rows are never touched.
+last kept; events and rows are never touched. All the while it ends the prepared transactions of coordinators that gave
+up (proxy/control/recovery.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.feed import ShardFeed
 from foreshard.proxy.control.learning import Learning
 from foreshard.proxy.control.profile_store import ProfileStore
+from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.control.retry import pause
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.placement import SharedState, open_state
@@ -58,12 +60,15 @@ class Controller:
         self.learning = Learning(config, state)
         self.store = ProfileStore(control_dsn(config), report)
         self.feeds = [ShardFeed(index, shard, self.learning, report) for index, shard in enumerate(config.shards)]
+        self.recovery = Recovery(config, report)
         self._unknown_reported: set[tuple[str, str]] = set()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Learn until `stopping` is set; then keep what was learned."""
+        """Learn and recover until `stopping` is set; then keep what was learned."""
         try:
-            await self._work(stopping)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.recovery.run(stopping))  # waits for nothing: the control database may be down
+                tasks.create_task(self._work(stopping))
         finally:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._keep(), STOP_TIMEOUT_S)

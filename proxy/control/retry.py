@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import asyncpg
 
@@ -17,13 +19,13 @@ BACKOFF_MAX_S = 5.0
 LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
-async def connect(dsn: str) -> Connection:
+async def connect(dsn: str, settings: Mapping[str, str] = MappingProxyType({})) -> Connection:
     """A connection that gives up on a silent server."""
     connection: Connection = await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
-        server_settings={"application_name": "foreshard controller"},
+        server_settings={"application_name": "foreshard controller", **settings},
     )
     return connection
 
