@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from foreshard.proxy.admin import views, views_state
+from foreshard.proxy.admin import views, views_state, views_two_phase
 from foreshard.proxy.admin.results import ResultSet, make_result
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.errors import SqlError, not_built
@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, View]] = {
     "PROFILES": ("what is known about the cost of each trigger function", views_state.show_profiles),
     "TRIGGERS": ("registered trigger functions", views.show_triggers),
     "OUTBOX": ("events not handled yet and dead letters, per shard and function", views.show_outbox),
+    "TWO_PHASE": (
+        "prepared transactions, and how those over several shards will end",
+        views_two_phase.show_two_phase,
+    ),
     "CONFIG": ("the configuration in force, secrets left out", views.show_config),
     "VERSION": ("the version of Foreshard", views.show_version),
 }

@@ -42,7 +42,10 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
        (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_connections,
        (SELECT concat_ws('/', d.datcollate, to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'datcollversion')
         FROM pg_database d WHERE datname = current_database()) AS collation,
-       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())::int AS prepared_now
+       (SELECT count(*) FROM pg_prepared_xacts
+        WHERE database = current_database() AND gid NOT LIKE 'foreshard/%')::int AS prepared_others,
+       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid LIKE 'foreshard/%'
+        AND prepared < clock_timestamp() - interval '10 seconds')::int AS prepared_in_doubt
 """
 
 TABLE_PRIVILEGES = """
@@ -192,16 +195,7 @@ def _judge_sessions(inspection: Inspection) -> Iterator[Finding]:
 
 def _judge_capacity(config: Config, inspection: Inspection) -> Iterator[Finding]:
     facts, place = inspection.facts, inspection.name
-    prepared = facts["prepared_max"]
-    if prepared == 0:
-        cost = "transactions that write on several shards stay refused when distributed commit comes; set it to "
-        cost += f"{config.pool.size} or more (needs a restart)"
-        yield Finding(place=place, subject="max_prepared_transactions", level=WARN, value="0", cost=cost)
-    elif prepared < config.pool.size:
-        cost = f"at most {prepared} distributed commits at once, while the pool has {config.pool.size} backends"
-        yield Finding(place=place, subject="max_prepared_transactions", level=WARN, value=str(prepared), cost=cost)
-    else:
-        yield Finding(place=place, subject="max_prepared_transactions", level=OK, value=str(prepared))
+    yield _judge_prepared_max(config, inspection)
     needed = config.pool.size + 2 * config.workers.per_shard + CONNECTIONS_OTHERS
     limits = [facts["connections_max"], facts["user_connections"], facts["database_connections"]]
     allowed = min(limit for limit in limits if limit >= 0)
@@ -210,10 +204,32 @@ def _judge_capacity(config: Config, inspection: Inspection) -> Iterator[Finding]
         cost = f"pool, workers and controller may open {needed}: clients will hear 53300; raise it or lower pool.size"
     level = OK if allowed >= needed else FAIL if allowed < config.pool.size else WARN
     yield Finding(place=place, subject="connections allowed", level=level, value=str(allowed), cost=cost)
-    if facts["prepared_now"]:
-        cost = "each holds its locks until it is committed or rolled back (SELECT * FROM pg_prepared_xacts)"
-        value = str(facts["prepared_now"])
-        yield Finding(place=place, subject="prepared transactions now", level=WARN, value=value, cost=cost)
+    left_over = {
+        "prepared transactions in doubt": (
+            facts["prepared_in_doubt"],
+            "each holds its locks; a running controller ends them once their decision shard is up: SHOW TWO_PHASE",
+        ),
+        "prepared transactions of others": (
+            facts["prepared_others"],
+            "each holds its locks until whoever prepared it ends it (SELECT * FROM pg_prepared_xacts)",
+        ),
+    }
+    for subject, (count, cost) in left_over.items():
+        if count:
+            yield Finding(place=place, subject=subject, level=WARN, value=str(count), cost=cost)
+
+
+def _judge_prepared_max(config: Config, inspection: Inspection) -> Finding:
+    """Each transaction that writes on several shards prepares on all of them but one."""
+    prepared, level, cost = inspection.facts["prepared_max"], OK, ""
+    if prepared < config.pool.size:
+        level, restart = WARN, f"set it to {config.pool.size} or more, and restart the server"
+        cost = f"at most {prepared} transactions at once can commit here and elsewhere; {restart}"
+        if prepared == 0:
+            cost = f"transactions that write here and on other shards are refused; {restart}"
+    return Finding(
+        place=inspection.name, subject="max_prepared_transactions", level=level, value=str(prepared), cost=cost
+    )
 
 
 def _judge_privileges(inspection: Inspection) -> Iterator[Finding]:

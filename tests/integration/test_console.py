@@ -9,12 +9,14 @@ import asyncpg
 import psycopg
 import pytest
 
+from foreshard._core.two_phase import make_gid, new_id
 from foreshard.proxy.admin.command_explain import login_of
 from foreshard.proxy.admin.console import COMMANDS
 from foreshard.proxy.config import load_config
 from foreshard.proxy.embedded import find_binaries
 from tests.support.postgres import Shards, TestInstances
 from tests.support.serving import Serving, run_command
+from tests.support.waiting import wait_until
 
 TABLES = {"document": {"key": "id"}, "symbol": {"key": "id", "parent": "document", "via": "document_id"}}
 SCHEMA = """
@@ -24,12 +26,17 @@ CREATE TABLE symbol (id bigserial PRIMARY KEY, document_id bigint NOT NULL REFER
 
 
 @pytest.fixture(scope="module")
-def serving(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    shards: Shards = test_instances.create(2)
-    shards.execute(SCHEMA)
+def shards(test_instances: TestInstances) -> Iterator[Shards]:
+    made: Shards = test_instances.create(2)
+    made.execute(SCHEMA)
+    yield made
+    test_instances.drop(made)
+
+
+@pytest.fixture(scope="module")
+def serving(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with Serving(tmp_path_factory.mktemp("console"), shards.dsns, tables=TABLES).apply() as running:
         yield running
-    test_instances.drop(shards)
 
 
 def explain(serving: Serving, sql: str) -> str:
@@ -74,6 +81,19 @@ def test_psycopg_reads_rows_with_their_types(serving: Serving) -> None:
         rows = connection.execute("SHOW SHARDS").fetchall()
         assert [row[:2] for row in rows] == [(0, "s0"), (1, "s1")]
         assert sum(row[7] for row in rows) == 4096
+
+
+def test_two_phase_shows_what_is_prepared_until_it_is_ended(serving: Serving, shards: Shards) -> None:
+    ((cluster,),) = shards.query("SELECT cluster FROM foreshard.shard_info")
+    id = new_id()
+    gid = make_gid(str(cluster), "s0", id, "s1")
+    shards.execute(f"BEGIN; CREATE TABLE prepared (n int); PREPARE TRANSACTION '{gid}'", on=1)
+    with psycopg.connect(console_dsn(serving), autocommit=True, prepare_threshold=None) as console:
+        (row,) = console.execute("SHOW TWO_PHASE").fetchall()
+        assert row[:6] == ("s1", gid, id, "s0", "s1", "app")
+        assert row[7] in ("waiting", "rolling back")
+        wait_until(lambda: not console.execute("SHOW TWO_PHASE").fetchall())  # the controller has rolled it back
+    assert shards.query("SELECT to_regclass('prepared')", on=1) == [(None,)]
 
 
 async def test_the_extended_protocol_is_refused_with_a_hint(serving: Serving) -> None:

@@ -17,7 +17,8 @@ GOOD: dict[str, Any] = {
     "synchronous_commit": "on", "fsync": "on", "full_page_writes": "on", "isolation": "read committed",
     "read_only": "off", "deferrable": "off", "replication_role": "origin", "encoding": "UTF8", "time_zone": "UTC",
     "transaction_timeout": "0", "idle_timeout": "0", "is_standby": False, "user_name": "app", "may_create": True,
-    "is_superuser": True, "user_connections": -1, "database_connections": -1, "collation": "C", "prepared_now": 0,
+    "is_superuser": True, "user_connections": -1, "database_connections": -1, "collation": "C", "prepared_others": 0,
+    "prepared_in_doubt": 0,
 }  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def test_a_good_server_has_no_shortfall() -> None:
         ({"user_connections": 5}, [("fail", "connections allowed")]),
         ({"database_connections": 31}, [("warn", "connections allowed")]),
         ({"may_create": False}, [("fail", "privilege to create schema foreshard")]),
-        ({"prepared_now": 2}, [("warn", "prepared transactions now")]),
+        ({"prepared_others": 2}, [("warn", "prepared transactions of others")]),
+        ({"prepared_in_doubt": 1}, [("warn", "prepared transactions in doubt")]),
     ],
 )
 def test_each_shortfall_has_its_level(facts: dict[str, Any], expected: list[tuple[str, str]]) -> None:
@@ -133,3 +135,8 @@ def test_findings_are_printed_in_columns() -> None:
         "warn  all shards  fsync    off",
         "                  for tests only",
     ]
+
+
+def test_a_shard_that_cannot_prepare_says_that_writes_are_refused() -> None:
+    (found,) = [f for f in judge(CONFIG, [inspection(prepared_max=0)]) if f.subject == "max_prepared_transactions"]
+    assert found.cost.startswith("transactions that write here and on other shards are refused")
