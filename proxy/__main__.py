@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "plan": ("foreshard.proxy.control.command_plan", "show what the shards lack, as SQL"),
     "apply": ("foreshard.proxy.control.command_apply", "make what plan shows"),
     "check": ("foreshard.proxy.control.command_check", "look at versions, settings, privileges and clocks"),
+    "verify": ("foreshard.proxy.control.command_verify", "prove that every row is where it belongs, once"),
     "worker": ("foreshard.proxy.triggers.worker", "run trigger functions of one shard"),
     "triggers": ("foreshard.proxy.triggers.command", "list, pause and resume trigger functions; replay dead letters"),
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),

@@ -39,6 +39,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int
     effects_lost: int
     effects_repeated: int
+    findings: int  # of `foreshard verify`
     reconnects: int
     seconds: float
     rows_per_shard: dict[str, int]
@@ -59,6 +60,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             (self.dead_letters, "events are dead letters"),
             (self.effects_lost, "documents lack an effect of a trigger function"),
             (self.effects_repeated, "documents have an effect of a trigger function twice"),
+            (self.findings, "findings of foreshard verify"),
         ]
         return [f"{count} {text.format(rows=self.rows)}" for count, text in checks if count]
 
@@ -93,6 +95,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             ("dead letters", f"{self.dead_letters:,}"),
             ("documents with an effect lost", f"{self.effects_lost:,}"),
             ("documents with an effect made twice", f"{self.effects_repeated:,}"),
+            ("findings of foreshard verify, over all shards and tables", f"{self.findings:,}"),
         ]
         display.table("Checked", ["", "count"], checks)
 

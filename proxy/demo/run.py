@@ -12,6 +12,8 @@ from pathlib import Path
 
 from foreshard.proxy.admin.command_explain import login_of
 from foreshard.proxy.config import Config
+from foreshard.proxy.control.verify import verify
+from foreshard.proxy.control.verify_findings import verdict_lines
 from foreshard.proxy.demo import figures
 from foreshard.proxy.demo.clients import Client
 from foreshard.proxy.demo.corpus import Corpus, Document, zipfian_ranks
@@ -57,6 +59,9 @@ class Run:
         placement = await read_placement(self.config, set(self.known))
         effects = await read_effects(self.config)
         outbox = await read_outbox(self.config)
+        verdict = await verify(self.config)
+        if not verdict.is_clean:
+            self.display.say("\n".join(verdict_lines(verdict)))
         return Report(
             rows=len(self.known),
             inserted=len(missing),
@@ -67,6 +72,7 @@ class Run:
             dead_letters=outbox.dead,
             effects_lost=effects.lost,
             effects_repeated=effects.repeated,
+            findings=len(verdict.findings) + len(verdict.unreachable),
             reconnects=sum(client.reconnects for client in clients),
             seconds=round(time.monotonic() - began_s, 2),
             rows_per_shard={shard.name: rows for shard, rows in zip(self.config.shards, placement.rows, strict=True)},

@@ -16,6 +16,7 @@ from foreshard.proxy.control.feed import BATCH_MAX
 from foreshard.proxy.placement import SharedState, attach_state
 from tests.support.controlled import DEADLINE_S, measure, prepare, until
 from tests.support.postgres import Shards
+from tests.support.verified import assert_verified
 
 CALL_S = 0.0065  # mean CPU of what `measure` writes, over tens of calls
 
@@ -58,6 +59,7 @@ async def test_a_stopped_controller_has_kept_everything(one_shard: Shards, tmp_p
         running.terminate()
         assert await asyncio.to_thread(running.wait, DEADLINE_S) == 0
     assert one_shard.query("SELECT calls FROM foreshard.profile") == [(500,)]
+    await asyncio.to_thread(assert_verified, config)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,3 +91,4 @@ async def test_a_killed_controller_counts_each_measurement_at_most_once(
     ((calls,),) = one_shard.query("SELECT calls FROM foreshard.profile")
     assert isinstance(calls, int)
     assert calls <= written
+    await asyncio.to_thread(assert_verified, config)

@@ -41,7 +41,7 @@ class Demo:
         """The figures of the last run, in which everything must be right."""
         figures: dict[str, Any] = json.loads(self.figures.read_text())
         assert figures["found"] == figures["rows"]
-        for name in ("misplaced", "outbox_left", "dead_letters", "effects_lost", "effects_repeated"):
+        for name in ("misplaced", "outbox_left", "dead_letters", "effects_lost", "effects_repeated", "findings"):
             assert figures[name] == 0, name
         return figures
 

@@ -14,6 +14,7 @@ import yaml
 from foreshard.proxy.embedded import EmbeddedCluster
 from tests.support.postgres import Shards, open_folder
 from tests.support.serving import Serving, descendants, run_command, wait_for_child
+from tests.support.verified import assert_verified
 from tests.support.waiting import is_running, wait_until, wait_until_gone
 
 
@@ -24,6 +25,7 @@ def serving(one_shard: Shards, tmp_path: Path) -> Iterator[Serving]:
     yield made
     if made._process is not None:
         made.kill()
+    assert_verified(made.path)
 
 
 @pytest.mark.parametrize("word", ["router", "controller", "worker"])

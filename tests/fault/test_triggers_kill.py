@@ -15,6 +15,7 @@ from foreshard.proxy.embedded import EmbeddedCluster
 from foreshard.proxy.triggers.points import NAMES
 from tests.support.postgres import Shards
 from tests.support.trigger_world import TriggerWorld, trigger_world
+from tests.support.verified import assert_verified
 
 SEED = 20261122
 ROWS = 60
@@ -56,6 +57,7 @@ def check_exactly_once(world: TriggerWorld) -> None:
         "SELECT DISTINCT array_agg(value ORDER BY id) FROM effect WHERE function = 'keep' GROUP BY key"
     ) == [(["first", "second"],)]
     assert world.query("SELECT count(*) FROM foreshard.measurement") == [(3 * ROWS,)]
+    assert_verified(world.config)
 
 
 @pytest.mark.parametrize("point", NAMES)

@@ -31,6 +31,7 @@ from tests.support.postgres import TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, send_cancel
 from tests.support.servers import Pair, Server
+from tests.support.verified import assert_verified
 
 CLIENTS = 12
 STEPS = 80
@@ -192,6 +193,7 @@ def pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
     directory: Path = tmp_path_factory.mktemp("chaos")
     with Proxy(shards.dsns, directory, pool={"size": 5}, workers={"per_shard": 0}) as proxy:
         yield Pair(Server.of_dsn(shards.dsns[0]), proxy.server)
+        assert_verified(proxy.configuration)
     test_instances.drop(shards)
 
 

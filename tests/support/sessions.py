@@ -20,6 +20,7 @@ from tests.support.messages import FLUSH, SYNC, TERMINATE, bind, describe_portal
 from tests.support.raw import Closed, Message, RawConnection, kinds, send_cancel
 from tests.support.servers import Server
 from tests.support.sharded import SHARD_COUNT, Deployment
+from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
 ASYNCHRONOUS = b"NSA"
@@ -354,5 +355,6 @@ def assert_truth(deployed: Deployment, sessions: Sequence[Session], *, is_durabl
         assert not session.model.absent & found.keys(), sorted(session.model.absent & found.keys())
         if is_durable:
             assert session.model.present <= found.keys(), sorted(session.model.present - found.keys())
+    assert_verified(deployed.proxy.configuration)
     for table in ("child", "root", "plain"):
         deployed.shards.execute(f"DELETE FROM {table} WHERE tag <> 'kept'")

@@ -18,14 +18,14 @@ import yaml
 
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.triggers.capture import capture_sql, outbox_sql
+from foreshard.proxy.triggers.capture import capture_sql
+from tests.support.deployment import apply_now
 from tests.support.postgres import Shards
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
 
 SCHEMA = """
-CREATE SCHEMA foreshard;
 CREATE TABLE document (id bigint PRIMARY KEY, path text, body text);
 CREATE TABLE effect (id bigserial, event text, function text, operation text, key bigint, value text, attempt int);
 """
@@ -44,9 +44,7 @@ class TriggerWorld:
         self.path.write_text(yaml.safe_dump(self._document(triggers)))
         self.config: Config = load_config(self.path)
         shards.execute(SCHEMA, on=0)
-        for _, sql in outbox_sql():
-            shards.execute(sql, on=0)
-        self.capture()
+        apply_now(self.config)
 
     def capture(self) -> None:
         """Install the capture triggers of the table `document`."""

@@ -22,6 +22,7 @@ REPORT = Report(
     dead_letters=0,
     effects_lost=0,
     effects_repeated=0,
+    findings=0,
     reconnects=0,
     seconds=1.5,
     rows_per_shard={"s0": 60, "s1": 40},
@@ -48,6 +49,7 @@ def test_a_good_run_has_no_failures() -> None:
         {"dead_letters": 1},
         {"effects_lost": 1},
         {"effects_repeated": 1},
+        {"findings": 1},
     ],
     ids=lambda change: next(iter(change)),
 )
