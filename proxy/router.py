@@ -41,7 +41,7 @@ from foreshard.proxy.admin import (
 from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.control import read_catalog
+from foreshard.proxy.control import TwoPhase, read_catalog, read_two_phase
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
@@ -94,7 +94,9 @@ def resolve_address(name: str, dsn: str) -> ShardAddress:
 class Router:
     """One router: its reactor, hub and listeners; what proxy/wire asks for (`services`); the console's sources."""
 
-    def __init__(self, config: Config, catalog: Catalog, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: Config, catalog: Catalog, loop: asyncio.AbstractEventLoop, two_phase: TwoPhase | None
+    ) -> None:
         self.config = config
         self.catalog = catalog
         self.loop = loop
@@ -118,6 +120,8 @@ class Router:
             list(self.addresses),
             self.addresses[0].database,
             bool(catalog.tables),
+            two_phase.cluster if two_phase else "",
+            two_phase is not None and len(two_phase.ready) == len(config.shards),
         )
         self.profile_names = [f"{key.function} on {key.operation}" for key in profile_keys(config)]
         self.console = Console(self)
@@ -401,7 +405,7 @@ async def serve(config: Config) -> int:
     """Route until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     catalog = await read_catalog(config)
-    router = Router(config, catalog, loop)
+    router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     router.start()
     finished = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -60,6 +60,7 @@ cdef class Backend(Endpoint):
     cdef bint is_spoiled
     cdef bint begun                     # takes part in the owner's explicit transaction
     cdef bint wrote                     # was sent a write in this transaction or segment
+    cdef bint is_unpreparable           # and something that PREPARE TRANSACTION refuses
     cdef bint captured                  # changed a table with trigger functions in this transaction
     cdef bint notify_drained            # the owner waits for the last reply
     cdef int cancels                    # cancel requests on their way: not for anyone else until they're done

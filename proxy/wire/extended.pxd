@@ -30,7 +30,6 @@ cdef class Extended(Gather):
     cdef int on_execute(self, const char* body, Py_ssize_t size) except -1
     cdef int on_close(self, const char* body, Py_ssize_t size) except -1
     cdef int on_flush(self) except -1
-    cdef int on_sync(self) except -1
 
     cdef Statement intern_statement(self, bytes body, Py_ssize_t query_size)
     cdef Statement find_statement(self, const char* name, Py_ssize_t size)
@@ -54,5 +53,5 @@ cdef class Extended(Gather):
     cdef int forget_unconfirmed(self) except -1
     cdef bint owes_unsynced(self) noexcept
     cdef int forget_portals(self) except -1
-    cdef int poison(self, Backend backend) except -1
     cdef int protocol_error(self, str message) except -1
+    cdef int fatal(self, object error) except -1

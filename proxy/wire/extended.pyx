@@ -1,4 +1,4 @@
-"""Extended query: Parse, Bind, Describe, Execute, Close, Flush and Sync.
+"""Extended query: Parse, Bind, Describe, Execute, Close and Flush. Sync is in segment.pyx.
 
 A client's prepared statement is known to backends under a name of our own and prepared there when first needed, so it
 survives a change of backend. Parse is held back until the shard is known (Bind) or an answer is due (Describe, Flush,
@@ -23,11 +23,8 @@ from foreshard._core.replies cimport (
     REPLY_CLOSE,
     REPLY_DESCRIBE,
     REPLY_EXECUTE,
-    REPLY_NOTIFY,
     REPLY_PARSE,
-    REPLY_POISON,
     REPLY_SWALLOW,
-    REPLY_SYNC,
     SYNTHETIC_BIND,
     SYNTHETIC_CLOSE,
     SYNTHETIC_PARSE,
@@ -44,7 +41,6 @@ from foreshard._core.template cimport (
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.gather cimport ROUTE_MANY, Gather
 from foreshard.proxy.wire.portal cimport Portal
-from foreshard.proxy.wire.session cimport WAIT_SEGMENT
 from foreshard.proxy.wire.statement cimport Statement
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -53,8 +49,6 @@ from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
     STATEMENTS_MAX = 10000      # that the router remembers for clients to come; chosen, not measured
-
-cdef bytes POISON = b"\0foreshard: refused, rolling back\0\0\0\0\0\0\0"
 
 
 cdef class Extended(Gather):
@@ -237,8 +231,11 @@ cdef class Extended(Gather):
                 return self.protocol_error("invalid Bind message")
             shard = self.route(template, statement.literals, self.hub.params, -1)
         if shard == ROUTE_MANY:
-            if not self.attach_all(self.shards):
+            if not self.attach_all(self.shards, template.is_write):
                 return RETRY
+            if template.is_write:
+                for backend in [self.find_link(each) for each in self.shards]:
+                    self.mark(backend, template)
             portal = self.make_portal(parts.portal, parts.portal_size)
             return self.bind_many(portal, statement, &parts)
         backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
@@ -493,62 +490,6 @@ cdef class Extended(Gather):
                 backend.flush()
         return HANDLED
 
-    cdef int on_sync(self) except -1:
-        """End the segment on every shard it touched."""
-        cdef Backend backend
-        cdef int count = 0, entry = REPLY_SYNC
-        if not self.skipping and self.settle_deferred() == RETRY:
-            return RETRY
-        self.deferred = None
-        for backend in self.links:
-            if backend.unsynced:
-                count += 1
-        if count > 1 and self.owes_unsynced() and self.wait_until_drained():
-            return RETRY        # an error of this shard must keep the others from committing
-        if self.skipping and not self.explicit:
-            for backend in self.links:
-                if backend.unsynced and not backend.is_skipping:
-                    self.poison(backend)
-        self.skipping = False
-        self.simple = False
-        if count == 0:
-            self.forget_unconfirmed()
-            self.push_ready()
-            if not self.explicit:
-                self.forget_portals()
-                if self.links:
-                    self.release_links()
-            return HANDLED
-        # Refused by Foreshard, the transaction has failed for the client, and no shard knows: the status is then ours.
-        if count > 1 or self.failed:
-            entry = REPLY_SYNC | REPLY_NOTIFY
-        self.pending = count
-        self.waiting = WAIT_SEGMENT
-        for backend in self.links:
-            if backend.unsynced:
-                backend.unsynced = False
-                backend.executed = False
-                backend.write_empty(b"S", entry)
-                backend.flush()
-        return HANDLED
-
-    cdef int poison(self, Backend backend) except -1:
-        """Make the shard roll back the implicit transaction of a segment in which Foreshard refused a statement."""
-        backend.write_message(b"B", <const char*> POISON, len(POISON))
-        backend.replies.push(REPLY_POISON)
-        return 0
-
-    cdef int abort_segment(self, Backend but) except -1:
-        cdef Backend backend
-        for backend in self.links:
-            if backend.unsynced and backend is not but:
-                self.poison(backend)
-                backend.unsynced = False
-                backend.executed = False
-                backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
-                backend.flush()
-        return 0
-
     cdef bint owes_unsynced(self) noexcept:
         """The shard may still answer an earlier message of this pipeline with an error."""
         return self.active is not None and self.active.unsynced and self.active.replies.count > 0
@@ -588,4 +529,8 @@ cdef class Extended(Gather):
 
     cdef int protocol_error(self, str message) except -1:
         """The client broke the protocol: tell it and close. Overridden by the frontend."""
+        return 0
+
+    cdef int fatal(self, object error) except -1:
+        """Tell the client and close. Overridden by the frontend."""
         return 0

@@ -28,5 +28,4 @@ cdef class Frontend(Simple):
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1
     cdef int throttle(self) except -1
-    cdef int fatal(self, object error) except -1
     cdef int finish(self) except -1

@@ -14,6 +14,7 @@ cimport cython
 
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.commit cimport STEP_DECIDE
 from foreshard.proxy.wire.extended cimport RETRY
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (
@@ -350,7 +351,9 @@ cdef class Frontend(Simple):
         """ReadyForQuery of a shard: of the client's own request, or of a command on several shards."""
         self.pending -= 1
         if self.waiting == WAIT_COMMANDS:
-            return self.finish_verb() if self.pending == 0 else 0
+            if self.pending:
+                return 0
+            return self.next_step() if self.step else self.conclude(self.verb)
         if self.pending > 0:
             return 0
         if self.unconfirmed:
@@ -362,6 +365,12 @@ cdef class Frontend(Simple):
 
     cdef int on_backend_lost(self, Backend backend, object error) except -1:
         """A shard's connection broke under the session: say so and end, for its transaction is gone."""
+        if self.survives(backend):
+            return self.lose_participant(backend)
+        if self.step == STEP_DECIDE:
+            error = SqlError(
+                "08007", f"the connection to shard {self.hub.shard_names[backend.shard]} was lost at COMMIT",
+                error.message, "Whether the transaction is committed is unknown; recovery ends it either way.")
         return self.fatal(error)
 
     # -- the end -------------------------------------------------------------------------------------------------

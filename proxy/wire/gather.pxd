@@ -19,7 +19,7 @@ cdef class Gather(Transaction):
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept
     cdef int charge(self, Backend backend, Template template, Values literals, Values params) except -1
-    cdef bint attach_all(self, list shards) except -1
+    cdef bint attach_all(self, list shards, bint is_write) except -1
     cdef int start_parts(self, list parts, int first, bint parallel) except -1
     cdef int next_part(self) except -1
     cdef int finish_parts(self, bint suspended) except -1

@@ -134,11 +134,17 @@ cdef class Gather(Transaction):
             self.hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
         return 0
 
-    cdef bint attach_all(self, list shards) except -1:
+    cdef bint attach_all(self, list shards, bint is_write) except -1:
         """Link a backend of each shard; False: the message has to wait."""
         cdef Backend backend
         if self.wait_until_drained():
             return False
+        if is_write:
+            self.check_two_phase(shards[0], shards[1])
+            if not self.explicit:
+                self.open_implicit()
+        if (len(shards) > 1 or self.links) and self.is_serializable():
+            self.check_second(None, shards[1], False)
         for shard in shards:
             backend = self.find_link(shard)
             if backend is None:

@@ -21,6 +21,8 @@ cdef class Hub:
     cdef readonly list shard_names
     cdef readonly int shard_count
     cdef readonly int default_shard
+    cdef readonly bint two_phase            # every shard can prepare transactions
+    cdef readonly str cluster               # its name, in the names of prepared transactions
     cdef readonly str database              # the one database that clients connect to
     cdef readonly bint is_sharded           # tables are declared
     cdef readonly Py_ssize_t message_bytes_max

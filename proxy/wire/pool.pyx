@@ -56,7 +56,8 @@ cdef class Hub:
         self.idle_counts = NULL
 
     def __init__(self, Reactor reactor, object loop, object config, StatementCache cache, SharedState state,
-                 Placer placer, object services, list addresses, str database, bint is_sharded):
+                 Placer placer, object services, list addresses, str database, bint is_sharded,
+                 str cluster, bint two_phase):
         self.reactor = reactor
         self.waker = Waker(reactor, config.run_directory, len(addresses))
         self.loop = loop
@@ -70,6 +71,8 @@ cdef class Hub:
         self.shard_count = len(addresses)
         self.default_shard = 0
         self.database = database
+        self.two_phase = two_phase
+        self.cluster = cluster
         self.is_sharded = is_sharded
         self.message_bytes_max = config.limits.message_bytes_max
         self.pools = {}

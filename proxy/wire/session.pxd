@@ -24,6 +24,7 @@ cdef class Session(Owner):
     cdef readonly Backend active        # the one that was sent to last; its replies are the client's next
     cdef readonly bint explicit         # between BEGIN and COMMIT or ROLLBACK
     cdef readonly bint failed           # the explicit transaction has failed: only its end is accepted
+    cdef bint is_implicit               # it is ours: the statement, segment or string at hand ends it
     cdef bytes begin_text
     cdef list history                   # (savepoint or None, text, lasts) of what shards that join late must hear
     cdef dict cursors                   # name of an SQL cursor -> shard that has it
@@ -39,8 +40,6 @@ cdef class Session(Owner):
     cdef object denied                  # SqlError of the pool, raised when the message is handled again
     cdef int decided_shard              # placement of the message at hand; -1: none yet
     cdef readonly long long transactions
-    cdef Template verb                  # transaction command or setting under way; None: none
-    cdef bint command_failed            # it was answered with an error
     cdef int part                       # index of the shard whose part is relayed
     cdef list parts                     # backends of the concatenation, in shard order
     cdef long long rows_left            # of Execute's row limit; 0: none
@@ -55,6 +54,11 @@ cdef class Session(Owner):
     cdef Pool pool(self, int shard)
     cdef Backend find_link(self, int shard)
     cdef Backend attach(self, int shard, bint is_write, bint places)
+    cdef int check_second(self, Backend backend, int shard, bint is_write) except -1
+    cdef int check_two_phase(self, int first, int second) except -1
+    cdef bint is_serializable(self) except -1
+    cdef int open_implicit(self) except -1
+    cdef int write_own(self, Backend backend, bytes parse, bytes bind) except -1
     cdef int join(self, Backend backend, bint places) except -1
     cdef int set_bucket(self, Backend backend) except -1
     cdef int mark(self, Backend backend, Template template) except -1

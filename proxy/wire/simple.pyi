@@ -1,4 +1,4 @@
-from foreshard.proxy.wire.extended import Extended
+from foreshard.proxy.wire.segment import Segment
 
-class Simple(Extended):
+class Simple(Segment):
     queries: int

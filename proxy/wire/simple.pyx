@@ -15,19 +15,16 @@ from foreshard._core.template cimport (
     ROUTE_PLACE,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
-    VERB_BEGIN,
-    VERB_COMMIT,
-    VERB_NONE,
-    VERB_ROLLBACK,
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.extended cimport RETRY, Extended
+from foreshard.proxy.wire.extended cimport RETRY
 from foreshard.proxy.wire.gather cimport ROUTE_MANY
+from foreshard.proxy.wire.segment cimport Segment
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
-from foreshard._core.errors import SqlError, not_built
+from foreshard._core.errors import not_built
 from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
@@ -35,10 +32,9 @@ cdef enum:
     ROUTE_APART = -3        # the statements of a string need different shards, or all of them
 
 cdef bytes NO_COPY = b"Foreshard does not support COPY FROM STDIN inside this string of statements; send it alone\0"
-PLAIN_BEGINS = (b"BEGIN", b"BEGIN WORK", b"BEGIN TRANSACTION", b"START TRANSACTION")
 
 
-cdef class Simple(Extended):
+cdef class Simple(Segment):
     """The part of a frontend that answers simple queries."""
 
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
@@ -47,6 +43,8 @@ cdef class Simple(Extended):
             return self.protocol_error("invalid Query message")
         if self.several is not None:
             return self.run_several()
+        if self.is_implicit and self.explicit:
+            return self.fatal(not_built("a Query inside a pipeline that writes on several shards", "Sync first."))
         if self.deferred is not None and self.settle_deferred() == RETRY:
             return RETRY
         if self.active is not None and self.active.unsynced and self.wait_until_drained():
@@ -81,8 +79,18 @@ cdef class Simple(Extended):
         self.hub.params.clear()
         shard = self.route(template, self.hub.literals, self.hub.params, -1)
         if shard == ROUTE_MANY:
-            return self.query_many(message, total)
+            if template.is_write and not self.explicit:
+                return self.run_in_transaction(message[5:total - 1])
+            return self.query_many(template, message, total)
         return self.forward_query(template, shard, message, total)
+
+    cdef int run_in_transaction(self, bytes text) except -1:
+        """A statement that writes on several shards: as a string of one."""
+        self.several = (text,)
+        self.several_at = 0
+        self.several_failed = False
+        self.is_implicit = False
+        return self.run_several()
 
     cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1:
         """Send a Query to one shard."""
@@ -108,15 +116,17 @@ cdef class Simple(Extended):
         self.waiting = WAIT_SEGMENT
         return 0
 
-    cdef int query_many(self, const char* message, Py_ssize_t total) except -1:
+    cdef int query_many(self, Template template, const char* message, Py_ssize_t total) except -1:
         """Send a Query to several shards and concatenate their rows."""
         cdef Backend backend
         cdef list parts
-        if not self.attach_all(self.shards):
+        if not self.attach_all(self.shards, template.is_write):
             return RETRY
         self.queries += 1
         parts = [self.find_link(shard) for shard in self.shards]
         for backend in parts:
+            if template.is_write:
+                self.mark(backend, template)
             backend.outbox.append(message, total)
             backend.unnamed = None
             backend.replies.push(REPLY_QUERY)
@@ -193,33 +203,9 @@ cdef class Simple(Extended):
         if self.wait_until_drained():
             return RETRY
         self.command_failed = False
-        if template.kind != ROUTE_EMPTY and not self.failed:
-            self.enter_transaction(template)
+        if template.kind != ROUTE_EMPTY and template.kind != ROUTE_TRANSACTION and not self.explicit:
+            self.open_implicit()
         return self.run_query(template, <const char*> message, len(message))
-
-    cdef int enter_transaction(self, Template template) except -1:
-        """Open the string's own transaction for a statement; BEGIN makes it the client's, COMMIT, ROLLBACK end it."""
-        if template.verb == VERB_NONE:
-            if not self.explicit:
-                self.explicit = self.is_implicit = True
-                self.begin_text = b"BEGIN"
-            return 0
-        if not (self.is_implicit and self.explicit):
-            return 0
-        if template.verb == VERB_BEGIN:
-            if self.links and b" ".join(template.text.rstrip(b"; ").upper().split()) not in PLAIN_BEGINS:
-                raise not_built("BEGIN with options behind other statements of a string", "Send it first.")
-            self.is_implicit = self.explicit = False
-            return 0
-        if template.verb != VERB_COMMIT and template.verb != VERB_ROLLBACK:
-            word = template.text.split(None, 1)[0].decode().upper()
-            word = {"RELEASE": "RELEASE SAVEPOINT", "ROLLBACK": "ROLLBACK TO SAVEPOINT"}.get(word, word)
-            raise SqlError("25P01", f"{word} can only be used in transaction blocks")
-        if template.chain:
-            word = "COMMIT" if template.verb == VERB_COMMIT else "ROLLBACK"
-            raise SqlError("25P01", f"{word} AND CHAIN can only be used in transaction blocks")
-        self.is_implicit = False
-        return self.warn("25P01", "there is no transaction in progress")
 
     cdef int finish_several(self) except -1:
         """End the string: its own transaction first, then ReadyForQuery."""
@@ -238,11 +224,11 @@ cdef class Simple(Extended):
     cdef int push_ready(self) except -1:
         if self.several is not None:
             return 0        # a statement of the string is done: ReadyForQuery follows the last one
-        return Extended.push_ready(self)
+        return Segment.push_ready(self)
 
     cdef int answer_error(self, object error) except -1:
         if self.several is None:
-            return Extended.answer_error(self, error)
+            return Segment.answer_error(self, error)
         self.several_failed = True
         if self.explicit:
             self.failed = True
@@ -250,7 +236,7 @@ cdef class Simple(Extended):
 
     cdef int on_copy_in(self, Backend backend) except -1:
         if self.several is None:
-            return Extended.on_copy_in(self, backend)
+            return Segment.on_copy_in(self, backend)
         backend.write_message(b"f", <const char*> NO_COPY, len(NO_COPY))    # the data would stand behind the string
         backend.flush()
         return 0

@@ -2,13 +2,13 @@
 
 With no shard in the transaction yet, the answer is ours and costs no round trip. With shards, the command goes to every
 shard that takes part; the answer of the one that was written (the speaker) is the client's, the others' are not shown.
-COMMIT goes to the speaker when the others have committed: a reader may fail, too, and then the writer is rolled back.
+COMMIT over several shards has a file of its own (commit.pyx).
 
     I --BEGIN--> T --(error)--> E          COMMIT in E is ROLLBACK, as in PostgreSQL
     T, E --COMMIT, ROLLBACK--> I           E --ROLLBACK TO--> T
 """
 
-from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY, REPLY_SWALLOW, REPLY_SYNC
+from foreshard._core.replies cimport REPLY_SWALLOW, REPLY_SYNC
 from foreshard._core.template cimport (
     ROUTE_DEFAULT,
     ROUTE_TRANSACTION,
@@ -21,17 +21,16 @@ from foreshard._core.template cimport (
     VERB_SAVEPOINT,
     Template,
 )
-from foreshard.proxy.wire.backend cimport FILTER_MUTE, FILTER_NONE, Backend
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
+from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
+from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, Commit
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
 
-cdef Template COMMIT = Template(ROUTE_TRANSACTION, verb=VERB_COMMIT, text=b"COMMIT")
-cdef Template ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
+PLAIN_BEGINS = (b"BEGIN", b"BEGIN WORK", b"BEGIN TRANSACTION", b"START TRANSACTION")
 
 
-cdef class Transaction(Session):
+cdef class Transaction(Commit):
     """The part of a frontend that knows transaction commands."""
 
     cdef int run_verb(self, Template template) except -1:
@@ -41,6 +40,8 @@ cdef class Transaction(Session):
         """
         cdef Backend backend
         cdef bint joined = False
+        if self.is_implicit and self.explicit:
+            self.leave_implicit(template)
         for backend in self.links:
             if backend.begun:
                 joined = True
@@ -63,6 +64,20 @@ cdef class Transaction(Session):
             self.push_ready()
         return 0
 
+    cdef int leave_implicit(self, Template template) except -1:
+        """A command inside a transaction of ours: BEGIN makes it the client's, COMMIT and ROLLBACK end it."""
+        if template.verb == VERB_BEGIN:
+            if self.links and b" ".join(template.text.rstrip(b"; ").upper().split()) not in PLAIN_BEGINS:
+                raise not_built("BEGIN with options behind other statements", "Send it first.")
+            self.is_implicit = self.explicit = False
+            return 0
+        if template.verb != VERB_COMMIT and template.verb != VERB_ROLLBACK:
+            raise no_transaction_block(template)
+        if template.chain:
+            raise no_transaction_block(template)
+        self.is_implicit = False
+        return self.warn("25P01", "there is no transaction in progress")
+
     cdef int begin(self, Template template) except -1:
         """BEGIN: answered here, sent with the first statement."""
         self.explicit = True
@@ -83,15 +98,13 @@ cdef class Transaction(Session):
         if verb == VERB_COMMIT or verb == VERB_ROLLBACK:
             if not self.explicit:
                 if template.chain:
-                    word = "COMMIT" if verb == VERB_COMMIT else "ROLLBACK"
-                    raise SqlError("25P01", f"{word} AND CHAIN can only be used in transaction blocks")
+                    raise no_transaction_block(template)
                 self.warn("25P01", "there is no transaction in progress")
             tag = b"COMMIT" if verb == VERB_COMMIT and not self.failed else b"ROLLBACK"
             self.settle_verb(template)
             return self.push_complete(tag)
         if not self.explicit:
-            word = {VERB_SAVEPOINT: "SAVEPOINT", VERB_RELEASE: "RELEASE SAVEPOINT"}.get(verb, "ROLLBACK TO SAVEPOINT")
-            raise SqlError("25P01", f"{word} can only be used in transaction blocks")
+            raise no_transaction_block(template)
         if self.failed and verb != VERB_ROLLBACK_TO:
             raise failed_transaction()
         if verb != VERB_SAVEPOINT and not known:
@@ -111,31 +124,8 @@ cdef class Transaction(Session):
                 raise failed_transaction()
         targets = [each for each in self.links if (<Backend> each).begun or (<Backend> each).unsynced]
         if template.verb == VERB_COMMIT and not self.failed and len(targets) > 1:
-            return self.commit_readers(template, targets, False)
+            return self.start_commit(template, targets, False)
         return self.send_command(template, text, targets, speaker_of(targets))
-
-    cdef int commit_readers(self, Template template, list targets, bint is_quiet) except -1:
-        """COMMIT on all but the speaker; finish_readers goes on."""
-        self.last = speaker_of(targets)
-        self.is_quiet = is_quiet
-        return self.send_command(template, template.text, [each for each in targets if each is not self.last], None)
-
-    cdef int finish_readers(self) except -1:
-        """The readers have committed: COMMIT for the speaker, or ROLLBACK for whoever is still in the transaction."""
-        cdef Template template = self.verb
-        cdef Backend backend, last = self.last
-        self.last = None
-        for backend in self.links:
-            if backend.muted_error is not None:
-                break
-        else:
-            return self.send_command(template, template.text, [last], None if self.is_quiet else last)
-        for backend in self.links:
-            self.tell_muted_error(backend, template)
-        targets = [each for each in self.links if (<Backend> each).status != b"I"]
-        self.send_command(ROLLBACK, ROLLBACK.text, targets, None)
-        self.command_failed = True
-        return 0
 
     cdef int end_quietly(self, bint commits) except -1:
         """End a transaction that the client knows nothing of: only an error is shown. Waits with WAIT_COMMANDS."""
@@ -144,31 +134,9 @@ cdef class Transaction(Session):
         if not targets:
             self.command_failed = False
             return self.settle_verb(template)
-        if commits and len(targets) > 1:
-            return self.commit_readers(template, targets, True)
+        if commits:
+            return self.start_commit(template, targets, True)
         return self.send_command(template, template.text, targets, None)
-
-    cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1:
-        """Send one command to several backends; the speaker's answer is the client's, less its ReadyForQuery.
-
-        Without a speaker only an error is shown.
-        """
-        cdef Backend backend
-        self.verb = template
-        self.command_failed = False
-        self.waiting = WAIT_COMMANDS
-        self.pending = len(targets)
-        if speaker is not None:
-            self.active = speaker
-            speaker.holds_ready = True
-        for backend in targets:
-            backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
-            backend.unsynced = False
-            backend.executed = False
-            backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
-        for backend in targets:
-            backend.flush()
-        return 0
 
     cdef bint is_setting(self, Template template) noexcept:
         """A SET, RESET or DISCARD that every shard of the session has to hear."""
@@ -204,13 +172,10 @@ cdef class Transaction(Session):
         self.send_command(template, template.text, list(self.links), self.active)
         return True
 
-    cdef int finish_verb(self) except -1:
+    cdef int conclude(self, Template template) except -1:
         """Every shard has answered the command: draw the conclusion and go on."""
         cdef Backend backend
-        cdef Template template = self.verb
         cdef bint failed = False, open_ = False
-        if self.last is not None:
-            return self.finish_readers()
         self.verb = None
         for backend in self.links:
             backend.filter = FILTER_NONE
@@ -303,9 +268,17 @@ cdef class Transaction(Session):
             self.script.append(template.text)
         return 0
 
-    cdef int warn(self, str sqlstate, str message) except -1:
-        """NoticeResponse with severity WARNING."""
-        return self.push_bytes(b"N" + SqlError(sqlstate, message).encode("WARNING")[1:])
+
+cdef object no_transaction_block(Template template):
+    """The SqlError for a command that only a transaction block takes."""
+    words = {
+        VERB_COMMIT: "COMMIT AND CHAIN",
+        VERB_ROLLBACK: "ROLLBACK AND CHAIN",
+        VERB_SAVEPOINT: "SAVEPOINT",
+        VERB_RELEASE: "RELEASE SAVEPOINT",
+        VERB_ROLLBACK_TO: "ROLLBACK TO SAVEPOINT",
+    }
+    return SqlError("25P01", f"{words[template.verb]} can only be used in transaction blocks")
 
 
 cdef Backend speaker_of(list targets):

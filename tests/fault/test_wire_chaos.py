@@ -226,11 +226,11 @@ def test_what_every_client_was_told_is_true(pair: Pair, seed: int, kills: bool) 
 
 
 def kill_backends(direct: Server, seed: int, done: threading.Event) -> None:
-    """End a random backend of the database now and then."""
+    """End a random backend of the database now and then, and wait for its end, so that it meets nobody later."""
     draw = random.Random(seed)
     with direct.connect() as connection:
         while not done.wait(0.05):
             connection.rows(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
                 f" AND pid <> pg_backend_pid() ORDER BY md5(pid::text || '{draw.random()}') LIMIT 1"
             )

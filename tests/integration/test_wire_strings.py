@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import pytest
 
 from tests.support import messages
 from tests.support.postgres import TestInstances
-from tests.support.raw import RawConnection, error_of, kinds, transcript
-from tests.support.servers import Server
-from tests.support.sharded import ROOTS, SCHEMA, Deployment, deployment
-
-STATE = "SELECT id, tag, n FROM {} ORDER BY id"
-
-
-class Sides(NamedTuple):
-    """The deployment, and one database with the same rows."""
-
-    deployed: Deployment
-    reference: Server
-
-    def fill_in(self, text: str) -> str:
-        """`{a}` and `{b}` are keys of different shards, `{c}` is another one of a's."""
-        first, second = self.deployed.keys[0], self.deployed.keys[1]
-        return text.format(a=first[0], b=second[0], c=first[1])
+from tests.support.raw import error_of, kinds
+from tests.support.twins import Twins, comparable, twins
 
 
 @pytest.fixture(scope="module")
-def sides(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
-    reference = test_instances.create(1)
-    reference.execute(SCHEMA)
-    for table in ("root", "plain"):
-        reference.execute(f"INSERT INTO {table} (tag, n) SELECT 'kept', n FROM generate_series(1, {ROOTS}) AS n")
-    with deployment(test_instances, tmp_path_factory.mktemp("strings"), pool={"size": 3}) as deployed:
-        yield Sides(deployed, Server.of_dsn(reference.dsns[0]))
-    test_instances.drop(reference)
+def pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    with twins(test_instances, tmp_path_factory.mktemp("strings"), pool={"size": 3}) as made:
+        yield made
 
 
 CONVERSATIONS: dict[str, Sequence[str]] = {
@@ -46,6 +25,11 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
     ],
     "a write and a read elsewhere": [
         "UPDATE root SET n = n + 9 WHERE id = {a}; SELECT n FROM root WHERE id = {b}; SELECT n FROM root WHERE id = {a}"
+    ],
+    "writes of two shards": [
+        "UPDATE root SET n = n + 1 WHERE id = {a}; UPDATE root SET n = n + 1 WHERE id = {b}; SELECT 1",
+        "UPDATE root SET n = -1 WHERE id = {a}; UPDATE root SET n = 1 / (n - n) WHERE id = {b}",
+        "UPDATE root SET n = -1 WHERE id = {a}; UPDATE root SET n = -1 WHERE id = {b}; ROLLBACK; SELECT 1",
     ],
     "an error takes back what was before it": [
         "UPDATE root SET n = -1 WHERE id = {a}; SELECT 1 / (n - n) FROM root WHERE id = {b}; SELECT 1",
@@ -123,64 +107,46 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
 }
 
 
-def comparable(connection: RawConnection, sql: str) -> list[str]:
-    """The answer as lines, rows sorted: their order over shards is open."""
-    lines = transcript(connection.query(sql))
-    rows = iter(sorted(line for line in lines if line[0] == "D"))
-    return [next(rows) if line[0] == "D" else line for line in lines]
-
-
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_string_answers_as_one_postgresql(sides: Sides, name: str) -> None:
-    with sides.deployed.server.connect() as proxied, sides.reference.connect() as direct:
+def test_a_string_answers_as_one_postgresql(pair: Twins, name: str) -> None:
+    with pair.connect() as (proxied, direct):
         for text in CONVERSATIONS[name]:
-            sql = sides.fill_in(text)
-            assert comparable(proxied, sql) == comparable(direct, sql), sql
-        assert proxied.rows(STATE.format("plain")) == direct.rows(STATE.format("plain"))
-        by_key = sorted(proxied.rows("SELECT id, tag, n FROM root"), key=lambda row: int(row[0] or 0))
-        assert by_key == direct.rows(STATE.format("root"))
-    sides.deployed.come_to_rest()
+            sql = pair.fill_in(text)
+            assert comparable(proxied.query(sql)) == comparable(direct.query(sql)), sql
+    pair.assert_equal_rows()
+    pair.deployed.come_to_rest()
 
 
-def test_a_syntax_error_anywhere_runs_nothing(sides: Sides) -> None:
-    sql = sides.fill_in("UPDATE root SET tag = 'half' WHERE id = {a}; SELEC; SELECT n FROM root WHERE id = {b}")
-    with sides.deployed.server.connect() as client, sides.reference.connect() as direct:
+def test_a_syntax_error_anywhere_runs_nothing(pair: Twins) -> None:
+    sql = pair.fill_in("UPDATE root SET tag = 'half' WHERE id = {a}; SELEC; SELECT n FROM root WHERE id = {b}")
+    with pair.deployed.server.connect() as client, pair.reference.connect() as direct:
         proxied, expected = error_of(client.query(sql)), error_of(direct.query(sql))
         assert [proxied[code] for code in "CMP"] == [expected[code] for code in "CMP"]
         client.rows("BEGIN")
         client.query("SELECT 1 / (n - n) FROM root")
         assert error_of(client.query("SELEC root"))["C"] == "42601"
         assert error_of(client.query("SELECT 1"))["C"] == "25P02"
-    assert sides.deployed.count("root", "half") == 0
-    sides.deployed.come_to_rest()
+    assert pair.deployed.count("root", "half") == 0
+    pair.deployed.come_to_rest()
 
 
-def test_copy_from_stdin_among_statements_of_several_shards_is_refused(sides: Sides) -> None:
-    with sides.deployed.server.connect() as client:
+def test_copy_from_stdin_among_statements_of_several_shards_is_refused(pair: Twins) -> None:
+    with pair.deployed.server.connect() as client:
         sql = "SELECT n FROM root WHERE id = {a}; COPY plain (tag) FROM STDIN; SELECT n FROM root WHERE id = {b}"
-        client.send(messages.query(sides.fill_in(sql)))
+        client.send(messages.query(pair.fill_in(sql)))
         assert kinds(client.read_until(b"G")) == "TDCG"
         client.send(messages.copy_data(b"lost\n"), b"c\0\0\0\4")
         answer = client.read_until()
         assert "send it alone" in error_of(answer)["M"]
         assert client.rows("SELECT count(*) FROM plain WHERE tag = 'lost'") == [[b"0"]]
-    sides.deployed.come_to_rest()
+    pair.deployed.come_to_rest()
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_string_leaves_nothing(sides: Sides) -> None:
+def test_a_client_that_leaves_in_the_middle_of_a_string_leaves_nothing(pair: Twins) -> None:
     sql = "UPDATE root SET tag = 'half' WHERE id = {a}; SELECT pg_sleep(30), n FROM root WHERE id = {b}; SELECT 1"
-    client = sides.deployed.server.connect()
-    client.send(messages.query(sides.fill_in(sql)))
+    client = pair.deployed.server.connect()
+    client.send(messages.query(pair.fill_in(sql)))
     client.read_until(b"C")
     client.close()
-    sides.deployed.come_to_rest()
-    assert sides.deployed.count("root", "half") == 0
-
-
-def test_a_write_on_a_second_shard_takes_the_whole_string_back(sides: Sides) -> None:
-    sql = "UPDATE root SET tag = 'two' WHERE id = {a}; UPDATE root SET tag = 'two' WHERE id = {b}"
-    with sides.deployed.server.connect() as client:
-        assert error_of(client.query(sides.fill_in(sql)))["C"] == "0A000"
-        assert client.query("SELECT 1")[-1].body == b"I"
-    assert sides.deployed.count("root", "two") == 0
-    sides.deployed.come_to_rest()
+    pair.deployed.come_to_rest()
+    assert pair.deployed.count("root", "half") == 0

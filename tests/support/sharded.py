@@ -21,6 +21,7 @@ CREATE TABLE child (id bigserial PRIMARY KEY, root_id bigint NOT NULL REFERENCES
 CREATE TABLE plain (id bigserial PRIMARY KEY, tag text, n integer NOT NULL DEFAULT 0);
 """
 TABLES = {"root": {"key": "id"}, "child": {"key": "id", "parent": "root", "via": "root_id"}}
+PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
 OPEN = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND backend_type = 'client backend' AND (xact_start IS NOT NULL OR state LIKE 'idle in transaction%')"""
 
@@ -52,9 +53,10 @@ class Deployment(NamedTuple):
         ]
 
     def has_come_to_rest(self) -> bool:
-        """No client waits, no backend is lent, no transaction is open on any shard."""
-        open_count = sum(int(str(self.shards.query(OPEN, on=shard)[0][0])) for shard in range(SHARD_COUNT))
-        return not self.busy() and open_count == 0
+        """No client waits, no backend is lent, no transaction is open or prepared on any shard."""
+        return not self.busy() and not any(
+            int(str(self.shards.query(sql, on=shard)[0][0])) for shard in range(SHARD_COUNT) for sql in (OPEN, PREPARED)
+        )
 
     def come_to_rest(self) -> None:
         """What must happen soon after every client has left."""

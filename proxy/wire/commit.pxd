@@ -1,0 +1,39 @@
+from foreshard._core.template cimport Template
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.session cimport Session
+
+
+cdef enum CommitStep:
+    STEP_NONE = 0
+    STEP_VOTE = 1           # readers commit, participants prepare
+    STEP_DECIDE = 2         # the decision shard commits its own work and the decision
+    STEP_FINISH = 3         # participants commit what they prepared
+    STEP_UNDO = 4           # a vote or the decision failed: all that is left is rolled back
+
+
+cdef Template COMMIT
+cdef Template ROLLBACK
+
+
+cdef class Commit(Session):
+    cdef Template verb              # transaction command or setting under way; None: none
+    cdef bint command_failed        # it was answered with an error
+    cdef bint is_quiet              # its answer is not shown: the transaction is not one of the client's own
+    cdef int step                   # CommitStep
+    cdef Backend decider            # backend on the decision shard, or the only writer's
+    cdef list participants          # the other writers
+    cdef str commit_id              # names the distributed transaction
+
+    cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
+    cdef int send_texts(self, Template template, list texts, Backend speaker) except -1
+    cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1
+    cdef int next_step(self) except -1
+    cdef int decide(self) except -1
+    cdef int finish_participants(self) except -1
+    cdef int undo(self) except -1
+    cdef bint tell_failures(self) except -1
+    cdef int lose_participant(self, Backend backend) except -1
+    cdef bint survives(self, Backend backend) noexcept
+    cdef bytes gid(self, Backend backend)
+    cdef int conclude(self, Template template) except -1
+    cdef int warn(self, str sqlstate, str message, str hint=*) except -1

@@ -1,0 +1,205 @@
+"""COMMIT over several shards: one writer commits plainly, several by two-phase commit.
+
+    VOTE: readers COMMIT, writers but one PREPARE TRANSACTION
+      --all did--> DECIDE: the decision shard inserts (id, commit) and commits, in one transaction
+        --committed--> FINISH: COMMIT PREPARED on the others, then the client's answer
+      --one failed--> UNDO: ROLLBACK, ROLLBACK PREPARED
+
+The decision row is the commit point. Whatever dies in between, recovery (proxy/control) reads the row, or inserts
+(id, abort) on the same primary key, and finishes or undoes what is prepared; the global ids say where to look. Readers
+commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
+"""
+
+from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
+from foreshard._core.template cimport ROUTE_TRANSACTION, VERB_COMMIT, VERB_ROLLBACK, Template
+from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_MUTE, FILTER_NONE, Backend
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
+
+import os
+import signal
+
+from foreshard._core.errors import SqlError, not_built
+from foreshard._core.two_phase import make_gid, new_id
+
+CONTROL_POINTS = ("commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished")
+CRASH_AT = os.environ.get("FORESHARD_CRASH_AT", "")
+
+# A decision must not be lost by a crash of its shard, whatever the client has set.
+cdef bytes DECIDE = (
+    b"SELECT pg_catalog.set_config('synchronous_commit', 'local', true)"
+    b" WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; "
+    b"INSERT INTO foreshard.decision (id, outcome) VALUES ('%s', 'commit'); COMMIT"
+)
+
+COMMIT = Template(ROUTE_TRANSACTION, verb=VERB_COMMIT, text=b"COMMIT")
+ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
+
+
+cdef int control_point(str name) except -1:
+    """End this process here, as by kill -9, when a test has armed the place (FORESHARD_CRASH_AT)."""
+    if name == CRASH_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+cdef class Commit(Session):
+    """The part of a frontend that sends commands to several shards and commits on them."""
+
+    cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1:
+        """Send one command to several backends."""
+        return self.send_texts(template, [(backend, text) for backend in targets], speaker)
+
+    cdef int send_texts(self, Template template, list texts, Backend speaker) except -1:
+        """Send each backend its command: the speaker's answer is the client's, less its ReadyForQuery.
+
+        The others' answers are not shown; `conclude` (or `next_step`) looks at their errors.
+        """
+        cdef Backend backend
+        self.verb = template
+        self.command_failed = False
+        self.waiting = WAIT_COMMANDS
+        self.pending = len(texts)
+        if speaker is not None:
+            self.active = speaker
+            speaker.holds_ready = True
+        for backend, text in texts:
+            backend.filter = FILTER_NONE if backend is speaker else FILTER_MUTE
+            backend.muted_error = None
+            backend.unsynced = False
+            backend.executed = False
+            backend.write_query(text, REPLY_QUERY if backend is speaker else REPLY_QUERY | REPLY_NOTIFY)
+        for backend, _ in texts:
+            backend.flush()
+        return 0
+
+    cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1:
+        """COMMIT on several backends; `conclude` follows when it is done or undone."""
+        cdef Backend backend
+        cdef list writers = [each for each in targets if (<Backend> each).wrote]
+        self.is_quiet = is_quiet
+        self.decider = targets[0] if not writers else writers[0]
+        for backend in writers:
+            if backend.is_unpreparable:
+                self.decider = backend
+        self.participants = [each for each in writers if each is not self.decider]
+        for backend in self.participants:
+            if backend.is_unpreparable:
+                raise not_built(
+                    "committing on two shards when both hold what PREPARE TRANSACTION refuses",
+                    "Keep NOTIFY, temporary tables and held cursors to transactions that write one shard.")
+        if self.participants:
+            self.commit_id = new_id()
+            control_point("commit-voting")
+        texts = [(each, self.gid(each)) for each in self.participants]
+        # AND CHAIN begins anew on each shard; after a distributed commit the next statement does.
+        text = b"COMMIT" if self.participants else template.text
+        texts += [(each, text) for each in targets if each is not self.decider and each not in self.participants]
+        self.send_texts(template, [
+            (each, b"PREPARE TRANSACTION '%s'" % text if each in self.participants else text) for each, text in texts
+        ], None)
+        self.step = STEP_VOTE
+        if not texts:
+            return self.next_step()
+        return 0
+
+    cdef bytes gid(self, Backend backend):
+        """What a participant's prepared transaction is called."""
+        names = self.hub.shard_names
+        return make_gid(self.hub.cluster, names[self.decider.shard], self.commit_id, names[backend.shard]).encode()
+
+    cdef int next_step(self) except -1:
+        """Every backend has answered the step at hand."""
+        cdef Template template = self.verb
+        cdef int step = self.step
+        self.step = STEP_NONE
+        if step == STEP_UNDO:
+            self.command_failed = True
+            return self.conclude(ROLLBACK)
+        if step == STEP_FINISH:
+            return self.finish_participants()
+        if self.tell_failures():
+            return self.undo()
+        if step == STEP_DECIDE:
+            control_point("commit-decided")
+            self.send_texts(template, [
+                (each, b"COMMIT PREPARED '%s'" % self.gid(each))
+                for each in self.participants if (<Backend> each).phase == BACKEND_READY
+            ], None)
+            self.step = STEP_FINISH
+            return self.next_step() if self.pending == 0 else 0
+        if self.participants:
+            return self.decide()
+        return self.send_command(template, template.text, [self.decider], None if self.is_quiet else self.decider)
+
+    cdef int decide(self) except -1:
+        """All participants have prepared: the decision shard commits for all."""
+        control_point("commit-prepared")
+        self.send_command(self.verb, DECIDE % self.commit_id.encode(), [self.decider], None)
+        self.step = STEP_DECIDE
+        return control_point("commit-deciding")
+
+    cdef int finish_participants(self) except -1:
+        """The transaction is committed; what a participant has not confirmed, recovery commits."""
+        cdef Backend backend
+        control_point("commit-finished")
+        for backend in self.participants:
+            if backend.phase != BACKEND_READY or backend.muted_error is not None:
+                name = self.hub.shard_names[backend.shard]
+                self.warn("01000", f"the transaction is committed, but shard {name} has not confirmed it yet",
+                          "Recovery commits it there; until then its rows are locked. SHOW TWO_PHASE shows it.")
+                backend.muted_error = None
+        if not self.is_quiet:
+            self.push_complete(b"COMMIT")
+        self.participants = []
+        return self.conclude(self.verb)
+
+    cdef int undo(self) except -1:
+        """Roll back what has not ended; the error has been told."""
+        cdef Backend backend
+        texts = []
+        for backend in self.links:
+            failed, backend.muted_error = backend.muted_error is not None, None
+            if backend.status != b"I":
+                texts.append((backend, ROLLBACK.text))
+            elif backend in self.participants and not failed:
+                texts.append((backend, b"ROLLBACK PREPARED '%s'" % self.gid(backend)))
+        self.participants = []
+        self.send_texts(self.verb, texts, None)
+        self.step = STEP_UNDO
+        return self.next_step() if self.pending == 0 else 0
+
+    cdef bint tell_failures(self) except -1:
+        """Tell the client the first error of this step; whether there was one."""
+        cdef Backend backend
+        for backend in self.links:
+            if backend.muted_error is not None:
+                if b"\0C23505\0" in backend.muted_error and b"decision_pkey" in backend.muted_error:
+                    self.push_bytes(SqlError(
+                        "40001", "the transaction was rolled back by recovery",
+                        "COMMIT over several shards took so long that it counted as given up", "Run it again.",
+                    ).encode())
+                else:
+                    self.push_bytes(b"E" + (len(backend.muted_error) + 4).to_bytes(4, "big") + backend.muted_error)
+                return True
+        return False
+
+    cdef bint survives(self, Backend backend) noexcept:
+        """The connection to a participant broke once it had prepared: recovery ends what is left there."""
+        return (self.step == STEP_DECIDE or self.step == STEP_FINISH) and backend is not self.decider
+
+    cdef int lose_participant(self, Backend backend) except -1:
+        """Go on without a participant."""
+        self.links.remove(backend)
+        if self.step == STEP_FINISH and backend.replies.count:
+            self.pending -= 1
+            if self.pending == 0:
+                return self.next_step()
+        return 0
+
+    cdef int conclude(self, Template template) except -1:
+        """The command is done: draw the conclusion. Overridden by the transaction."""
+        return 0
+
+    cdef int warn(self, str sqlstate, str message, str hint="") except -1:
+        """NoticeResponse with severity WARNING."""
+        return self.push_bytes(b"N" + SqlError(sqlstate, message, "", hint).encode("WARNING")[1:])

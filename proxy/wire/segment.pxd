@@ -1,0 +1,8 @@
+from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.extended cimport Extended
+
+
+cdef class Segment(Extended):
+    cdef int on_sync(self) except -1
+    cdef int end_implicit(self) except -1
+    cdef int poison(self, Backend backend) except -1

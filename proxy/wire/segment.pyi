@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.extended import Extended
+
+class Segment(Extended): ...
