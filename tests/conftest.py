@@ -28,6 +28,14 @@ def one_shard(test_instances: TestInstances) -> Iterator[Shards]:
 
 
 @pytest.fixture
+def two_shards(test_instances: TestInstances) -> Iterator[Shards]:
+    """Fresh databases on two shards."""
+    made = test_instances.create(2)
+    yield made
+    test_instances.drop(made)
+
+
+@pytest.fixture
 def three_shards(test_instances: TestInstances) -> Iterator[Shards]:
     """Fresh databases on three shards."""
     made = test_instances.create(3)

@@ -1,6 +1,8 @@
 """Makes the Catalog from configuration and facts, and refuses what could not be right on several shards.
 
-Every refusal names the declaration, what is wrong, and what to do; all of them are raised together.
+Every refusal names the declaration, what is wrong, and what to do; all of them are raised together. What one shard
+alone can keep (a unique index, a foreign key across groups) is refused from the second shard on: an existing database
+becomes the only shard as it is, and `held_by_one_shard` tells what has to change before there is another.
 """
 
 from __future__ import annotations
@@ -34,6 +36,13 @@ def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
         functions=facts.functions,
         search_path=facts.search_path,
     )
+
+
+def held_by_one_shard(config: Config, facts: Facts) -> list[str]:
+    """What would be refused if there were a second shard, one line each; empty when there is one."""
+    deriving = _Deriving(config, facts)
+    deriving.check_foreign_keys(deriving.tables())
+    return deriving.held
 
 
 def compare_shards(config: Config, all_facts: Iterable[Facts]) -> None:
@@ -85,6 +94,7 @@ class _Deriving:
 
     def __init__(self, config: Config, facts: Facts) -> None:
         self.problems: list[str] = []
+        self.held: list[str] = []  # problems, but for the shard being the only one
         self._config = config
         self._facts = facts
         self._indexes = profile_indexes(config)
@@ -122,9 +132,9 @@ class _Deriving:
             if key.table in tables:
                 message = self._refuse_foreign_key(key, tables)
                 if message:
-                    self._problem(self._declared[key.table], f"foreign key {key.name} to {key.target} {message}")
+                    self._held(self._declared[key.table], f"foreign key {key.name} to {key.target} {message}")
             elif key.target in tables and tables[key.target].kind is not TableKind.REFERENCE:
-                self._problem(
+                self._held(
                     self._declared[key.target],
                     f"{key.table} is not declared, so its rows lie on the first shard, but its foreign key {key.name} "
                     f"references {key.target}: declare {key.table} as its child, or drop the foreign key",
@@ -133,6 +143,11 @@ class _Deriving:
     def _problem(self, table: TableConfig, message: str, key: str = "") -> None:
         place = f"tables.{table.name}" + (f".{key}" if key else "")
         self.problems.append(f"{self._config.path}: {place}: {message}")
+
+    def _held(self, table: TableConfig, message: str) -> None:
+        """A problem, unless there is one shard, which holds every row."""
+        problems = self.held if len(self._config.shards) == 1 else self.problems
+        problems.append(f"{self._config.path}: tables.{table.name}: {message}")
 
     def _table(self, declared: TableConfig, facts: TableFacts) -> Table:
         functions = tuple(self._functions(declared, facts))
@@ -286,7 +301,7 @@ class _Deriving:
     def _check_unique(self, declared: TableConfig, facts: TableFacts, via: str | None) -> None:
         for index in facts.unique:
             if not index.is_primary and declared.key not in index.columns and via not in index.columns:
-                self._problem(
+                self._held(
                     declared,
                     f"unique index {index.name} on ({', '.join(index.columns)}) would hold on each shard only, not "
                     f"over all of them: drop it, or make it not unique, or add {via or declared.key} to it",

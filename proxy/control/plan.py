@@ -19,7 +19,7 @@ from foreshard._core.buckets import BUCKET_OF_SQL, PLACED_FLAG, initial_map
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
-from foreshard.proxy.control.derive import build_catalog, compare_shards
+from foreshard.proxy.control.derive import build_catalog, compare_shards, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
@@ -287,6 +287,7 @@ def _notes(config: Config, catalog: Catalog, facts: Facts) -> list[str]:
         table = catalog.tables[qualified(declared.name)]
         if table.parent and (declared.parent is None or declared.via is None):
             notes.append(f"{table.qualified} lives with {table.parent} via {table.via}, by its foreign key")
+    notes += [f"before a second shard: {line}" for line in held_by_one_shard(config, facts)]
     for kind, readers in (("view or table", facts.views), ("function", facts.functions)):
         for name, read in sorted(readers.items()):
             notes.append(f"{kind} {name} reads {read}: statements that name it are refused")

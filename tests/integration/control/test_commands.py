@@ -60,7 +60,7 @@ def test_a_summary_names_objects_only(file: str, capsys: pytest.CaptureFixture[s
 def test_a_refusal_is_exit_code_2_and_one_line_for_each_problem(
     file: str, one_shard: Shards, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_shard.execute(SCHEMA + "CREATE UNIQUE INDEX ON document (path); CREATE UNIQUE INDEX ON symbol (name)")
+    one_shard.execute(SCHEMA + "ALTER TABLE document DROP CONSTRAINT document_pkey CASCADE; ALTER TABLE symbol DROP id")
     assert main(["plan", "-c", file]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from foreshard.proxy.catalog import Catalog, TableKind
 from foreshard.proxy.config import Config, TableConfig, TriggerConfig
-from foreshard.proxy.control import list_lacking, read_catalog
+from foreshard.proxy.control import list_lacking, planned, read_catalog
 from foreshard.proxy.errors import ConfigError
 from tests.support.deployment import INDEX_DOCUMENT, SCHEMA, TABLES, make_config
 from tests.support.postgres import Shards
@@ -130,6 +130,17 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
 }  # fmt: skip
 
 
+def held(config: Config) -> list[str]:
+    """What would be refused if there were a second shard."""
+
+    async def read() -> list[str]:
+        async with planned(config) as plan:
+            start = f"before a second shard: {config.path}: "
+            return [note.removeprefix(start) for note in plan.notes if note.startswith(start)]
+
+    return asyncio.run(read())
+
+
 def derive(shards: Shards, folder: Path, **sections: Any) -> Catalog:
     return asyncio.run(read_catalog(make_config(shards, folder, **sections)))
 
@@ -141,11 +152,11 @@ def refusals(config: Config) -> list[str]:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_sharded_is_refused(one_shard: Shards, tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_sharded_is_refused(two_shards: Shards, tmp_path: Path, name: str) -> None:
     sql, tables, expected = REFUSALS[name]
     if sql:
-        one_shard.execute(sql)
-    assert refusals(make_config(one_shard, tmp_path, tables=tables)) == expected
+        two_shards.execute(sql)
+    assert refusals(make_config(two_shards, tmp_path, tables=tables)) == expected
 
 
 @pytest.mark.parametrize(
@@ -248,6 +259,20 @@ def test_shards_that_differ_are_refused(three_shards: Shards, tmp_path: Path) ->
     assert "shard s0 has it, shard s1 does not" in refusals(make_config(three_shards, tmp_path, tables=(A,)))[0]
 
 
-def test_every_refusal_is_reported_at_once(one_shard: Shards, tmp_path: Path) -> None:
-    one_shard.execute("CREATE TABLE a (id int PRIMARY KEY, x int UNIQUE)")
-    assert len(refusals(make_config(one_shard, tmp_path, tables=(A, B)))) == 3
+def test_every_refusal_is_reported_at_once(two_shards: Shards, tmp_path: Path) -> None:
+    two_shards.execute("CREATE TABLE a (id int PRIMARY KEY, x int UNIQUE)")
+    assert len(refusals(make_config(two_shards, tmp_path, tables=(A, B)))) == 3
+
+
+def test_what_one_shard_keeps_by_itself_is_refused_from_the_second_on(two_shards: Shards, tmp_path: Path) -> None:
+    two_shards.execute(
+        ROOT + "CREATE TABLE c (id bigserial PRIMARY KEY, code text UNIQUE);"
+        "CREATE TABLE b (id bigserial PRIMARY KEY, a_id bigint NOT NULL REFERENCES a, c_id bigint REFERENCES c);"
+        "CREATE TABLE log (a_id bigint REFERENCES a)"
+    )
+    tables = (A, TableConfig(name="b", key="id", parent="a", via="a_id"), TableConfig(name="c", key="id"))
+    only = Shards(two_shards.shards[:1])
+    assert derive(only, tmp_path, tables=tables)
+    refused = refusals(make_config(two_shards, tmp_path, tables=tables))
+    assert len(refused) == 3
+    assert sorted(held(make_config(only, tmp_path, tables=tables))) == sorted(refused)
