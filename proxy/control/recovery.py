@@ -25,7 +25,8 @@ import msgspec
 
 from foreshard._core.two_phase import Gid, parse_gid
 from foreshard.proxy.config import Config
-from foreshard.proxy.control.recovery_shard import ABORT, COMMIT, Finish, Prepared, ShardDown, ShardLink
+from foreshard.proxy.control.kept import ShardDown
+from foreshard.proxy.control.recovery_shard import ABORT, COMMIT, Finish, Prepared, ShardLink
 from foreshard.proxy.control.retry import pause
 from foreshard.proxy.triggers.points import control_point
 

@@ -8,9 +8,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from enum import Enum
 
 import asyncpg
@@ -19,12 +17,11 @@ import msgspec
 from foreshard._core.two_phase import PREFIX
 from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.control.introspect import Connection
-from foreshard.proxy.control.retry import LOST, connect
+from foreshard.proxy.control.kept import KeptConnection
 from foreshard.proxy.triggers.capture import quote_name
 from foreshard.proxy.triggers.points import control_point
 
 COMMIT, ABORT = "commit", "abort"
-ANSWER_TIMEOUT_S = 2.0  # a shard that takes longer is down for this round
 OPEN_DECISION_WAIT_MS = 250  # for a decision whose transaction has not ended: it is asked for again in the next round
 RETENTION_S = 60  # of a commit decision, so that a participant that fails over to a late replica still finds it
 ROWS_MAX = 10_000  # decisions looked at per cleaning
@@ -35,7 +32,6 @@ SETTINGS = {
     "lock_timeout": str(OPEN_DECISION_WAIT_MS),
 }
 DURABLE = "SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'"
-IDENTITY = "SELECT name FROM foreshard.shard_info"
 LIST = f"""
 SELECT p.gid, p.owner::text, extract(epoch FROM clock_timestamp() - p.prepared)::float8
 FROM pg_prepared_xacts AS p, foreshard.shard_info AS i
@@ -72,62 +68,31 @@ class Finish(Enum):
     BUSY = "busy"  # somebody else is ending it
 
 
-class ShardDown(Exception):
-    """The shard did not answer, or is not the one that it should be; its text says why."""
-
-
 class ShardLink:
-    """Owns one connection to one shard, made when first needed and after every failure. Ends by `close`."""
+    """Owns one connection to one shard. Every method raises ShardDown for whatever keeps the shard from answering."""
 
     def __init__(self, shard: ShardConfig) -> None:
         self.name = shard.name
-        self._dsn = shard.dsn
-        self._connection: Connection | None = None
-        self._turn = asyncio.Lock()  # a connection does one thing at a time
+        self._kept = KeptConnection(shard, SETTINGS, DURABLE)
         self._open_at_abort: dict[str, frozenset[str]] = {}  # id -> transactions open when its tombstone was first seen
 
     def close(self) -> None:
         """Give the connection up."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
-
-    @contextlib.asynccontextmanager
-    async def _asked(self) -> AsyncIterator[Connection]:
-        """The connection, for one question. ShardDown for whatever keeps the shard from answering it."""
-        async with self._turn:
-            try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    if self._connection is None:
-                        self._connection = await connect(self._dsn, SETTINGS)
-                        await self._connection.execute(DURABLE)
-                        await self._check_identity(self._connection)
-                    yield self._connection
-            except ShardDown:
-                self.close()
-                raise
-            except LOST as error:
-                self.close()
-                raise ShardDown(" ".join(str(error).split()) or type(error).__name__) from error
-
-    async def _check_identity(self, connection: Connection) -> None:
-        name = await connection.fetchval(IDENTITY)
-        if name != self.name:
-            raise ShardDown(f"its database says that it is shard {name}")
+        self._kept.close()
 
     async def list_prepared(self) -> list[Prepared]:
         """Prepared transactions of this cluster."""
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             return [Prepared(*row) for row in map(tuple, await connection.fetch(LIST))]
 
     async def read_outcomes(self, ids: Collection[str]) -> dict[str, str]:
         """Outcome by id, of those that are decided."""
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             return {row["id"]: row["outcome"] for row in await connection.fetch(OUTCOMES, list(ids))}
 
     async def decide(self, id: str) -> str | None:
         """Abort the transaction unless it is decided; the outcome. None while its decision transaction is open."""
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             try:
                 await connection.execute(INSERT_ABORT, id)
             except asyncpg.LockNotAvailableError:
@@ -139,7 +104,7 @@ class ShardLink:
     async def finish(self, prepared: Prepared, outcome: str) -> Finish:
         """End a prepared transaction. ShardDown with the reason when this shard does not let us."""
         command = f"{'COMMIT' if outcome == COMMIT else 'ROLLBACK'} PREPARED '{prepared.gid}'"
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             try:
                 await self._run_as(connection, prepared.owner, command)
             except asyncpg.UndefinedObjectError:
@@ -167,7 +132,7 @@ class ShardLink:
         An abort is out of reach when every transaction has ended that was open after the tombstone was there: the
         coordinator's own, which might still try to commit, was open before.
         """
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             rows = {row["id"]: row["outcome"] for row in await connection.fetch(OLD_DECISIONS)}
             aborts = {id for id, outcome in rows.items() if outcome == ABORT}
             running: frozenset[str] = frozenset()
@@ -179,5 +144,5 @@ class ShardLink:
 
     async def forget(self, ids: Collection[str]) -> None:
         """Delete decisions."""
-        async with self._asked() as connection:
+        async with self._kept.asked() as connection:
             await connection.execute(DELETE, list(ids))

@@ -1,0 +1,98 @@
+"""Deadlocks over several shards: found by asking the shards who waits, broken by cancelling the youngest transaction.
+
+It runs in the router, which knows for nothing which server processes serve one client, and whose cancel requests never
+hit a later statement. The shards are asked only while transactions of ours on several shards have been busy for a
+whole interval; then the shards that they are on are asked twice, and only waits of both looks count (waits.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+from foreshard._core.two_phase import parse_gid
+from foreshard.proxy.config import Config
+from foreshard.proxy.control.kept import KeptConnection, ShardDown
+from foreshard.proxy.control.waits import Cycle, OpenTransaction, Wait, choose_victim, find_cycles, lasting
+
+INTERVAL_S = 1.0
+LOOKS_APART_S = 0.1
+# Waits that PostgreSQL itself has looked at by now. pg_locks, unlike pg_stat_activity, hides nobody's.
+WAITS = """
+SELECT w.pid, w.waitstart::text, pg_blocking_pids(w.pid), coalesce(max(x.gid), ''),
+       coalesce(extract(epoch FROM max(a.xact_start)), 0)::float8
+FROM pg_locks AS w LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid
+LEFT JOIN pg_prepared_xacts AS x ON w.locktype = 'transactionid' AND x.transaction = w.transactionid
+WHERE NOT w.granted AND w.waitstart < clock_timestamp() - current_setting('deadlock_timeout')::interval
+GROUP BY w.pid, w.waitstart
+"""
+SETTINGS = {"application_name": "foreshard deadlock watch", "default_transaction_isolation": "read committed"}
+
+
+class DeadlockWatch:
+    """Owns a connection to each shard it has had to ask. Made by the router; runs until cancelled.
+
+    `list_busy` gives the transactions on several shards of which a statement is under way; `cancel` ends one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        list_busy: Callable[[], Collection[OpenTransaction]],
+        cancel: Callable[[OpenTransaction, Cycle], None],
+    ) -> None:
+        self._shards = [KeptConnection(shard, SETTINGS, "SELECT 1") for shard in config.shards]
+        self._list_busy = list_busy
+        self._cancel = cancel
+
+    async def run(self) -> None:
+        """Look each second."""
+        suspects: set[OpenTransaction] = set()
+        try:
+            while True:
+                await asyncio.sleep(INTERVAL_S)
+                busy = set(self._list_busy())
+                suspects &= busy
+                if len(suspects) > 1:  # one alone deadlocks on one shard only
+                    await self.look()
+                suspects = busy
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give every connection up."""
+        for shard in self._shards:
+            shard.close()
+
+    async def look(self) -> int:
+        """Break the deadlocks of this moment; how many there were."""
+        transactions = self._list_busy()
+        indexes = sorted({shard for transaction in transactions for shard, _ in transaction.places})
+        before = await self._read_waits(indexes)
+        if len({wait.place[0] for wait in before}) < 2:
+            return 0
+        await asyncio.sleep(LOOKS_APART_S)
+        now = await self._read_waits(indexes)
+        still = set(self._list_busy())
+        transactions = [transaction for transaction in transactions if transaction in still]
+        cycles = find_cycles(transactions, lasting(before, now))
+        for cycle in cycles:
+            self._cancel(choose_victim(cycle, transactions), cycle)
+        return len(cycles)
+
+    async def _read_waits(self, indexes: Sequence[int]) -> list[Wait]:
+        return [wait for some in await asyncio.gather(*map(self._read_waits_of, indexes)) for wait in some]
+
+    async def _read_waits_of(self, index: int) -> list[Wait]:
+        """Waits on one shard; none while it is down: whoever waits there will hear so."""
+        try:
+            async with self._shards[index].asked() as connection:
+                rows = await connection.fetch(WAITS)
+        except ShardDown:
+            return []
+        found = []
+        for pid, since, blockers, name, started_s in map(tuple, rows):
+            gid = parse_gid(name)
+            id = gid.id if gid is not None else ""
+            found.append(Wait((index, pid), since, tuple(blockers), id, started_s))
+        return found
