@@ -42,6 +42,8 @@ from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import TwoPhase, read_catalog, read_two_phase
+from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
+from foreshard.proxy.control.waits import Cycle, OpenTransaction
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
@@ -129,6 +131,7 @@ class Router:
         self.listener: socket.socket | None = None
         self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
         self.stopped = loop.create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -147,6 +150,8 @@ class Router:
         self.listener = listener
         self.reading = Listener(self.reactor, os.dup(listener.fileno()), self.accept)
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
+        if self.catalog.tables:
+            self._keep(self.deadlocks.run())
 
     def accept(self) -> None:
         """Take every connection that waits."""
@@ -208,6 +213,7 @@ class Router:
             await asyncio.sleep(0.02)
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
+        self.deadlocks.close()
         self.reactor.stop()
         self.hub.waker.stop()
 
@@ -264,6 +270,29 @@ class Router:
             log.warning("a cancel request may not have reached shard %s: %s", name, error or "no answer in time")
         finally:
             backend.end_cancel(is_delivered)
+
+    def list_busy(self) -> list[OpenTransaction]:
+        """Transactions on several shards of which a statement is under way."""
+        return [
+            OpenTransaction(
+                session.pid, frozenset((backend.shard, backend.pid) for backend in session.links), session.commit_id or ""
+            )
+            for session in self.hub.sessions.values()
+            if len(session.links) > 1 and session.busy_backends()
+        ]
+
+    def break_deadlock(self, victim: OpenTransaction, cycle: Cycle) -> None:
+        """Cancel what a transaction waits for in a deadlock over several shards."""
+        told = explain_deadlock(victim, cycle, [shard.name for shard in self.config.shards])
+        log.warning("%s: %s", told.message, told.detail)
+        waiting = {wait.place for wait in cycle.waits} & victim.places
+        for session in self.hub.sessions.values():
+            if session.pid == victim.client:
+                for backend in session.busy_backends():
+                    if (backend.shard, backend.pid) in waiting:
+                        backend.break_deadlock(told)
+                        backend.begin_cancel()
+                        self._keep(self._cancel(backend))
 
     def console_greeting(self, parameters: Iterable[tuple[str, str]]) -> bytes:
         """AuthenticationOk and the parameters that psql and drivers look at."""

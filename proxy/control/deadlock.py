@@ -14,6 +14,7 @@ from foreshard._core.two_phase import parse_gid
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.kept import KeptConnection, ShardDown
 from foreshard.proxy.control.waits import Cycle, OpenTransaction, Wait, choose_victim, find_cycles, lasting
+from foreshard.proxy.errors import SqlError
 
 INTERVAL_S = 1.0
 LOOKS_APART_S = 0.1
@@ -96,3 +97,15 @@ class DeadlockWatch:
             id = gid.id if gid is not None else ""
             found.append(Wait((index, pid), since, tuple(blockers), id, started_s))
         return found
+
+
+def explain_deadlock(victim: OpenTransaction, cycle: Cycle, names: Sequence[str]) -> SqlError:
+    """What the client of the cancelled transaction hears."""
+    shards = ", ".join(sorted(names[index] for index in cycle.shards))
+    clients = ", ".join(str(node) for node in sorted(node for node in cycle.nodes if isinstance(node, int)))
+    return SqlError(
+        "40P01",
+        f"deadlock detected over shards {shards}",
+        f"The transactions of clients {clients} wait for each other; that of client {victim.client} is the youngest.",
+        "Run it again. Transactions that lock rows in one order do not meet this.",
+    )

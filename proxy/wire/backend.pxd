@@ -86,6 +86,8 @@ cdef class Backend(Endpoint):
     cdef bytes part_tag
     cdef bint part_suspended
     cdef bytes muted_error              # body of the ErrorResponse to a command whose answer was not shown
+    cdef object deadlock                # SqlError to tell in place of the cancelled statement's; None: none
+    cdef bytes told_instead             # ErrorResponse that replaces the one at hand
     cdef object last_words              # SqlError that came unasked, before the end of the connection
     cdef bint is_resetting              # DISCARD ALL is under way
 
@@ -100,6 +102,7 @@ cdef class Backend(Endpoint):
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1
+    cdef int on_deadlock(self, int head, bytes body) except -1
     cdef int note_parameter(self, bytes body) except -1
     cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1
     cdef Py_ssize_t on_startup_input(self, const char* data, Py_ssize_t size) except -1

@@ -292,6 +292,7 @@ cdef class Backend(Endpoint):
         if class_ == CLASS_ROW:
             return ACTION_DROP if is_ours or self.filter == FILTER_MUTE or self.owner is None else ACTION_RELAY
         if class_ == CLASS_READY:
+            self.deadlock = None
             self.status = body[0]
             self.is_skipping = False
             if kind == REPLY_QUERY or kind == REPLY_SYNC:
@@ -314,6 +315,8 @@ cdef class Backend(Endpoint):
                 self.last_words = decode_error(body[:size])
             elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
                 self.muted_error = body[:size]
+            if self.deadlock is not None:
+                return self.on_deadlock(head, body[:size])
             return self.on_error_reply(head)
         elif class_ == CLASS_COMPLETE:
             if kind == REPLY_PARSE and self.parsing:
@@ -381,9 +384,25 @@ cdef class Backend(Endpoint):
             return ACTION_DROP      # unasked: it ends the connection, not a statement
         return ACTION_ERROR_DROP if self.filter == FILTER_MUTE else ACTION_ERROR
 
+    cdef int on_deadlock(self, int head, bytes body) except -1:
+        """ErrorResponse to a statement that was cancelled to break a deadlock: the client hears of that instead."""
+        cdef int action = self.on_error_reply(head)
+        if b"\0C57014\0" not in body:
+            return action
+        told = self.deadlock.encode()
+        if self.muted_error is not None:
+            self.muted_error = told[5:]
+        if action != ACTION_ERROR:
+            return action
+        self.told_instead = told
+        return ACTION_ERROR_DROP
+
     cdef int after(self, int action) except -1:
         """What follows once the bytes are with the client."""
         cdef Owner owner = self.owner
+        if self.told_instead is not None:
+            told, self.told_instead = self.told_instead, None
+            self.owner_push(<const char*> told, len(told))
         if owner is None:
             if action == ACTION_FATAL:
                 self.lose(SqlError("08006", "the shard did not end the session of a client that has left"))
@@ -477,6 +496,10 @@ cdef class Backend(Endpoint):
     def prepared_count(self) -> int:
         """Server-side prepared statements."""
         return len(self.prepared)
+
+    def break_deadlock(self, error: SqlError) -> None:
+        """Its statement is about to be cancelled: the client hears this error then."""
+        self.deadlock = error
 
     def begin_cancel(self) -> None:
         """A cancel request is on its way: the backend goes to nobody else meanwhile."""

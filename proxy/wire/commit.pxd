@@ -22,7 +22,7 @@ cdef class Commit(Session):
     cdef int step                   # CommitStep
     cdef Backend decider            # backend on the decision shard, or the only writer's
     cdef list participants          # the other writers
-    cdef str commit_id              # names the distributed transaction
+    cdef readonly str commit_id     # names the distributed transaction
 
     cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
     cdef int send_texts(self, Template template, list texts, Backend speaker) except -1

@@ -1,8 +1,11 @@
 from typing import Any
 
+from foreshard.proxy.wire.session import Session
+
 CONTROL_POINTS: tuple[str, ...]
 CRASH_AT: str
 COMMIT: Any
 ROLLBACK: Any
 
-class Commit: ...
+class Commit(Session):
+    commit_id: str | None
