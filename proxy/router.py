@@ -275,7 +275,9 @@ class Router:
         """Transactions on several shards of which a statement is under way."""
         return [
             OpenTransaction(
-                session.pid, frozenset((backend.shard, backend.pid) for backend in session.links), session.commit_id or ""
+                session.pid,
+                frozenset((backend.shard, backend.pid) for backend in session.links),
+                session.commit_id or "",
             )
             for session in self.hub.sessions.values()
             if len(session.links) > 1 and session.busy_backends()

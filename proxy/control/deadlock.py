@@ -13,19 +13,31 @@ from collections.abc import Callable, Collection, Sequence
 from foreshard._core.two_phase import parse_gid
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.kept import KeptConnection, ShardDown
-from foreshard.proxy.control.waits import Cycle, OpenTransaction, Wait, choose_victim, find_cycles, lasting
+from foreshard.proxy.control.waits import (
+    Cycle,
+    OpenTransaction,
+    Place,
+    Wait,
+    choose_victim,
+    find_cycles,
+    lasting,
+    members_of,
+)
 from foreshard.proxy.errors import SqlError
 
 INTERVAL_S = 1.0
 LOOKS_APART_S = 0.1
 # Waits that PostgreSQL itself has looked at by now. pg_locks, unlike pg_stat_activity, hides nobody's.
 WAITS = """
-SELECT w.pid, w.waitstart::text, pg_blocking_pids(w.pid), coalesce(max(x.gid), ''),
-       coalesce(extract(epoch FROM max(a.xact_start)), 0)::float8
-FROM pg_locks AS w LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid
+SELECT w.pid, w.waitstart::text, pg_blocking_pids(w.pid), coalesce(max(x.gid), '')
+FROM pg_locks AS w
 LEFT JOIN pg_prepared_xacts AS x ON w.locktype = 'transactionid' AND x.transaction = w.transactionid
 WHERE NOT w.granted AND w.waitstart < clock_timestamp() - current_setting('deadlock_timeout')::interval
 GROUP BY w.pid, w.waitstart
+"""
+STARTS = """
+SELECT pid, extract(epoch FROM xact_start)::float8 FROM pg_stat_activity
+WHERE pid = ANY ($1::int[]) AND xact_start IS NOT NULL
 """
 SETTINGS = {"application_name": "foreshard deadlock watch", "default_transaction_isolation": "read committed"}
 
@@ -78,8 +90,20 @@ class DeadlockWatch:
         transactions = [transaction for transaction in transactions if transaction in still]
         cycles = find_cycles(transactions, lasting(before, now))
         for cycle in cycles:
-            self._cancel(choose_victim(cycle, transactions), cycle)
+            places = {place for member in members_of(cycle, transactions) for place in member.places}
+            started = await asyncio.gather(*(self._read_starts(index, places) for index in indexes))
+            victim = choose_victim(cycle, transactions, dict(pair for some in started for pair in some))
+            self._cancel(victim, cycle)
         return len(cycles)
+
+    async def _read_starts(self, index: int, places: Collection[Place]) -> list[tuple[Place, float]]:
+        """When the transactions of some processes of one shard began, of those that we may know of."""
+        try:
+            async with self._shards[index].asked() as connection:
+                rows = await connection.fetch(STARTS, [pid for shard, pid in places if shard == index])
+        except ShardDown:
+            return []
+        return [((index, pid), started_s) for pid, started_s in map(tuple, rows)]
 
     async def _read_waits(self, indexes: Sequence[int]) -> list[Wait]:
         return [wait for some in await asyncio.gather(*map(self._read_waits_of, indexes)) for wait in some]
@@ -92,10 +116,10 @@ class DeadlockWatch:
         except ShardDown:
             return []
         found = []
-        for pid, since, blockers, name, started_s in map(tuple, rows):
+        for pid, since, blockers, name in map(tuple, rows):
             gid = parse_gid(name)
             id = gid.id if gid is not None else ""
-            found.append(Wait((index, pid), since, tuple(blockers), id, started_s))
+            found.append(Wait((index, pid), since, tuple(blockers), id))
         return found
 
 

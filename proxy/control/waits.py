@@ -30,7 +30,6 @@ class Wait(msgspec.Struct, frozen=True):
     since: str  # tells this wait from an earlier one of the same process
     blockers: tuple[int, ...]  # processes of the same shard
     blocking_id: str = ""  # the distributed transaction whose prepared part it waits for
-    started_s: float = 0.0  # when its transaction began
 
 
 class Cycle(msgspec.Struct, frozen=True):
@@ -107,11 +106,17 @@ def _find_cycle(edges: Mapping[Node, Mapping[Node, Wait]]) -> Cycle | None:
     return None
 
 
-def choose_victim(cycle: Cycle, transactions: Collection[OpenTransaction]) -> OpenTransaction:
-    """The youngest transaction of the cycle: it has done least. `started_s` is known of each that waits."""
-    members = [transaction for transaction in transactions if transaction.client in cycle.nodes]
-    started_s = {
-        transaction.client: max(wait.started_s for wait in cycle.waits if wait.place in transaction.places)
-        for transaction in members
-    }
-    return max(members, key=lambda transaction: (started_s[transaction.client], transaction.client))
+def members_of(cycle: Cycle, transactions: Collection[OpenTransaction]) -> list[OpenTransaction]:
+    """The transactions on several shards that are part of the cycle; there are at least two."""
+    return [transaction for transaction in transactions if transaction.client in cycle.nodes]
+
+
+def choose_victim(
+    cycle: Cycle, transactions: Collection[OpenTransaction], started_s: Mapping[Place, float]
+) -> OpenTransaction:
+    """The youngest transaction of the cycle: it has done least. One joins its shards one by one: the first tells."""
+
+    def began_s(transaction: OpenTransaction) -> float:
+        return min((started_s[place] for place in transaction.places if place in started_s), default=0.0)
+
+    return max(members_of(cycle, transactions), key=lambda member: (began_s(member), member.client))

@@ -23,10 +23,10 @@ FIRST, SECOND, THIRD = (
 )
 
 
-def wait(shard: int, waiter: int, *blockers: int, started_s: float = 0.0) -> Wait:
+def wait(shard: int, waiter: int, *blockers: int) -> Wait:
     """Client `waiter` waits on a shard for other clients."""
     pids = tuple(10 * blocker + shard for blocker in blockers)
-    return Wait((shard, 10 * waiter + shard), "t", pids, started_s=started_s)
+    return Wait((shard, 10 * waiter + shard), "t", pids)
 
 
 def nodes_of(cycles: list[Cycle]) -> list[set[Node]]:
@@ -87,12 +87,12 @@ def test_only_what_both_looks_saw_counts() -> None:
 
 
 def test_the_youngest_gives_way() -> None:
-    waits = [wait(0, 1, 2, started_s=20.0), wait(1, 2, 1, started_s=10.0)]
-    (cycle,) = find_cycles([FIRST, SECOND], waits)
-    assert choose_victim(cycle, [FIRST, SECOND, THIRD]) is FIRST
-    waits = [wait(0, 1, 2), wait(1, 2, 1)]  # as old as each other
-    (cycle,) = find_cycles([FIRST, SECOND], waits)
-    assert choose_victim(cycle, [FIRST, SECOND, THIRD]) is SECOND
+    (cycle,) = find_cycles([FIRST, SECOND, THIRD], [wait(0, 1, 2), wait(1, 2, 1)])
+    everybody = [FIRST, SECOND, THIRD]
+    started_s = {(0, 10): 30.0, (1, 11): 20.0, (0, 20): 10.0, (1, 21): 40.0, (0, 30): 50.0}
+    assert choose_victim(cycle, everybody, started_s) is FIRST  # it has begun on shard 1, at 20
+    assert choose_victim(cycle, everybody, {**started_s, (2, 12): 5.0}) is SECOND
+    assert choose_victim(cycle, everybody, {}) is SECOND  # nothing is known: the one that connected last
 
 
 def simple_cycles(edges: dict[tuple[int, int], int]) -> list[list[int]]:
