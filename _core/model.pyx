@@ -48,6 +48,7 @@ cdef double DEGRADED_UNTIL = 3.0
 cdef double USELESS_FROM = 0.8      # of the mean's q-error: a model above that tells no more than the mean
 cdef double USELESS_UNTIL = 0.65
 cdef int DEGRADED_SAMPLES = 64      # no verdict before this many: the first few of any model are far off
+cdef double RATIO_SCALE = 1e4        # of kept log ratios: a ten-thousandth is 0.01 % of a q-error
 cdef int FRESH_MAX = 16             # ratios between two takings of order statistics
 cdef double VALUE_MAX = 1e18        # of a feature or a measurement
 cdef double MEAN_MIN = 1e-30        # what is below is nothing
@@ -101,6 +102,30 @@ cdef void take_statistics(Window* window) noexcept:
         window.upper = ordered[rank - 1]
     else:                                       # too few to say: beyond the largest seen
         window.upper = fmax(ordered[count - 1], 0.0) + log(2.0)
+
+
+cdef list dump_window(Window* window):
+    """The ratios as whole 1/RATIO_SCALE, oldest first: short, and as near as anybody looks."""
+    cdef int index
+    cdef int first = window.next if window.count == WINDOW else 0
+    return [round(window.ratios[(first + index) % WINDOW] * RATIO_SCALE) for index in range(window.count)]
+
+
+cdef int load_window(ratios, Window* window) except -1:
+    """Fill a window from such a list, or leave it empty when there is none; 0 when it is something else."""
+    cdef double value
+    clear_window(window)
+    if ratios is None:
+        return 1
+    if len(ratios) > WINDOW:
+        return 0
+    for ratio in ratios:
+        value = ratio
+        if not isfinite(value):
+            return 0
+        add_ratio(window, value / RATIO_SCALE)
+    take_statistics(window)
+    return 1
 
 
 # --- one resource ------------------------------------------------------------------------------------------------
@@ -453,17 +478,21 @@ cdef class Learner:
         return (window.q_median, window.q_p95)
 
     def state(self):
-        """Everything needed to go on after a restart, as plain values. The windows of q-errors are not kept."""
+        """Everything needed to go on after a restart, as plain values."""
         cdef int resource
         return {
             "samples": self.samples,
             "degraded": bool(self.degraded),
+            "ratios": dump_window(&self.window),
+            "mean_ratios": dump_window(&self.mean_window),
             "fits": [dump_fit(&self.fits[resource]) for resource in range(RESOURCES)],
         }
 
     def restore(self, state):
         """Take over what `state` gave; False (and nothing changed) when it is not usable."""
         cdef Fit[RESOURCES] fits
+        cdef Window window
+        cdef Window mean_window
         cdef int resource
         try:
             samples = int(state["samples"])
@@ -473,13 +502,18 @@ cdef class Learner:
             for resource in range(RESOURCES):
                 if not load_fit(state["fits"][resource], &fits[resource]):
                     return False
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            if not load_window(state.get("ratios"), &window):
+                return False
+            if not load_window(state.get("mean_ratios"), &mean_window):
+                return False
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             return False
         for resource in range(RESOURCES):
             self.fits[resource] = fits[resource]
         self.samples = samples
         self.degraded = degraded
-        self.clear_windows()
+        self.window = window
+        self.mean_window = mean_window
         return True
 
 
@@ -504,6 +538,7 @@ cdef dict dump_fit(Fit* fit):
         "risen": fit.risen,
         "fallen": fit.fallen,
         "resets": fit.resets,
+        "ratios": dump_window(&fit.window),
     }
 
 
@@ -537,4 +572,4 @@ cdef int load_fit(state, Fit* fit) except -1:
             return 0
     if not (0 <= fit.resets < INFINITY and isfinite(fit.bias) and isfinite(fit.lost)):
         return 0
-    return 1
+    return load_window(state.get("ratios"), &fit.window)

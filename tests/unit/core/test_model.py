@@ -238,6 +238,26 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_happened() -> None:
         assert restored.update(x, cpu(1e-5 * x[1])) == learner.update(x, cpu(1e-5 * x[1]))
 
 
+def test_q_errors_go_on_after_a_restart() -> None:
+    learner, restored = trained(), Learner()
+    assert restored.restore(json.loads(json.dumps(learner.state())))
+    x = (1.0, 300.0, 6.0, 2.0)
+    for resource in (None, 0):
+        assert restored.q_error(resource) == pytest.approx(learner.q_error(resource), rel=1e-3)
+    assert restored.upper_bound(x) == pytest.approx(learner.upper_bound(x), rel=1e-3)
+
+
+def test_a_state_kept_without_q_errors_is_of_use_all_the_same() -> None:
+    state = trained().state()
+    for part in (state, *state["fits"]):
+        part.pop("ratios")
+    del state["mean_ratios"]
+    restored = Learner()
+    assert restored.restore(state)
+    assert restored.q_error() is None
+    assert restored.predict((1.0, 300.0, 6.0, 2.0)) == trained().predict((1.0, 300.0, 6.0, 2.0))
+
+
 def damage(state: dict[str, Any], how: str) -> dict[str, Any]:
     """A kept state that something happened to."""
     first = state["fits"][0]
@@ -249,6 +269,10 @@ def damage(state: dict[str, Any], how: str) -> dict[str, Any]:
         del first["mean"]
     elif how == "short":
         first["moment"] = [1.0]
+    elif how == "ratio":
+        state["ratios"][3] = math.inf
+    elif how == "ratios":
+        state["mean_ratios"] = [0] * 257
     elif how == "fewer":
         state["fits"] = state["fits"][:3]
     else:
@@ -256,7 +280,9 @@ def damage(state: dict[str, Any], how: str) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("how", ["nan", "negative", "missing", "short", "fewer", "negative evidence"])
+@pytest.mark.parametrize(
+    "how", ["nan", "negative", "missing", "short", "fewer", "ratio", "ratios", "negative evidence"]
+)
 def test_a_damaged_state_is_refused_and_changes_nothing(how: str) -> None:
     learner = trained()
     before = learner.state()
