@@ -39,12 +39,12 @@ demo: build      ## three embedded shards, the proxy, workers, and a real worklo
 bench: build     ## every benchmark; results in bench/results
 	$(BIN)/python -m bench $(ARGS)
 
-clean:           ## remove the environment, builds and the demo's data
-	@for file in $$(find -L data -maxdepth 6 -name postmaster.pid 2>/dev/null); do \
+clean:           ## remove the environment, builds, and the data of the demo and of config/foreshard.yaml
+	@for file in $$(find -L data config/data -maxdepth 6 -name postmaster.pid 2>/dev/null); do \
 	  folder=$$(dirname "$$(readlink -f $$file)"); pid=$$(head -n 1 $$file); \
 	  if grep -qa -- "$$folder" /proc/$$pid/cmdline 2>/dev/null; then \
 	    kill -INT $$pid; while kill -0 $$pid 2>/dev/null; do sleep 0.1; done; fi; done
-	@find data -maxdepth 4 -name instances -type l -exec readlink {} + 2>/dev/null | xargs -r rm -rf
-	rm -rf build dist .venv data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find _core proxy tests bench -name '__pycache__' -prune -exec rm -rf {} +
+	@find data config/data -maxdepth 4 -name instances -type l -exec readlink {} + 2>/dev/null | xargs -r rm -rf
+	rm -rf build dist .venv data config/data config/run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find _core proxy tests bench config -name '__pycache__' -prune -exec rm -rf {} +
 	find _core proxy \( -name '*.so' -o -name '*.c' \) -delete

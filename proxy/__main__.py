@@ -18,7 +18,10 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "apply": ("foreshard.proxy.control.command_apply", "make what plan shows"),
     "check": ("foreshard.proxy.control.command_check", "look at versions, settings, privileges and clocks"),
     "verify": ("foreshard.proxy.control.command_verify", "prove that every row is where it belongs, once"),
-    "worker": ("foreshard.proxy.triggers.worker", "run trigger functions of one shard"),
+    "worker": (
+        "foreshard.proxy.triggers.worker",
+        "one more worker process for a shard, beside those of serve, on this host or another",
+    ),
     "triggers": ("foreshard.proxy.triggers.command", "list, pause and resume trigger functions; replay dead letters"),
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
     "router": ("foreshard.proxy.router", None),
@@ -30,8 +33,8 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser; arguments of `only` are configured, so that other commands' modules stay unimported."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of what comes before a subcommand: it tells of them all, and refuses what is none of them."""
     parser = argparse.ArgumentParser(
         prog="foreshard",
         description="A PostgreSQL sharding proxy that places rows by the predicted cost of their trigger functions.",
@@ -39,24 +42,30 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"foreshard {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, summary) in COMMANDS.items():
-        if summary is None:
-            command = commands.add_parser(name)
-        else:
-            command = commands.add_parser(name, description=summary, help=summary)
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-        if name == only:
-            importlib.import_module(module_name).configure(command)
+    for name, (_, summary) in COMMANDS.items():
+        if summary is not None:
+            commands.add_parser(name, help=summary)
+    return parser
+
+
+def build_command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one subcommand's words; no other command's module is imported."""
+    module_name, summary = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"foreshard {name}", description=summary)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    importlib.import_module(module_name).configure(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; errors are one line on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
-    only = next((word for word in words if word in COMMANDS), None)
-    arguments = build_parser(only).parse_args(words)
+    if not words or words[0] not in COMMANDS:
+        build_parser().parse_args(words)  # ends the process: help, version, or what is wrong
+    name, *rest = words
+    arguments = build_command_parser(name).parse_intermixed_args(rest)  # options may stand anywhere
     try:
-        return int(importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
+        return int(importlib.import_module(COMMANDS[name][0]).run(arguments))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except ForeshardError as error:

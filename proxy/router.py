@@ -449,7 +449,7 @@ async def serve(config: Config) -> int:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard router`."""
-    parser.add_argument("-c", "--config", required=True, type=Path, help="configuration file")
+    parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE", help="configuration (YAML)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check and print."""
     config = load_config(arguments.config)
-    with running_shards(config) as ready:
+    with running_shards(config, may_make=False) as ready:
         findings = asyncio.run(check(ready))
     for line in finding_lines([finding for finding in findings if not arguments.quiet or finding.level != OK]):
         print(line)

@@ -6,9 +6,9 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.config import Config, EmbeddedConfig, load_config
 from foreshard.proxy.control.plan import Plan, planned
-from foreshard.proxy.embedded import running_shards
+from foreshard.proxy.embedded import is_made, running_shards, shard_names
 
 EXIT_LACKING = 1
 
@@ -18,15 +18,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
     parser.add_argument("-s", "--summary", action="store_true", help="name the objects only, without their SQL")
     parser.epilog = (
-        "Exit codes: 0 nothing to do, 1 something is lacking, 2 the configuration cannot be. "
-        "Changes nothing: it works in transactions that it rolls back."
+        "Exit codes: 0 nothing to do, 1 something is lacking, 2 the configuration is wrong or does not fit the "
+        "databases. Changes nothing: it works in transactions that it rolls back. Embedded shards that do not run are "
+        "started for as long as it takes; those that do not exist yet are left to apply."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     config = load_config(arguments.config)
-    with running_shards(config) as ready:
+    if config.embedded is not None and not is_made(config.embedded):
+        for line in unmade_lines(config, config.embedded):
+            print(line)
+        return EXIT_LACKING
+    with running_shards(config, may_make=False) as ready:
         return asyncio.run(_print_plan(ready, arguments.summary))
 
 
@@ -38,6 +43,14 @@ async def _print_plan(config: Config, is_summary: bool) -> int:
             return 0
         print(f"-- {plan.lacking_count} objects lacking; make them with: foreshard apply -c {config.path}")
         return EXIT_LACKING
+
+
+def unmade_lines(config: Config, embedded: EmbeddedConfig) -> list[str]:
+    """What there is to say about embedded shards that do not exist yet."""
+    return [
+        f"-- the embedded shards {', '.join(shard_names(embedded))} below {embedded.data} do not exist yet",
+        f"-- make them, and what this configuration needs on them, with: foreshard apply -c {config.path}",
+    ]
 
 
 def plan_lines(plan: Plan, is_summary: bool = False) -> list[str]:

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     watch = Watch(is_terminal=sys.stderr.isatty(), is_quiet=arguments.quiet)
     try:
-        with running_shards(config) as ready:
+        with running_shards(config, may_make=False) as ready:
             verdict = run_verify(ready, Options(table=arguments.table, is_quick=arguments.quick), watch.on_rows)
     except ForeshardError as error:
         watch.end()

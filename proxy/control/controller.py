@@ -33,7 +33,7 @@ STOP_TIMEOUT_S = 5.0  # for keeping profiles at the end
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard controller`."""
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="configuration file")
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="configuration (YAML)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from typing import IO
 
 import msgspec
 
-from foreshard.proxy.config import Config, ShardConfig
+from foreshard.proxy.config import Config, EmbeddedConfig, ShardConfig
 from foreshard.proxy.embedded.binaries import Account, choose_account, find_binaries, is_reachable, public_folder
 from foreshard.proxy.embedded.instance import (
     DATABASE,
@@ -182,33 +182,52 @@ def read_ports(data: Path) -> dict[str, int] | None:
     return {str(name): int(port) for name, port in ports.items()}
 
 
+def shard_names(embedded: EmbeddedConfig) -> list[str]:
+    """The names of a configuration's embedded shards, in order."""
+    return [f"s{index}" for index in range(embedded.shards)]
+
+
+def is_made(embedded: EmbeddedConfig) -> bool:
+    """Whether the shards have been started once, so that their ports are known."""
+    ports = read_ports(embedded.data) or {}
+    return all(name in ports for name in shard_names(embedded))
+
+
+def never_started(embedded: EmbeddedConfig) -> str:
+    """What to say where embedded shards are asked for that do not exist yet."""
+    return (
+        f"the embedded shards below {embedded.data} have never been started: "
+        "run `foreshard apply`, then `foreshard serve`"
+    )
+
+
 def resolve_shards(config: Config) -> Config:
     """The configuration with `shards` filled from the remembered ports; starts nothing."""
     if config.embedded is None or config.shards:
         return config
-    ports = read_ports(config.embedded.data)
-    names = [f"s{index}" for index in range(config.embedded.shards)]
-    if ports is None or not all(name in ports for name in names):
-        raise ForeshardError(
-            f"the embedded shards below {config.embedded.data} have never been started: "
-            "run `foreshard apply`, then `foreshard serve`"
-        )
+    if not is_made(config.embedded):
+        raise ForeshardError(never_started(config.embedded))
+    ports = read_ports(config.embedded.data) or {}
     shards = tuple(
-        ShardConfig(name=name, dsn=f"postgresql://{USER}@127.0.0.1:{ports[name]}/{DATABASE}") for name in names
+        ShardConfig(name=name, dsn=f"postgresql://{USER}@127.0.0.1:{ports[name]}/{DATABASE}")
+        for name in shard_names(config.embedded)
     )
     return msgspec.structs.replace(config, shards=shards)
 
 
 @contextlib.contextmanager
-def running_shards(config: Config, *, stop_adopted: bool = False) -> Iterator[Config]:
+def running_shards(config: Config, *, stop_adopted: bool = False, may_make: bool = True) -> Iterator[Config]:
     """The configuration with its shards running.
 
     Embedded ones that did not run are started, and stopped at the end unless another process uses them by then. With
     `stop_adopted` all are stopped, also those that ran before: the caller is the one whose instances they are.
+    Without `may_make`, ForeshardError for those that do not exist yet.
     """
     if config.embedded is None:
         yield config
         return
+    if not may_make and not is_made(config.embedded):
+        raise ForeshardError(never_started(config.embedded))
     cluster = EmbeddedCluster(config.embedded.data, config.embedded.shards)
     shards = cluster.start()
     try:

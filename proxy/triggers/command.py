@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "function", nargs="?", metavar="FUNCTION", help="name in `triggers:`; replay, list: all without it"
     )
-    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration file")
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
     parser.add_argument("--shard", metavar="NAME", help="only this shard")
     parser.add_argument("--id", type=int, metavar="ID", help="replay: only this row of foreshard.dead_letter")
 
@@ -60,29 +61,48 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.id is not None and (arguments.action != "replay" or len(shards) != 1):
         raise ForeshardError("--id belongs to `replay`, and numbers are a shard's own: name it with --shard")
     if arguments.action in ("pause", "resume"):
-        _check_function(config, arguments.function)
+        _check_function(arguments.function, [trigger.name for trigger in config.triggers])
     return asyncio.run(_run(config, shards, arguments))
 
 
 async def _run(config: Config, shards: Sequence[ShardConfig], arguments: argparse.Namespace) -> int:
+    registered = [trigger.name for trigger in config.triggers]
+    if arguments.function not in (None, *registered):
+        _check_function(arguments.function, registered + await _find_strays(shards))
     lines: list[tuple[str, ...]] = []
     for shard in shards:
-        try:
-            connection = await asyncpg.connect(shard.dsn, timeout=CONNECT_TIMEOUT_S)
-        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-            raise ForeshardError(f"shard {shard.name}: cannot connect: {error}") from error
-        try:
+        async with _connected(shard) as connection:
             if arguments.action == "list":
                 lines.extend(await _list(connection, config, shard, arguments.function))
             else:
                 print(f"{shard.name}: {await _change(connection, arguments)}")
-        except asyncpg.UndefinedTableError as error:
-            raise ForeshardError(f"shard {shard.name}: {error}: run `foreshard apply`") from error
-        finally:
-            await connection.close()
     if arguments.action == "list":
         _print_table(("shard", "function", "state", "waiting", "retrying", "oldest_s", "dead", "last error"), lines)
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _connected(shard: ShardConfig) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection to a shard, for a moment."""
+    try:
+        connection = await asyncpg.connect(shard.dsn, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise ForeshardError(f"shard {shard.name}: cannot connect: {error}") from error
+    try:
+        yield connection
+    except asyncpg.UndefinedTableError as error:
+        raise ForeshardError(f"shard {shard.name}: {error}: run `foreshard apply`") from error
+    finally:
+        await connection.close()
+
+
+async def _find_strays(shards: Sequence[ShardConfig]) -> list[str]:
+    """Functions that have events or dead letters on these shards, registered or not."""
+    found: set[str] = set()
+    for shard in shards:
+        async with _connected(shard) as connection:
+            found |= {row[0] for row in await connection.fetch(STRAYS)}
+    return sorted(found)
 
 
 async def _change(connection: asyncpg.Connection[Any], arguments: argparse.Namespace) -> str:
@@ -113,8 +133,7 @@ async def _list(
     return lines
 
 
-def _check_function(config: Config, name: str | None) -> None:
-    known = [trigger.name for trigger in config.triggers]
+def _check_function(name: str | None, known: Sequence[str]) -> None:
     if name not in known:
         raise ForeshardError(f"which function? {', '.join(known) or 'none is registered'}")
 

@@ -45,7 +45,7 @@ log = logging.getLogger("foreshard.worker")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard worker`."""
-    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration file")
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
     parser.add_argument("--shard", metavar="NAME", help="the shard; may be left out when there is only one")
 
 

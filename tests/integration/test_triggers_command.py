@@ -49,14 +49,14 @@ def test_events_of_a_paused_function_wait_and_the_others_do_not(
 ) -> None:
     with trigger_world(tmp_path, one_shard, FUNCTIONS, {"picky": {}, "plain": {}}) as world:
         (tmp_path / "mended").touch()
-        assert main(["triggers", "pause", "picky", "-c", str(world.path)]) == 0
+        assert main(["triggers", "-c", str(world.path), "pause", "picky"]) == 0
         world.start_worker()
         world.execute("INSERT INTO document VALUES (1, 'a', 'x')")
         world.wait_for_rows("SELECT key FROM effect", [(-1,)])
         assert main(["triggers", "list", "picky", "-c", str(world.path)]) == 0
         assert "paused" in capsys.readouterr().out
         assert world.query("SELECT function FROM foreshard.outbox") == [("picky",)]
-        assert main(["triggers", "resume", "picky", "-c", str(world.path)]) == 0
+        assert main(["triggers", "resume", "-c", str(world.path), "--shard", "s0", "picky"]) == 0
         world.wait_drained()
         assert world.query("SELECT key FROM effect ORDER BY 1") == [(-1,), (1,)]
 
@@ -67,6 +67,9 @@ def test_wrong_words_are_answered_with_the_right_ones(
     with trigger_world(tmp_path, one_shard, FUNCTIONS, {"picky": {}}) as world:
         assert main(["triggers", "pause", "pickie", "-c", str(world.path)]) == 1
         assert capsys.readouterr().err == "foreshard: which function? picky\n"
+        for action in ("replay", "list"):
+            assert main(["triggers", action, "pickie", "-c", str(world.path)]) == 1
+            assert capsys.readouterr().err == "foreshard: which function? picky\n"
         assert main(["triggers", "list", "-c", str(world.path), "--shard", "s9"]) == 2
         assert capsys.readouterr().err == "foreshard: --shard s9: the shards are s0\n"
         assert main(["worker", "-c", str(world.path), "--shard", "s9"]) == 2
