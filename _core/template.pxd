@@ -14,6 +14,7 @@ cpdef enum RouteKind:
     ROUTE_TRANSACTION = 7   # BEGIN, COMMIT, ROLLBACK, SAVEPOINT ...: `verb`
     ROUTE_EXPLAIN = 8       # EXPLAIN (FORESHARD) of `parts[0]`
     ROUTE_MULTI = 9         # several statements in one string: `parts`
+    ROUTE_QUERY = 11        # a read for the query node; `refusal` when the transaction has written
 
 
 cpdef enum Verb:
@@ -76,7 +77,7 @@ cdef class Template:
     cdef readonly str table             # schema-qualified name of the declared table it works on; None when none
     cdef readonly bytes text            # BEGIN with its options / the savepoint's statement, to replay on late joiners
     cdef readonly str name              # savepoint or setting, folded as PostgreSQL does; DISCARD ALL, DEALLOCATE ALL
-    cdef readonly object refusal        # foreshard.proxy.errors.SqlError when kind is ROUTE_REFUSE
+    cdef readonly object refusal        # foreshard.proxy.errors.SqlError when kind is ROUTE_REFUSE, ROUTE_QUERY
     # Inner templates of ROUTE_MULTI and ROUTE_EXPLAIN. They read the literals of the whole text; those of ROUTE_MULTI
     # have their own `text`, and each the pin of the whole string.
     cdef readonly tuple parts
@@ -86,6 +87,7 @@ cdef class Template:
     # Why this must run on one shard: raised by the caller when the buckets of a ROUTE_KEYED statement lie on several
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
+    cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised
     cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE
     # RESET, DISCARD, DEALLOCATE ALL, or a string of which every pinning part is: leaves nothing but defaults behind, so
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.

@@ -13,6 +13,7 @@ class RouteKind(IntEnum):
     ROUTE_TRANSACTION = 7
     ROUTE_EXPLAIN = 8
     ROUTE_MULTI = 9
+    ROUTE_QUERY = 11
 
 class Verb(IntEnum):
     VERB_NONE = 0
@@ -57,6 +58,7 @@ class Template:
     parts: tuple[Template, ...]
     profiles: tuple[int, ...]
     one_shard_refusal: SqlError | None
+    can_query: bool
     cursor: str | None
     is_reset: bool
     is_exact: bool
@@ -83,6 +85,7 @@ class Template:
         values: tuple[tuple[int, bool, int], ...] = (),
         rows: int = 1,
         one_shard_refusal: SqlError | None = None,
+        can_query: bool = False,
         cursor: str | None = None,
         is_reset: bool = False,
         is_exact: bool = False,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 import uvloop
 
 from foreshard._core.placement import Placer
@@ -41,7 +42,7 @@ from foreshard.proxy.admin import (
 from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.control import TwoPhase, read_catalog, read_two_phase
+from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_query_node, read_two_phase
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
 from foreshard.proxy.embedded import resolve_shards
@@ -110,6 +111,9 @@ class Router:
             seed=int.from_bytes(os.urandom(8), "big"),
         )
         self.addresses = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
+        query_dsn = query_node_dsn(config)
+        if query_dsn is not None:
+            self.addresses.append(resolve_address("query", query_dsn))
         self.reactor = Reactor(loop, self.report_failure)
         self.hub = Hub(
             self.reactor,
@@ -266,7 +270,7 @@ class Router:
                 finally:
                     writer.close()
         except (OSError, TimeoutError) as error:
-            name = self.config.shards[backend.shard].name
+            name = self.hub.shard_names[backend.shard]
             log.warning("a cancel request may not have reached shard %s: %s", name, error or "no answer in time")
         finally:
             backend.end_cancel(is_delivered)
@@ -334,7 +338,7 @@ class Router:
         """The rows and CommandComplete of EXPLAIN (FORESHARD)."""
         told = explain_route(self.hub, template, literals, params, frontend.only_shard())
         told["functions"] = [self.profile_names[index] for index in told.pop("profiles")]
-        result = explain_result(told, [shard.name for shard in self.config.shards])  # type: ignore[arg-type]
+        result = explain_result(told, self.hub.shard_names)  # type: ignore[arg-type]
         whole = encode_results([result])
         return whole[len(encode_row_description(result.columns)) :]
 
@@ -367,7 +371,7 @@ class Router:
         now = self.loop.time()
         waited = [now - (owner.wait_deadline - self.config.pool.wait_timeout_s) for owner in pool.waiters]
         return PoolRow(
-            shard=self.config.shards[pool.shard].name,
+            shard=self.hub.shard_names[pool.shard],
             database=parameters["database"],
             user=parameters["user"],
             cl_active=len({backend.owner_id() for backend in owned}),
@@ -413,7 +417,7 @@ class Router:
         if backend.has_owner():
             state = "pinned" if backend.is_tainted else "active"
         return ServerRow(
-            shard=self.config.shards[pool.shard].name,
+            shard=self.hub.shard_names[pool.shard],
             user=parameters["user"],
             database=address.database,
             state=state,
@@ -435,7 +439,7 @@ def stamp(seconds: float) -> str:
 async def serve(config: Config) -> int:
     """Route until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    catalog = await read_catalog(config)
+    catalog = msgspec.structs.replace(await read_catalog(config), query_node=await read_query_node(config))
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     router.start()
     finished = asyncio.Event()

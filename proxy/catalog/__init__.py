@@ -1,5 +1,5 @@
 """Tables, keys, parents and registered functions: an immutable snapshot."""
 
-from foreshard.proxy.catalog.model import Catalog, Column, Function, Table, TableKind
+from foreshard.proxy.catalog.model import Catalog, Column, Function, QueryNode, Table, TableKind
 
-__all__ = ["Catalog", "Column", "Function", "Table", "TableKind"]
+__all__ = ["Catalog", "Column", "Function", "QueryNode", "Table", "TableKind"]

@@ -96,6 +96,14 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         return self.parent if name == self.via else None
 
 
+class QueryNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What the query node has: a statement that needs nothing else may be answered there."""
+
+    relations: frozenset[str] = frozenset()  # qualified names of tables and views
+    functions: frozenset[str] = frozenset()  # qualified names of users' functions that only read
+    is_only_shard: bool = False  # there is one shard, which has everything and is asked itself
+
+
 class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All declared tables by qualified name. A name that is not here is a plain table of the default shard."""
 
@@ -107,6 +115,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     # Sequences that feed keys of declared tables: qualified name -> table; names as serial columns get them are known.
     sequences: dict[str, str] = {}
     search_path: tuple[str, ...] = ("public",)
+    query_node: QueryNode | None = None  # None: there is none to be asked
 
     def find(self, name: str, schema: str | None = None) -> Table | None:
         """The declared table an SQL name means; None for plain tables."""

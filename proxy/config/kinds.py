@@ -139,6 +139,13 @@ def identifier(text: str) -> str:
     return text
 
 
+def database_name(text: str) -> str:
+    """A database's name, as PostgreSQL keeps it."""
+    if not text or "\0" in text or len(text.encode()) > NAME_BYTES_MAX:
+        raise ValueError(f"must be the name of a database, at most {NAME_BYTES_MAX} bytes")
+    return text
+
+
 def table_name(text: str) -> str:
     """A table, with its schema or without."""
     parts = text.split(".")

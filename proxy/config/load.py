@@ -11,11 +11,11 @@ import msgspec
 
 from foreshard.proxy.config import crosscheck, kinds, model
 from foreshard.proxy.config.document import Document, Item
-from foreshard.proxy.config.sections import SHARD, TABLE, TOP, TRIGGER, read_scalar, read_values
+from foreshard.proxy.config.sections import QUERY_NODE, SHARD, TABLE, TOP, TRIGGER, read_scalar, read_values
 from foreshard.proxy.errors import ConfigError
 
 # Keys of the top level that are not plain fields.
-SPECIAL = ("listen", "shards", "tables", "triggers")
+SPECIAL = ("listen", "shards", "tables", "triggers", "query_node")
 
 
 def load_config(path: Path | str, environ: Mapping[str, str] | None = None) -> model.Config:
@@ -39,6 +39,8 @@ def load_config(path: Path | str, environ: Mapping[str, str] | None = None) -> m
         values["tables"] = _read_named(entries["tables"], TABLE, kinds.table_name, places)
     if "triggers" in entries:
         values["triggers"] = _read_named(entries["triggers"], TRIGGER, kinds.identifier, places)
+    if "query_node" in entries:
+        values["query_node"] = _read_query_node(entries["query_node"])
     config = _absolute(model.Config(path=file.absolute(), **values))
     crosscheck.check(config, places, document.root)
     document.problems.raise_if_any()
@@ -53,6 +55,19 @@ def _read_shards(item: Item, places: dict[str, Item]) -> tuple[model.ShardConfig
             places[f"shards.{len(found)}"] = element
             found.append(model.ShardConfig(**values))
     return tuple(found)
+
+
+def _read_query_node(item: Item) -> model.QueryNodeConfig | None:
+    """`off`, or where the database is."""
+    if item.kind == "text":
+        word = item.text()
+        if word not in ("off", "false", None):
+            item.problem("must be `off`, or a mapping such as {database: app_query}")
+        return model.QueryNodeConfig(is_on=False)
+    values = read_values(QUERY_NODE, item)
+    if values and "database" in values and "dsn" in values:
+        item.problem("has both `database` and `dsn`: the DSN names its database already")
+    return None if values is None else model.QueryNodeConfig(**values)
 
 
 def _read_named(item: Item, section: Any, kind: kinds.Kind, places: dict[str, Item]) -> tuple[Any, ...]:

@@ -96,6 +96,14 @@ class WorkersConfig(msgspec.Struct, frozen=True, kw_only=True):
     preload: tuple[str, ...] = ()
 
 
+class QueryNodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The database whose tables are foreign tables over all shards."""
+
+    is_on: bool = True  # False: `query_node: off`
+    database: str | None = None  # on the first shard's server; None: that shard's database + "_foreshard_query"
+    dsn: str | None = None  # a database on another server; it is made there
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. `shards` is filled for embedded deployments too, once their ports are known."""
 
@@ -114,3 +122,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolConfig = PoolConfig()
     limits: LimitsConfig = LimitsConfig()
     workers: WorkersConfig = WorkersConfig()
+    query_node: QueryNodeConfig | None = None  # None: one is made where the first shard's user may make it

@@ -126,6 +126,10 @@ WORKERS = Section(
         "preload": Field("preload", kinds.module_name, many=True),
     },
 )
+QUERY_NODE = Section(
+    model.QueryNodeConfig,
+    {"database": Field("database", kinds.database_name), "dsn": Field("dsn", kinds.dsn)},
+)
 TOP = Section(
     model.Config,
     {

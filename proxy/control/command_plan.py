@@ -56,11 +56,11 @@ def unmade_lines(config: Config, embedded: EmbeddedConfig) -> list[str]:
 def plan_lines(plan: Plan, is_summary: bool = False) -> list[str]:
     """The plan as SQL with comments."""
     lines = [f"-- note: {note}" for note in plan.notes]
-    for work in plan.works:
+    for work in plan.all_works:
         if work.all_lacking:
             lines += ["", f"-- {work.name} ({work.place}) lacks {len(work.all_lacking)} objects"]
         for step in work.all_lacking:
             lines.append(f"-- {step.object}")
             if not is_summary:
-                lines.append(step.sql.rstrip("\n"))
+                lines.append((step.shown or step.sql).rstrip("\n"))
     return lines if plan.lacking_count else [*lines, "nothing to do"]

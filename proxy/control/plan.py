@@ -22,6 +22,7 @@ from foreshard.proxy.control.connect import connected, control_dsn, described, s
 from foreshard.proxy.control.derive import build_catalog, compare_shards, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
+from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_file import read_schema_file
 from foreshard.proxy.control.schema_shard import key_object, shard_steps
@@ -61,10 +62,15 @@ class Plan:
     works: list[Work]
     catalog: Catalog
     notes: list[str]
+    node: NodeWork | None = None
+
+    @property
+    def all_works(self) -> list[Work | NodeWork]:
+        return [*self.works, *([self.node] if self.node else [])]
 
     @property
     def lacking_count(self) -> int:
-        return sum(len(work.all_lacking) for work in self.works)
+        return sum(len(work.all_lacking) for work in self.all_works)
 
 
 async def read_catalog(config: Config, version: int = 1) -> Catalog:
@@ -83,7 +89,7 @@ async def read_owners(config: Config) -> list[int]:
 async def list_lacking(config: Config) -> list[str]:
     """One line for each object that a database lacks; empty when `apply` has been run for this configuration."""
     async with planned(config) as plan:
-        return [f"{work.name}: {step.object}" for work in plan.works for step in work.all_lacking]
+        return [f"{work.name}: {step.object}" for work in plan.all_works for step in work.all_lacking]
 
 
 async def is_applied(config: Config) -> bool:
@@ -94,21 +100,28 @@ async def is_applied(config: Config) -> bool:
 async def apply(config: Config, say: Callable[[str], None] = lambda line: None) -> int:
     """Make what is lacking, one transaction per database; the number of objects made. `say` hears of the progress."""
     async with planned(config) as plan:
-        for number, work in enumerate(plan.works, 1):
+        for number, work in enumerate(plan.all_works, 1):
             count = len(work.all_lacking)
             say(
-                f"[{number}/{len(plan.works)}] {work.name} ({work.place}): "
+                f"[{number}/{len(plan.all_works)}] {work.name} ({work.place}): "
                 + (f"{count} objects" if count else "nothing")
             )
             try:
-                await run_steps(work.connection, work.lacking)
-                await record_steps(work.connection, work.already_run)
-                await work.connection.execute("COMMIT")
+                await _carry_out(work, say)
             except asyncpg.PostgresError as error:
                 raise ForeshardError(
                     f"{work.name} ({work.place}): {described(error)}; nothing was changed there"
                 ) from error
         return plan.lacking_count
+
+
+async def _carry_out(work: Work | NodeWork, say: Callable[[str], None]) -> None:
+    """Make what a database lacks, and commit."""
+    if isinstance(work, NodeWork):
+        return await make_query_node(work, say)
+    await run_steps(work.connection, work.lacking)
+    await record_steps(work.connection, work.already_run)
+    await work.connection.execute("COMMIT")
 
 
 @contextlib.asynccontextmanager
@@ -131,10 +144,12 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
             known = {step.object for step in work.lacking}  # as control database it lacks some of them too
             lacking = await find_lacking(work.connection, steps)
             work.lacking += [step for step in lacking if step.object not in known]
+        node, problem = await plan_query_node(config, catalog, shards[0].connection)
         yield Plan(
             [control, *(work for work in shards if work is not control)],
             catalog,
-            _notes(config, catalog, _facts(shards[0])),
+            [*_notes(config, catalog, _facts(shards[0])), *([problem] if problem else [])],
+            node,
         )
 
 

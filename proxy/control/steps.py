@@ -23,6 +23,7 @@ class Step:
     object: str
     sql: str
     present: str = ""
+    shown: str = ""  # what `plan` prints in place of `sql` where that holds a password
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.inserts import plan_insert
+from foreshard.proxy.routing.query import fall_back, is_queryable
 from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.session import HANDLED, plan_session
 from foreshard.proxy.routing.text import Text
@@ -25,7 +26,7 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "cursor", "is_reset", "is_exact", "reason"),
+    *("values", "rows", "one_shard_refusal", "can_query", "cursor", "is_reset", "is_exact", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -64,7 +65,7 @@ class Planner:
         """The Template of a parse tree; `own` is the text of this statement alone."""
         collector = Collector(self.catalog, text)
         if kind == "SelectStmt":
-            return plan_select(collector, node)
+            return self.plan_read(collector, node)
         if kind == "InsertStmt":
             return plan_insert(collector, node)
         if kind in ("UpdateStmt", "DeleteStmt", "MergeStmt"):
@@ -77,7 +78,29 @@ class Planner:
             return self.plan_prepare(text, own, node)
         if kind in HANDLED:
             return plan_session(self.catalog, text, own, kind, node)
+        if kind == "CopyStmt" and not node.get("is_from") and not node.get("filename"):
+            return self.plan_copy_out(collector, node)
         return plan_utility(collector, kind, node)
+
+    def plan_read(self, collector: Collector, node: Node) -> Template:
+        """A SELECT; what the shards cannot answer, the query node may."""
+        try:
+            found = plan_select(collector, node)
+        except SqlError as refusal:
+            return fall_back(self.catalog, node, refusal, collector.text.is_exact)
+        if found.one_shard_refusal is None or found.is_write or not is_queryable(self.catalog, node):
+            return found
+        return copy_of(found, can_query=True)
+
+    def plan_copy_out(self, collector: Collector, node: Node) -> Template:
+        """COPY ... TO STDOUT."""
+        try:
+            return plan_utility(collector, "CopyStmt", node)
+        except SqlError as refusal:
+            kind, query = unwrap(node.get("query"))
+            if kind != "SelectStmt":
+                raise
+            return fall_back(self.catalog, query, refusal, True)
 
     def plan_several(self, sql: bytes, statements: list[Parsed]) -> Template:
         """The Template of a string of statements, which PostgreSQL runs as one transaction."""
@@ -130,7 +153,8 @@ class Planner:
         inner = self.plan_node(text, own, kind, query)
         is_held = bool(node.get("options", 0) & CURSOR_OPT_HOLD)
         if inner.kind == RouteKind.ROUTE_SCATTER:
-            raise not_built("a cursor over rows of several shards", "Restrict its query to a key.")
+            refusal = not_built("a cursor over rows of several shards", "Restrict its query to a key.")
+            inner = fall_back(self.catalog, query, refusal, text.is_exact)
         problem = not_built("a cursor over rows of several shards", "Restrict its query to keys of one shard.")
         return Template(
             inner.kind,
@@ -140,6 +164,8 @@ class Planner:
             table=inner.table,
             keys=inner.keys,
             one_shard_refusal=problem if inner.kind == RouteKind.ROUTE_KEYED else None,
+            can_query=not inner.is_write and inner.kind == RouteKind.ROUTE_KEYED and is_queryable(self.catalog, query),
+            refusal=inner.refusal,
             cursor=node["portalname"],
             is_exact=text.is_exact,
             reason=inner.reason,

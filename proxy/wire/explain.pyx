@@ -8,6 +8,7 @@ from foreshard._core.template cimport (
     ROUTE_KEYED,
     ROUTE_MULTI,
     ROUTE_PLACE,
+    ROUTE_QUERY,
     ROUTE_REFUSE,
     ROUTE_SCATTER,
     ROUTE_TRANSACTION,
@@ -28,6 +29,7 @@ ROUTE_NAMES = {
     ROUTE_TRANSACTION: "transaction",
     ROUTE_EXPLAIN: "explain",
     ROUTE_MULTI: "multi",
+    ROUTE_QUERY: "query",
 }
 OPERATION_NAMES = ("select", "insert", "update", "delete", "other")
 
@@ -55,6 +57,8 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
         told["refusal"] = str(template.refusal)
     elif kind == ROUTE_DEFAULT or kind == ROUTE_ANY or kind == ROUTE_MULTI:
         shards = [hub.default_shard]
+    elif kind == ROUTE_QUERY:
+        shards = [hub.query_shard]
     elif kind == ROUTE_SCATTER:
         shards = list(range(hub.shard_count))
     elif kind == ROUTE_KEYED:

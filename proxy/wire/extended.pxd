@@ -20,7 +20,6 @@ cdef class Extended(Gather):
     cdef Statement deferred         # parsed, but not yet sent to a shard
     cdef bint deferred_unnamed
     cdef Portal portal              # the unnamed portal
-    cdef dict portals               # named ones
     cdef Portal asked               # whose Execute is under way over several shards
     cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
 

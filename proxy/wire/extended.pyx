@@ -34,6 +34,7 @@ from foreshard._core.template cimport (
     ROUTE_EXPLAIN,
     ROUTE_MULTI,
     ROUTE_PLACE,
+    ROUTE_QUERY,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
     Template,
@@ -56,7 +57,6 @@ cdef class Extended(Gather):
 
     def __cinit__(self):
         self.prepared = {}
-        self.portals = {}
         self.portal = Portal()
         self.unconfirmed = []
 
@@ -119,7 +119,10 @@ cdef class Extended(Gather):
     cdef int home_shard(self, Statement statement) except -2:
         """Where a statement can be parsed and described."""
         cdef int kind = statement.template.kind
-        if kind == ROUTE_DEFAULT or kind == ROUTE_MULTI or self.active is None:
+        if kind == ROUTE_QUERY:
+            return self.hub.query_shard
+        if kind == ROUTE_DEFAULT or kind == ROUTE_MULTI or self.active is None or \
+                self.active.shard == self.hub.query_shard:
             return self.hub.default_shard
         return self.active.shard
 

@@ -16,6 +16,7 @@ cdef class Gather(Transaction):
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3
+    cdef int route_query(self, object refusal) except -3
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept
     cdef int charge(self, Backend backend, Template template, Values literals, Values params) except -1

@@ -12,6 +12,7 @@ from foreshard._core.template cimport (
     ROUTE_DEFAULT,
     ROUTE_KEYED,
     ROUTE_PLACE,
+    ROUTE_QUERY,
     ROUTE_REFUSE,
     ROUTE_SCATTER,
     Buckets,
@@ -63,9 +64,9 @@ cdef class Gather(Transaction):
                     raise SqlError("57P03", "no shard is up to take the row", hint="SHOW SHARDS tells which are down.")
             return self.decided_shard
         if kind == ROUTE_ANY:
-            if self.active is not None:
+            if self.active is not None and self.active.shard != hub.query_shard:
                 return self.active.shard
-            if self.links:      # granted while this message waited
+            if self.links and (<Backend> self.links[0]).shard != hub.query_shard:      # granted while this waited
                 return (<Backend> self.links[0]).shard
             return hub.default_shard if hub.shard_count == 1 else self.next_any()
         if kind == ROUTE_SCATTER:
@@ -73,9 +74,24 @@ cdef class Gather(Transaction):
                 return 0
             self.shards = list(range(hub.shard_count))
             return ROUTE_MANY
+        if kind == ROUTE_QUERY:
+            return self.route_query(template.refusal)
         if kind == ROUTE_REFUSE:
             raise template.refusal
         return hub.default_shard
+
+    cdef int route_query(self, object refusal) except -3:
+        """The query node, made to see what is committed by now; the refusal when the transaction has written."""
+        cdef Backend backend
+        if self.hub.shard_count == 1:
+            return 0
+        for backend in self.links:
+            if backend.wrote:
+                raise refusal
+        backend = self.find_link(self.hub.query_shard)
+        if backend is not None:
+            self.refresh(backend)
+        return self.hub.query_shard
 
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3:
         """The shard that owns the buckets of the keys, or several."""
@@ -100,6 +116,8 @@ cdef class Gather(Transaction):
                 "0A000", "Foreshard does not support writing rows of several shards in one statement yet",
                 f"the keys of table {template.table} lie on several shards", "Write them one by one.",
             )
+        if template.can_query:
+            return self.route_query(template.one_shard_refusal)
         if template.one_shard_refusal is not None:
             raise template.one_shard_refusal
         if buckets.every:

@@ -17,9 +17,10 @@ cdef class Hub:
     cdef readonly SharedState state
     cdef readonly Placer placer
     cdef readonly object services           # what router.py offers: console, explain, cancel, log
-    cdef readonly list addresses            # per shard: (family, address, database, user)
-    cdef readonly list shard_names
+    cdef readonly list addresses            # per shard, and the query node's: (family, address, database, user)
+    cdef readonly list shard_names          # those of the addresses
     cdef readonly int shard_count
+    cdef readonly int query_shard           # the query node's place, behind the shards; a single shard is its own
     cdef readonly int default_shard
     cdef readonly bint two_phase            # every shard can prepare transactions
     cdef readonly str cluster               # its name, in the names of prepared transactions

@@ -14,6 +14,7 @@ def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes: ...
 class Hub:
     waker: Waker
     shard_count: int
+    shard_names: list[str]
     sessions: dict[tuple[int, bytes], Any]
     pools: dict[tuple[int, tuple[tuple[str, str], ...]], Pool]
     is_stopping: bool

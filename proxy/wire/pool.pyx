@@ -59,7 +59,7 @@ cdef class Hub:
                  Placer placer, object services, list addresses, str database, bint is_sharded,
                  str cluster, bint two_phase):
         self.reactor = reactor
-        self.waker = Waker(reactor, config.run_directory, len(addresses))
+        self.waker = Waker(reactor, config.run_directory, len(config.shards))
         self.loop = loop
         self.config = config
         self.cache = cache
@@ -67,8 +67,9 @@ cdef class Hub:
         self.placer = placer
         self.services = services
         self.addresses = addresses
-        self.shard_names = [shard.name for shard in config.shards]
-        self.shard_count = len(addresses)
+        self.shard_names = [shard.name for shard in config.shards] + ["query"]
+        self.shard_count = len(config.shards)
+        self.query_shard = self.shard_count if self.shard_count > 1 else 0
         self.default_shard = 0
         self.database = database
         self.two_phase = two_phase
@@ -83,8 +84,8 @@ cdef class Hub:
         self.params = Values()
         self.literals = Values()
         self.buckets = Buckets()
-        self.backend_counts = <int*> calloc(self.shard_count, sizeof(int))
-        self.idle_counts = <int*> calloc(self.shard_count, sizeof(int))
+        self.backend_counts = <int*> calloc(self.shard_count + 1, sizeof(int))
+        self.idle_counts = <int*> calloc(self.shard_count + 1, sizeof(int))
         if self.backend_counts == NULL or self.idle_counts == NULL:
             raise MemoryError()
 

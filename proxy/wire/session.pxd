@@ -28,6 +28,7 @@ cdef class Session(Owner):
     cdef bytes begin_text
     cdef list history                   # (savepoint or None, text, lasts) of what shards that join late must hear
     cdef dict cursors                   # name of an SQL cursor -> shard that has it
+    cdef dict portals                   # of Bind, by name; the unnamed one is not among them
     cdef readonly str pinned            # why the session keeps its backends; None when it does not
     cdef list script                    # settings to replay on backends that a pinned session gets later
     cdef int waiting                    # Waiting
@@ -60,6 +61,8 @@ cdef class Session(Owner):
     cdef int open_implicit(self) except -1
     cdef int write_own(self, Backend backend, bytes parse, bytes bind) except -1
     cdef int join(self, Backend backend, bint places) except -1
+    cdef int refresh(self, Backend backend) except -1
+    cdef bint has_open_portal(self, int shard) except -1
     cdef int set_bucket(self, Backend backend) except -1
     cdef int mark(self, Backend backend, Template template) except -1
     cdef int mark_reset(self, Backend backend, Template template) except -1

@@ -13,6 +13,7 @@ from foreshard._core.template cimport (
     ROUTE_EXPLAIN,
     ROUTE_MULTI,
     ROUTE_PLACE,
+    ROUTE_QUERY,
     ROUTE_REFUSE,
     ROUTE_TRANSACTION,
     Template,
@@ -170,7 +171,7 @@ cdef class Simple(Segment):
         if not self.hub.is_sharded or self.hub.shard_count == 1:
             return self.hub.default_shard
         for part in template.parts:
-            if part.kind == ROUTE_TRANSACTION:
+            if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY:
                 return ROUTE_APART
             if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
                 return ROUTE_APART

@@ -30,6 +30,14 @@ CREATE TABLE other.document (id bigint PRIMARY KEY, title text);
 INSERT INTO other.document VALUES (1, 'not sharded');
 INSERT INTO note VALUES (1, 'one'), (2, 'two');
 """
+CHANCE = (
+    "SELECT array_agg(id) FROM document WHERE id IN ({a}, {b})",
+    "SELECT id FROM document LIMIT 3",
+    "SELECT id FROM document FETCH FIRST ROW ONLY",
+    "SELECT id FROM document OFFSET 3",
+    "SELECT * FROM (SELECT id FROM document LIMIT 1) x",
+    "COPY (SELECT id FROM document) TO STDOUT",
+)
 # {a}, {b}, {c}: keys of documents on three shards; {s}: key of a symbol of {a}; {x}: an explicit key.
 READS = """
 SELECT * FROM document WHERE id = {a}
@@ -376,7 +384,10 @@ def test_a_read_is_right_or_refused(scene: Scene, sql: str, by_extended: bool) -
             answers.append(ask(connection, statement, by_extended))
     if not is_refused(answers[1]):
         ordered = "ORDER BY" in sql and "OVER" not in sql
-        assert essence(answers[1], ordered) == essence(answers[0], ordered)
+        found = [essence(answer, ordered) for answer in reversed(answers)]
+        if sql in CHANCE:  # which rows, or in which order, is not said: only how many can be compared
+            found = [[line[: line.startswith("T") * 99 + 1] for line in lines] for lines in found]
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("by_extended", [False, True], ids=["simple", "extended"])

@@ -98,6 +98,7 @@ class TestInstances:
                     "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
                 ).fetchall():
                     connection.execute(f"ROLLBACK PREPARED '{gid}'")
+            _execute(f"{base}/app", f"DROP DATABASE IF EXISTS {name}_foreshard_query WITH (FORCE)")
             _execute(f"{base}/app", f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:

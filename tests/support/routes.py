@@ -102,7 +102,7 @@ def describe_key(index: int, flags: int, name: str) -> str:
 def describe(template: Template) -> str:
     """A route in one line."""
     kind = RouteKind(template.kind).name.removeprefix("ROUTE_").lower()
-    if template.refusal is not None:
+    if template.refusal is not None and template.kind != RouteKind.ROUTE_QUERY:
         return f"refuse {template.refusal.sqlstate} {template.refusal.message}".replace(
             "Foreshard does not support ", ""
         )
@@ -114,6 +114,8 @@ def describe(template: Template) -> str:
         words.append("write")
     if template.one_shard_refusal is not None and not template.is_write:
         words.append("one-shard")
+    if template.can_query:
+        words.append("or-query")
     if template.rows > 1:
         words.append(f"rows={template.rows}")
     words += [f"({word})" for word in (template.pin and f"pin {template.pin}", template.cursor, template.name) if word]

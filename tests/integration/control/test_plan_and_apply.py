@@ -40,7 +40,7 @@ def test_apply_makes_everything_and_nothing_the_second_time(three_shards: Shards
     said: list[str] = []
     assert asyncio.run(apply(config, said.append)) == count
     assert [line.split(" (")[0] for line in said] == [
-        "[1/3] shard s0, control database", "[2/3] shard s1", "[3/3] shard s2"
+        "[1/4] shard s0, control database", "[2/4] shard s1", "[3/4] shard s2", "[4/4] query node"
     ]  # fmt: skip
     assert lacking(config) == []
     assert asyncio.run(is_applied(config))

@@ -165,7 +165,7 @@ GOLDEN = {
     "an unknown key": (
         SHARDS + "tabels: {}\n",
         ["f.yaml:2: tabels: is not a known key; did you mean `tables`? (allowed: listen, shards, tables, triggers,"
-         " control, run_directory, schema, functions_path, embedded, placement, pool, limits, workers)"],
+         " query_node, control, run_directory, schema, functions_path, embedded, placement, pool, limits, workers)"],
     ),
     "an unknown nested key": (
         SHARDS + "pool:\n  sise: 3\n",
