@@ -41,6 +41,7 @@ class Proxy:
         tables: Mapping[str, Any] | None = None,
         command: str = "serve",
         apply: bool = True,
+        environment: Mapping[str, str] | None = None,
         **sections: Any,
     ) -> None:
         """Write the configuration for `shards` (DSNs); `sections` are more of its top-level keys."""
@@ -48,6 +49,7 @@ class Proxy:
         self.server = Server("127.0.0.1", free_port(), first.user, first.database)
         self.directory = directory
         self.command = command
+        self.environment = {**os.environ, **(environment or {})}
         self.configuration = directory / "foreshard.yaml"
         self.log = directory / "serve.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -79,7 +81,9 @@ class Proxy:
     def start(self) -> Self:
         command = [sys.executable, "-m", "foreshard.proxy", self.command, "-c", str(self.configuration)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment
+            )
         try:
             wait_until(self._answers, START_DEADLINE_S)
         except BaseException as error:
@@ -110,6 +114,13 @@ class Proxy:
     def router_pids(self) -> list[int]:
         """The processes that relay."""
         return [pid for pid in self.pids() if self.command == "router" or b"\0router\0" in command_line(pid)]
+
+    def wait_for_end(self) -> int:
+        """The exit code of a process that ends by itself; negative for a signal."""
+        assert self.process is not None
+        status = self.process.wait(STOP_DEADLINE_S)
+        self.process = None
+        return status
 
     def stop(self) -> None:
         """SIGTERM, wait, and fail when a process is left over."""

@@ -1,0 +1,226 @@
+"""Transactions over several shards whose proxy, backends or controller die at any step happen wholly or not at all.
+
+FORESHARD_FAULT_S makes the bank's run longer than the suite's few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from foreshard.proxy.config import load_config
+from foreshard.proxy.control.recovery import Recovery
+from foreshard.proxy.placement import attach_state
+from foreshard.proxy.wire.commit import CONTROL_POINTS
+from tests.support.postgres import Shards, TestInstances
+from tests.support.proxy import Proxy, command_line
+from tests.support.raw import Closed, RawConnection
+from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
+from tests.support.verified import assert_verified
+from tests.support.waiting import wait_until
+
+RUN_S = float(os.environ.get("FORESHARD_FAULT_S", "12"))
+CLIENTS = 6
+ACCOUNTS = 30
+OPENING = 1000
+CHILD_KILLS_MAX = max(4, RUN_S // 15)  # the supervisor waits longer before each start
+UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
+
+
+def prepared_count(shards: Shards) -> int:
+    """What is prepared on all shards."""
+    return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
+
+
+async def recover(proxy: Proxy, shards: Shards) -> list[str]:
+    """Rounds of recovery that waits for no coordinator, until nothing is prepared; what it said."""
+    said: list[str] = []
+    recovery = Recovery(load_config(proxy.configuration), said.append)
+    recovery.grace_s = 0.0
+    try:
+        async with asyncio.timeout(30):
+            while prepared_count(shards):
+                await recovery.run_round()
+    finally:
+        recovery.close()
+    return said
+
+
+@pytest.mark.parametrize("point", CONTROL_POINTS)
+def test_a_router_killed_at_any_step_of_commit_leaves_all_or_nothing(
+    three_shards: Shards, tmp_path: Path, point: str
+) -> None:
+    three_shards.execute(SCHEMA)
+    environment = {"FORESHARD_CRASH_AT": point}
+    proxy = Proxy(three_shards.dsns, tmp_path, tables=TABLES, command="router", environment=environment)
+    (tmp_path / "run").mkdir()
+    attach_state(load_config(proxy.configuration))
+    proxy.start()
+    with proxy.server.connect() as client:
+        for key in range(1, ACCOUNTS + 1):
+            client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
+    keys = [three_shards.query("SELECT min(id) FROM root", on=shard)[0][0] for shard in range(SHARD_COUNT)]
+    with proxy.server.connect() as client:
+        client.rows("BEGIN")
+        for key in keys:
+            client.rows(f"UPDATE root SET tag = 'after' WHERE id = {key}")
+        with pytest.raises(Closed):
+            client.query("COMMIT")
+    assert proxy.wait_for_end() == -signal.SIGKILL
+    wait_until(lambda: not open_transactions(three_shards))
+    asyncio.run(recover(proxy, three_shards))
+    changed = [three_shards.query("SELECT count(*) FROM root WHERE tag = 'after'", on=shard) for shard in range(3)]
+    happened = {"commit-voting": [0], "commit-prepared": [0], "commit-decided": [1], "commit-finished": [1]}
+    assert len({str(count) for count in changed}) == 1
+    assert changed[0][0][0] in happened.get(point, [0, 1])
+
+
+def open_transactions(shards: Shards) -> bool:
+    """Whether a backend still works for the proxy that was killed."""
+    sql = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+      AND backend_type = 'client backend' AND xact_start IS NOT NULL"""
+    return any(shards.query(sql, on=shard) != [(0,)] for shard in range(SHARD_COUNT))
+
+
+class Teller:
+    """One client that transfers between accounts until told to stop; it knows which transfers were acknowledged."""
+
+    def __init__(self, proxy: Proxy, name: int, keys: list[int], seed: int) -> None:
+        self.proxy = proxy
+        self.name = name
+        self.keys = keys
+        self.draw = random.Random(seed * 100 + name)
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+        self.unknown = 0
+        self.connection: RawConnection | None = None
+
+    def run(self, stopping: threading.Event) -> None:
+        number = 0
+        while not stopping.is_set():
+            number += 1
+            source, target = self.draw.sample(self.keys, 2)
+            amount = self.draw.randint(1, 9)
+            # The mark is on a third shard as often as not, and says what the balances must be.
+            mark = f"{self.name}.{number} {source} {target} {amount}"
+            try:
+                if self.connection is None:
+                    self.connection = self.proxy.server.connect()
+                (self.acknowledged if self.transfer(source, target, amount, mark) else self.refused).append(mark)
+            except (Closed, OSError, AssertionError):  # AssertionError: start-up was refused
+                self.unknown += 1
+                self.leave()
+                stopping.wait(0.05)
+        self.leave()
+
+    def leave(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def transfer(self, source: int, target: int, amount: int, mark: str) -> bool:
+        """True: told that it is committed; False: told that it is not. Closed when it was told neither."""
+        assert self.connection is not None
+        statements = [
+            f"UPDATE root SET n = n - {amount} WHERE id = {source}",
+            f"UPDATE root SET n = n + {amount} WHERE id = {target}",
+            f"INSERT INTO plain (tag) VALUES ('{mark}')",
+        ]
+        self.draw.shuffle(statements)  # any shard may be the one that decides
+        for statement in ["BEGIN", *statements, "COMMIT"]:
+            answer = self.connection.query(statement)
+            errors = [message.fields for message in answer if message.kind == b"E"]
+            if errors:
+                if statement == "COMMIT" and errors[0]["C"] not in UNDONE:
+                    raise Closed
+                self.connection.query("ROLLBACK")
+                return False
+        return True
+
+
+class Killer:
+    """Kills routers, controllers and backends, one after the other, at random moments."""
+
+    def __init__(self, proxy: Proxy, shards: Shards, seed: int) -> None:
+        self.proxy = proxy
+        self.shards = shards
+        self.draw = random.Random(seed)
+        self.kills: dict[str, int] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self.draw.uniform(0.1, 0.6)):
+            what = self.draw.choice(["router", "controller", "backend", "backend", "backend"])
+            if self.kills.get(what, 0) >= CHILD_KILLS_MAX and what != "backend":
+                continue
+            self.kills[what] = self.kills.get(what, 0) + 1
+            if what == "backend":
+                with contextlib.suppress(psycopg.Error):
+                    self.shards.query(
+                        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+                        AND datname = current_database() AND backend_type = 'client backend'
+                        ORDER BY random() LIMIT 1""",
+                        on=self.draw.randrange(SHARD_COUNT),
+                    )
+                continue
+            for pid in self.proxy.pids():
+                if f"\0{what}\0".encode() in command_line(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def bank(test_instances: TestInstances, tmp_path: Path) -> Iterator[tuple[Proxy, Shards, list[int]]]:
+    shards = test_instances.create(SHARD_COUNT)
+    shards.execute(SCHEMA)
+    with Proxy(shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}) as proxy:
+        with proxy.server.connect() as client:
+            for key in range(1, ACCOUNTS + 1):
+                client.rows(f"INSERT INTO root (id, n) VALUES ({key}, {OPENING})")
+        yield proxy, shards, list(range(1, ACCOUNTS + 1))
+    test_instances.drop(shards)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_transfers_happen_wholly_or_not_at_all_whatever_is_killed(
+    bank: tuple[Proxy, Shards, list[int]], seed: int
+) -> None:
+    proxy, shards, keys = bank
+    stopping, killing = threading.Event(), threading.Event()
+    tellers = [Teller(proxy, name, keys, seed) for name in range(CLIENTS)]
+    killer = Killer(proxy, shards, seed)
+    with ThreadPoolExecutor(CLIENTS + 1) as threads:
+        running = [threads.submit(teller.run, stopping) for teller in tellers]
+        running.append(threads.submit(killer.run, killing))
+        killing.wait(RUN_S)
+        killing.set()
+        done = sum(len(teller.acknowledged) for teller in tellers)
+        wait_until(lambda: sum(len(teller.acknowledged) for teller in tellers) > done)  # it works again
+        stopping.set()
+        for task in running:
+            task.result()
+    wait_until(lambda: prepared_count(shards) == 0)  # by the controller alone
+    marks = {str(row[0]) for row in shards.query("SELECT tag FROM plain")}
+    acknowledged = {mark for teller in tellers for mark in teller.acknowledged}
+    refused = {mark for teller in tellers for mark in teller.refused}
+    told = f"{len(acknowledged)} transfers, {len(refused)} refused, kills {killer.kills}"
+    print(told, f"{sum(teller.unknown for teller in tellers)} unknown, {len(marks - acknowledged)} of them happened")
+    assert acknowledged - marks == set(), told
+    assert refused & marks == set(), told
+    balances = dict.fromkeys(keys, OPENING)
+    for mark in marks:
+        source, target, amount = map(int, mark.split()[1:])
+        balances[source] -= amount
+        balances[target] += amount
+    found = {row[0]: row[1] for shard in range(SHARD_COUNT) for row in shards.query("SELECT id, n FROM root", on=shard)}
+    assert found == balances, told
+    assert_verified(proxy.configuration)
