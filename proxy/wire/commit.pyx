@@ -143,6 +143,8 @@ cdef class Commit(Session):
         cdef Backend backend
         control_point("commit-finished")
         for backend in self.participants:
+            if backend.muted_error is not None and b"\0C42704\0" in backend.muted_error:
+                backend.muted_error = None      # recovery was faster
             if backend.phase != BACKEND_READY or backend.muted_error is not None:
                 name = self.hub.shard_names[backend.shard]
                 self.warn("01000", f"the transaction is committed, but shard {name} has not confirmed it yet",
