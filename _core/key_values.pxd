@@ -9,6 +9,12 @@ cdef enum Reading:
     READ_NONE = 2       # a number that no bigint equals: no row can have it
     READ_MALFORMED = 3  # PostgreSQL's 22P02, or a form that is not read here
     READ_RANGE = 4      # PostgreSQL's 22003
+    READ_OTHER = 5      # a form that may be right and is not read here: settings may decide what it means
+    READ_OVERFLOW = 6   # a date that no calendar has: 22008
+    READ_SHORT = 7      # binary, too few bytes: 08P01
+    READ_LONG = 8       # binary, too many bytes: 22P03
+    READ_HEXADECIMAL = 9    # bytea with another letter among its digits: 22023
+    READ_ODD = 10       # bytea with half a byte: 22023
 
 
 cdef struct ArrayCursor:

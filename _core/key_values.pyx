@@ -48,7 +48,6 @@ cdef int read_digits(const char* at, const char* end, bint negative, int64_t* ke
     cdef int digit
     cdef bint digit_before = False
     cdef bint any_digit = False
-    cdef bint over = False
     if end - at > 2 and at[0] == b"0" and digit_value(at[1]) != at[1] - 48:
         base = 16 if at[1] | 32 == b"x" else 8 if at[1] | 32 == b"o" else 2 if at[1] | 32 == b"b" else 10
         if base != 10:
@@ -61,13 +60,14 @@ cdef int read_digits(const char* at, const char* end, bint negative, int64_t* ke
             digit = digit_value(at[0])
             if digit >= base:
                 return READ_MALFORMED
-            over = over or total > (limit - digit) // base
+            if total > (<uint64_t> 1 << 63) // <uint64_t> base:
+                return READ_RANGE       # before whatever follows is looked at, as PostgreSQL does
             total = total * base + digit
             digit_before = any_digit = True
         at += 1
     if not any_digit:
         return READ_MALFORMED
-    if over:
+    if total > limit:
         return READ_RANGE
     key[0] = <int64_t> (0 - total) if negative else <int64_t> total
     return READ_KEY

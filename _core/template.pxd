@@ -1,5 +1,6 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from foreshard._core.typed_keys cimport TypedKey
 from foreshard._core.values cimport Value, Values
 
 
@@ -43,11 +44,16 @@ cpdef enum KeyFlag:
     KEY_PLACED = 8          # only a placed key names a bucket: the key of a child, whose row lives with its parent
     KEY_INSERTED = 16       # the value of a new row: NULL is an error
     KEY_CAST = 32           # under an explicit cast to an integer type, so text types may be bound to it
+    KEY_QUOTED = 64         # a literal in single quotes: '' in it is one quote
+    KEY_PART = 128          # a column of a key of several, of which the next source is the following column
+    # From here up: a KeyType (_core/typed_keys), then n of a varchar(n) column that the value is stored in, else 0.
+    KEY_TYPE_UNIT = 256
+    KEY_LIMIT_UNIT = 4096
 
 
 cdef struct KeySource:
     int index               # of the literal, or of the parameter ($1 is 0)
-    int flags               # KeyFlag
+    int flags               # KeyFlag, KeyType and limit
 
 
 cdef struct FeatureSource:
@@ -111,3 +117,8 @@ cdef class Template:
     cdef int locate_array(self, const Value* value, int position, Buckets found) except -1
     cdef int locate_key(self, int64_t key, int flags, Buckets found) except -1
     cdef int refuse_key(self, int reading, const Value* value, int position) except -1
+    # The same for keys of other types than bigint and of several columns; gives the position of the key's last source.
+    cdef int locate_typed(self, int position, Values literals, Values params, Buckets found) except -1
+    cdef const Value* read_source(self, int position, Values literals, Values params) except NULL
+    cdef int locate_elements(self, const Value* value, int position, uint64_t seed, Buckets found) except -1
+    cdef int locate_hash(self, int reading, TypedKey* key, const Value* value, int position, Buckets found) except -1

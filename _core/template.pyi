@@ -38,6 +38,10 @@ class KeyFlag(IntEnum):
     KEY_PLACED = 8
     KEY_INSERTED = 16
     KEY_CAST = 32
+    KEY_QUOTED = 64
+    KEY_PART = 128
+    KEY_TYPE_UNIT = 256
+    KEY_LIMIT_UNIT = 4096
 
 class Buckets:
     every: bool

@@ -6,23 +6,32 @@ allocates, but for growing a `Buckets` and for errors.
 """
 
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
-from foreshard._core.buckets cimport BUCKET_COUNT, bucket_of_key
+from foreshard._core.buckets cimport BUCKET_COUNT, bucket_of_key, home_of_hash, home_seed
 from foreshard._core.features cimport add_generated, add_value
 from foreshard._core.key_values cimport (
-    READ_KEY, READ_MALFORMED, READ_NONE, READ_NULL, ArrayCursor, next_key, open_array, read_key,
+    READ_KEY, READ_NONE, READ_NULL, READ_OTHER, ArrayCursor, next_key, open_array, read_key,
 )
+from foreshard._core.typed_keys cimport TypedKey, read_typed, split_array
 from foreshard._core.values cimport VALUE_BINARY, Value, Values
 
 from foreshard._core.errors import SqlError, not_built
+from foreshard._core.key_errors import malformed_key
+from foreshard._core.typed_keys import ARRAY_OIDS, SCALAR_OIDS, TYPE_NAMES
 
 cdef int64_t PLACED_FLAG = <int64_t> 1 << 52    # a key from here up to below twice this carries its bucket
 cdef Py_ssize_t QUOTED_BYTES_MAX = 80           # of a malformed key, in the error about it
 cdef frozenset KEY_TYPES = frozenset({0, 705, 20, 21, 23})                      # unspecified, unknown, int8, int2, int4
 cdef frozenset CAST_TYPES = KEY_TYPES | frozenset({25, 1043})                   # text, varchar
 cdef frozenset ARRAY_TYPES = frozenset({0, 705, 1005, 1007, 1016})              # int2[], int4[], int8[]
+cdef int TYPED = KEY_PART | ~(KEY_TYPE_UNIT - 1)    # a source with one of these bits is read by locate_typed
+cdef int TYPE_MASK = KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1
+
+
+cdef inline int type_of(int flags) noexcept:
+    return flags // KEY_TYPE_UNIT & TYPE_MASK
 
 
 @cython.final
@@ -144,8 +153,13 @@ cdef class Template:
         cdef int position
         cdef int reading
         found.clear()
-        for position in range(self.key_count):
+        position = -1
+        while position + 1 < self.key_count:
+            position += 1
             source = self.key_sources[position]
+            if source.flags & TYPED:
+                position = self.locate_typed(position, literals, params, found)
+                continue
             values = params if source.flags & KEY_PARAM else literals
             if values is None or source.index >= values.count:
                 raise SqlError("08P01", f"bind message supplies no value for parameter ${source.index + 1}")
@@ -161,6 +175,68 @@ cdef class Template:
         if found.count == 0 and not found.every:
             found.add(0)
         return 0
+
+    cdef const Value* read_source(self, int position, Values literals, Values params) except NULL:
+        """The value of a source."""
+        cdef KeySource source = self.key_sources[position]
+        cdef Values values = params if source.flags & KEY_PARAM else literals
+        if values is None or source.index >= values.count:
+            raise SqlError("08P01", f"bind message supplies no value for parameter ${source.index + 1}")
+        return &values.items[source.index]
+
+    cdef int locate_typed(self, int position, Values literals, Values params, Buckets found) except -1:
+        """Add the bucket of one key of any type; an array may only be its last column."""
+        cdef TypedKey key
+        cdef const Value* value
+        cdef int flags, reading
+        cdef uint64_t seed = home_seed()
+        while True:
+            flags = self.key_sources[position].flags
+            value = self.read_source(position, literals, params)
+            if flags & KEY_ARRAY:
+                self.locate_elements(value, position, seed, found)
+                return position
+            reading = read_typed(
+                value, type_of(flags), flags & KEY_QUOTED, flags & KEY_NEGATIVE, flags // KEY_LIMIT_UNIT, seed, &key
+            )
+            if reading != READ_KEY or not flags & KEY_PART:
+                self.locate_hash(reading, &key, value, position, found)
+                while self.key_sources[position].flags & KEY_PART:
+                    position += 1
+                return position
+            seed = key.hash
+            position += 1
+
+    cdef int locate_elements(self, const Value* value, int position, uint64_t seed, Buckets found) except -1:
+        """Add the buckets of an array's keys of any type."""
+        cdef int flags = self.key_sources[position].flags
+        cdef Value element
+        cdef TypedKey key
+        cdef bytes data
+        if value.size < 0:
+            return self.refuse_key(READ_NULL, value, position)
+        elements = split_array(value, type_of(flags), flags & KEY_QUOTED)
+        if isinstance(elements, int):
+            return self.locate_hash(elements, &key, value, position, found)
+        for data in elements:
+            if data is not None:
+                element = Value(<const char*> data, len(data), value.format)
+                reading = read_typed(&element, type_of(flags), False, False, 0, seed, &key)
+                self.locate_hash(reading, &key, &element, position, found)
+        return 0
+
+    cdef int locate_hash(self, int reading, TypedKey* key, const Value* value, int position, Buckets found) except -1:
+        """Add what was read of a key, or say what is wrong with it."""
+        cdef int flags = self.key_sources[position].flags
+        cdef bint names_bucket = reading == READ_KEY and key.bucket >= 0 and not flags & KEY_PART
+        if reading == READ_OTHER or (reading == READ_KEY and flags & KEY_PLACED and not names_bucket):
+            if self.is_write or self.one_shard_refusal is not None:
+                raise malformed_key(READ_OTHER, type_of(flags), self.keys[position][2], quoted_of(value), False)
+            found.every = True
+            return 0
+        if reading != READ_KEY:
+            return self.refuse_key(reading, value, position)
+        return found.add(key.bucket if names_bucket else home_of_hash(key.hash))
 
     cdef int locate_array(self, const Value* value, int position, Buckets found) except -1:
         """Add the buckets of an array's keys."""
@@ -199,13 +275,7 @@ cdef class Template:
                            "The column's value says where the row lives.")
         if reading == READ_NULL or (reading == READ_NONE and not flags & KEY_INSERTED):
             return 0
-        shown = "..."
-        if value.format != VALUE_BINARY:
-            shown = value.data[:min(value.size, QUOTED_BYTES_MAX)].decode("utf-8", "replace")
-        detail = f'It is the routing key "{column}" of "{relation}".'
-        if reading == READ_MALFORMED:
-            raise SqlError("22P02", f'invalid input syntax for type bigint: "{shown}"', detail)
-        raise SqlError("22003", f'value "{shown}" is out of range for type bigint', detail)
+        raise malformed_key(reading, type_of(flags), self.keys[position][2], quoted_of(value), flags & KEY_ARRAY)
 
     cdef int read_features(self, Values literals, Values params, double* features) except -1:
         """Fill `features` with what prediction knows about this write before it runs."""
@@ -234,11 +304,15 @@ cdef class Template:
         for index, flags, column in self.keys:
             if not flags & KEY_PARAM or index >= len(type_oids):
                 continue
-            allowed = ARRAY_TYPES if flags & KEY_ARRAY else CAST_TYPES if flags & KEY_CAST else KEY_TYPES
+            if type_of(flags):
+                oids = ARRAY_OIDS if flags & KEY_ARRAY else SCALAR_OIDS
+                allowed = {0, 705, *oids[type_of(flags)]}
+            else:
+                allowed = ARRAY_TYPES if flags & KEY_ARRAY else CAST_TYPES if flags & KEY_CAST else KEY_TYPES
             if type_oids[index] not in allowed:
                 return not_built(
                     f"a parameter of type {type_oids[index]} as routing key",
-                    f"Declare ${index + 1} as bigint, or leave its type to the server.",
+                    f"Declare ${index + 1} as {TYPE_NAMES[type_of(flags)]}, or leave its type to the server.",
                     f'It is compared with "{column}".',
                 )
         return None
@@ -256,6 +330,13 @@ cdef class Template:
         cdef double features[4]
         self.read_features(values_of(literals), values_of(params), features)
         return [features[index] for index in range(4)]
+
+
+cdef str quoted_of(const Value* value):
+    """A value as an error shows it."""
+    if value.format == VALUE_BINARY or value.size < 0:
+        return "..."
+    return value.data[:min(value.size, QUOTED_BYTES_MAX)].decode("utf-8", "replace")
 
 
 cdef Values values_of(list pairs):

@@ -12,8 +12,53 @@ from typing import TypeVar
 
 import msgspec
 
+from foreshard._core.typed_keys import KeyType
+
 Found = TypeVar("Found")
-INTEGER_OIDS = (20, 21, 23)  # int8, int2, int4
+KEY_TYPES = {
+    20: KeyType.TYPE_INT8,
+    23: KeyType.TYPE_INT4,
+    21: KeyType.TYPE_INT2,
+    25: KeyType.TYPE_TEXT,
+    1043: KeyType.TYPE_TEXT,
+    2950: KeyType.TYPE_UUID,
+    17: KeyType.TYPE_BYTEA,
+    1082: KeyType.TYPE_DATE,
+    1114: KeyType.TYPE_TIMESTAMP,
+    1184: KeyType.TYPE_TIMESTAMPTZ,
+}  # by OID: the types of columns that may be keys
+KEY_TYPES_BY_NAME = {
+    "bigint": KeyType.TYPE_INT8,
+    "integer": KeyType.TYPE_INT4,
+    "smallint": KeyType.TYPE_INT2,
+    "text": KeyType.TYPE_TEXT,
+    "character varying": KeyType.TYPE_TEXT,
+    "uuid": KeyType.TYPE_UUID,
+    "bytea": KeyType.TYPE_BYTEA,
+    "date": KeyType.TYPE_DATE,
+    "timestamp without time zone": KeyType.TYPE_TIMESTAMP,
+    "timestamp with time zone": KeyType.TYPE_TIMESTAMPTZ,
+}
+KEY_TYPES_BY_CATALOG_NAME = {
+    "int8": KeyType.TYPE_INT8,
+    "int4": KeyType.TYPE_INT4,
+    "int2": KeyType.TYPE_INT2,
+    "text": KeyType.TYPE_TEXT,
+    "varchar": KeyType.TYPE_TEXT,
+    "uuid": KeyType.TYPE_UUID,
+    "bytea": KeyType.TYPE_BYTEA,
+    "date": KeyType.TYPE_DATE,
+    "timestamp": KeyType.TYPE_TIMESTAMP,
+    "timestamptz": KeyType.TYPE_TIMESTAMPTZ,
+}  # as pg_type, and so the parser, names them
+PLACEABLE_TYPES = (KeyType.TYPE_INT8, KeyType.TYPE_UUID)  # whose generated keys carry their bucket
+VARCHAR_OID = 1043
+MODIFIER_HEADER = 4  # a varchar's type modifier is its length and this
+
+
+def key_family(key_type: KeyType) -> KeyType:
+    """The type that stands for all whose values compare and hash alike: integers of every size are one."""
+    return KeyType.TYPE_INT8 if key_type <= KeyType.TYPE_INT2 else key_type
 
 
 class TableKind(enum.Enum):
@@ -33,6 +78,12 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     not_null: bool = False
     has_default: bool = False
     is_generated: bool = False  # GENERATED ALWAYS AS (...) STORED, or identity ALWAYS
+    modifier: int = -1  # pg_attribute.atttypmod: what stands in parentheses behind the type
+
+    @property
+    def length_max(self) -> int:
+        """n of varchar(n); 0 for columns that take any length."""
+        return self.modifier - MODIFIER_HEADER if self.type_oid == VARCHAR_OID and self.modifier >= 0 else 0
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,12 +131,18 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the table is known to have this column."""
         return name in (self.key, self.via) or self.column(name) is not None
 
-    def has_integer(self, name: str) -> bool:
-        """Whether the column is of an integer type, so that a routing key may be compared with it."""
+    def type_of(self, name: str) -> KeyType | None:
+        """The type of a column as keys have it; None for types that no key has, and for unknown columns."""
         column = self.column(name)
-        if column is None:
-            return bool(name) and name in (self.key, self.via) and self.key_type == "bigint"
-        return column.type_oid in INTEGER_OIDS
+        if column is not None:
+            return KEY_TYPES.get(column.type_oid)
+        return KEY_TYPES_BY_NAME.get(self.key_type) if name and name in (self.key, self.via) else None
+
+    @property
+    def generates_key(self) -> bool:
+        """Whether the shards make this table's keys, which then name their bucket."""
+        column = self.column(self.key)
+        return self.type_of(self.key) in PLACEABLE_TYPES and (column is None or column.has_default)
 
     def domain(self, name: str) -> str | None:
         """The table whose keys this column holds: equal values of one domain live in one bucket. None for others."""

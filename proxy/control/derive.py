@@ -11,15 +11,24 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Column, Function, Table, TableKind
+from foreshard.proxy.catalog.model import KEY_TYPES, KEY_TYPES_BY_NAME
 from foreshard.proxy.config import Config, TableConfig, qualified
 from foreshard.proxy.config.document import did_you_mean, listed
 from foreshard.proxy.control.facts import Facts, ForeignKey, TableFacts
 from foreshard.proxy.errors import ConfigError
 from foreshard.proxy.profiles import ProfileKey, profile_indexes
 
-KEY_TYPE = "bigint"
-SMALL_KEY_TYPES = {"integer", "smallint"}
+VARCHAR_LENGTH_MAX = 500_000  # what a KeySource holds of n in varchar(n)
+UUID_MAKERS = ("gen_random_uuid()", "uuid_generate_v4()", "uuidv4()", "uuidv7()", "foreshard.next_uuid()")
+ENCODING = "UTF8"
+REFUSED_TYPES = {
+    "character": "trailing spaces do not count in it: ALTER the column's TYPE to text",
+    "citext": "it calls different texts equal, which hash differently: use text",
+    "numeric": "1.0 and 1.00 are equal and print differently: use bigint or text",
+    "name": "it cuts what is longer than 63 bytes: use text",
+}
 
 
 def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
@@ -171,7 +180,7 @@ class _Deriving:
             name=facts.name,
             kind=TableKind.ROOT if parent is None else TableKind.CHILD,
             key=declared.key or "",
-            key_type=KEY_TYPE,
+            key_type=_type_name(facts, declared.key),
             parent=parent,
             via=via,
             columns=tuple(_with_fill(column, declared.key, facts) for column in facts.columns),
@@ -211,11 +220,11 @@ class _Deriving:
             )
             return wanted, declared.via
         if wanted and declared.via:
-            self._check_via(declared, facts, declared.via)
+            self._check_via(declared, facts, declared.via, wanted)
             return wanted, declared.via
         fitting = [key for key in self._facts.foreign_keys if self._may_be_parent(key, facts, wanted, declared.via)]
         if len(fitting) == 1:
-            self._check_via(declared, facts, fitting[0].columns[0])
+            self._check_via(declared, facts, fitting[0].columns[0], fitting[0].target)
             return fitting[0].target, fitting[0].columns[0]
         if fitting:
             choices = listed(f"{{parent: {key.target}, via: {key.columns[0]}}}" for key in fitting)
@@ -253,10 +262,19 @@ class _Deriving:
             parent = above.parent if above else None
         return found
 
-    def _check_via(self, declared: TableConfig, facts: TableFacts, via: str) -> None:
+    def _check_via(self, declared: TableConfig, facts: TableFacts, via: str, parent: str) -> None:
+        above = self._facts.tables.get(parent)
+        parent_key = self._declared[parent].key if parent in self._declared else None
         column = facts.column(via)
-        if column is not None and column.type_name != KEY_TYPE:
-            self._problem(declared, f"column {via} is {column.type_name}, {_proposal(facts, via)}", "via")
+        wanted = above.column(parent_key) if above is not None and parent_key is not None else None
+        if column is None or wanted is None or _same_keys(column, wanted):
+            return
+        self._problem(
+            declared,
+            f"column {via} is {column.type_name}, the key of {parent} is {wanted.type_name}: "
+            f"ALTER TABLE {facts.qualified} ALTER COLUMN {via} TYPE {wanted.type_name}",
+            "via",
+        )
 
     def _check_key(self, declared: TableConfig, facts: TableFacts) -> None:
         key = declared.key or ""
@@ -273,13 +291,26 @@ class _Deriving:
         elif primary != (key,):
             what = f"its primary key is ({', '.join(primary)})"
             self._problem(declared, f"{what}; a sharded table's primary key is the one column it is declared by", "key")
-        if column.type_name in SMALL_KEY_TYPES:
-            self._problem(declared, f"column {key} is {column.type_name}, {_proposal(facts, key)}", "key")
-        elif column.type_name != KEY_TYPE:
-            self._problem(
-                declared, f"column {key} is {column.type_name}; only {KEY_TYPE} keys can be placed so far", "key"
-            )
+        self._check_key_type(declared, facts, column)
         self._check_source(declared, facts, key)
+
+    def _check_key_type(self, declared: TableConfig, facts: TableFacts, column: Column) -> None:
+        """Refuse types whose equal values may hash differently, or be stored otherwise than they were sent."""
+        key_type = KEY_TYPES.get(column.type_oid)
+        problem = ""
+        if key_type is None:
+            known = listed(KEY_TYPES_BY_NAME)
+            problem = REFUSED_TYPES.get(column.type_name, f"keys may be of the types {known}")
+        elif key_type is KeyType.TYPE_TEXT and column.name in facts.undetermined:
+            problem = "its collation calls different texts equal, which hash differently: give it a deterministic one"
+        elif key_type is KeyType.TYPE_TEXT and self._facts.encoding != ENCODING:
+            problem = f"the database is encoded in {self._facts.encoding}; keys that are texts need {ENCODING}"
+        elif column.length_max > VARCHAR_LENGTH_MAX:
+            problem = f"a varchar key has at most {VARCHAR_LENGTH_MAX} characters: use text"
+        elif key_type in (KeyType.TYPE_TIMESTAMP, KeyType.TYPE_TIMESTAMPTZ) and column.modifier >= 0:
+            problem = "values are rounded when they are stored: leave its precision out"
+        if problem:
+            self._problem(declared, f"column {column.name} is {column.type_name}; {problem}", "key")
 
     def _check_source(self, declared: TableConfig, facts: TableFacts, key: str) -> None:
         source = facts.sources.get(key)
@@ -293,6 +324,15 @@ class _Deriving:
                 f"may override; agree to that by {remedy}",
                 "key",
             )
+            return
+        column = facts.column(key)
+        key_type = KEY_TYPES.get(column.type_oid) if column is not None else None
+        if key_type is KeyType.TYPE_UUID:
+            if not source.default.endswith(UUID_MAKERS):
+                known = f"only these can be replaced: {listed(UUID_MAKERS)}"
+                self._problem(declared, f"column {key} has the default {source.default}; {known}", "key")
+        elif key_type in (KeyType.TYPE_INT4, KeyType.TYPE_INT2) and (source.sequence or source.identity):
+            self._problem(declared, f"column {key} is {_type_name(facts, key)}, {_proposal(facts, key)}", "key")
         elif not source.identity and source.default and not source.sequence:
             self._problem(
                 declared, f"column {key} has the default {source.default}; only a sequence can be replaced", "key"
@@ -328,9 +368,20 @@ class _Deriving:
         return "crosses groups: it would hold only when both rows happen to lie on one shard; drop it"
 
 
+def _type_name(facts: TableFacts, column: str | None) -> str:
+    known = facts.column(column or "")
+    return known.type_name if known is not None else ""
+
+
+def _same_keys(one: Column, other: Column) -> bool:
+    """Whether two columns hold the same keys: integers of one size, or texts."""
+    types = [KEY_TYPES.get(column.type_oid) for column in (one, other)]
+    return types[0] is types[1]
+
+
 def _with_fill(column: Column, key: str | None, facts: TableFacts) -> Column:
-    """A child's key has no default once `apply` has run, but a trigger that fills it from the same sequence."""
-    filled = column.name == key and bool(facts.sources.get(column.name))
+    """A child's key has no default once `apply` has run, but a trigger that fills it from the same source."""
+    filled = column.name == key and (facts.filled or bool(facts.sources.get(column.name)))
     return msgspec.structs.replace(column, has_default=True) if filled else column
 
 

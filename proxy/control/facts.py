@@ -48,6 +48,8 @@ class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
     partitions: tuple[str, ...] = ()  # partitions and inheriting tables, qualified
     ancestors: tuple[str, ...] = ()  # tables it is a partition of or inherits from
     captured: bool = False  # it has Foreshard's capture triggers
+    filled: bool = False  # it has Foreshard's trigger that generates a child's key
+    undetermined: tuple[str, ...] = ()  # columns whose collation calls different texts equal
 
     @property
     def qualified(self) -> str:
@@ -73,3 +75,4 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     functions: dict[str, str]  # function -> the declared table its body names
     stray: tuple[TableFacts, ...] = ()  # not declared, but with Foreshard's capture triggers or key default
     search_path: tuple[str, ...] = ("public",)
+    encoding: str = "UTF8"

@@ -20,6 +20,7 @@ TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = c.oid AND t.tgname LIKE 'foreshard\\_capture\\_%') AS captured,
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'foreshard_fill_key') AS filled,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
              JOIN pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhparent = c.oid ORDER BY 1) AS partitions,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
@@ -35,12 +36,14 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND (
   EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
           AND (t.tgname LIKE 'foreshard\\_capture\\_%' OR t.tgname = 'foreshard_fill_key'))
   OR EXISTS (SELECT FROM pg_attrdef d WHERE d.adrelid = c.oid
-             AND pg_get_expr(d.adbin, d.adrelid) LIKE 'foreshard.next_key(%'))
+             AND pg_get_expr(d.adbin, d.adrelid) LIKE ANY ('{foreshard.next_key(%,foreshard.next_uuid(%}')))
 ORDER BY 1
 """
 
 COLUMNS = """
 SELECT a.attname AS name, format_type(a.atttypid, NULL) AS type_name, a.atttypid::bigint AS type_oid,
+       a.atttypmod AS modifier,
+       coalesce((SELECT l.collisdeterministic FROM pg_collation l WHERE l.oid = a.attcollation), true) AS deterministic,
        a.attnotnull AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
        pg_get_expr(d.adbin, d.adrelid) AS default_text,
        (SELECT quote_ident(sn.nspname) || '.' || quote_ident(s.relname)
@@ -134,6 +137,7 @@ async def introspect(connection: Connection, config: Config, shard: str) -> Fact
         functions=functions,
         stray=tuple(await _read_tables(connection, stray)),
         search_path=tuple(await connection.fetchval("SELECT current_schemas(false)::text[]")),
+        encoding=await connection.fetchval("SHOW server_encoding"),
     )
 
 
@@ -168,6 +172,8 @@ async def _read_tables(connection: Connection, names: list[str]) -> list[TableFa
                 partitions=tuple(row["partitions"]),
                 ancestors=tuple(row["ancestors"]),
                 captured=row["captured"],
+                filled=row["filled"],
+                undetermined=tuple(column["name"] for column in columns if not column["deterministic"]),
             )
         )
     return found
@@ -181,6 +187,7 @@ def _column(row: Any) -> Column:
         not_null=row["not_null"],
         has_default=bool(row["default_text"] or row["identity"]),
         is_generated=bool(row["generated"]) or row["identity"] == "a",
+        modifier=row["modifier"],
     )
 
 

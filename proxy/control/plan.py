@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from foreshard._core.buckets import BUCKET_OF_SQL, PLACED_FLAG, initial_map
+from foreshard._core.buckets import PLACED_FLAG, initial_map
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
 from foreshard.proxy.control.derive import build_catalog, compare_shards, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
+from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_index_object, bucket_sql
 from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_file import read_schema_file
@@ -260,7 +262,7 @@ async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) 
     applied = await read_applied(work.connection)
     owners = initial_map(len(config.shards))
     for table in catalog.tables.values():
-        if table.kind is TableKind.REFERENCE or key_object(table) in applied:
+        if table.kind is TableKind.REFERENCE or key_object(table) in applied or bucket_index_object(table) in applied:
             continue
         row = await work.connection.fetchrow(_row_check(table), owners, index)
         assert row is not None
@@ -268,7 +270,8 @@ async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) 
         if row["placed"]:
             raise ConfigError(
                 [
-                    place.format(row["placed"]) + f" with keys from {PLACED_FLAG} to {2 * PLACED_FLAG - 1}, which "
+                    place.format(row["placed"])
+                    + f" with keys from {PLACED_FLAG} to {2 * PLACED_FLAG - 1}, or uuids of version 8, which "
                     "Foreshard keeps for the keys it generates: give those rows other keys"
                 ]
             )
@@ -287,9 +290,17 @@ def routing_column(table: Table) -> str:
 
 
 def _row_check(table: Table) -> str:
+    # A root's uuid of version 8 may be the client's: it names its bucket all the same. A child's would name another.
+    is_placed = "false"
+    if table.type_of(table.key) is KeyType.TYPE_INT8:
+        is_placed = f"own_key >= {PLACED_FLAG} AND own_key < {2 * PLACED_FLAG}"
+    elif table.type_of(table.key) is KeyType.TYPE_UUID and table.kind is TableKind.CHILD:
+        is_placed = UUID_NAMES_BUCKET.replace("key", "own_key")
+    key_type = table.type_of(routing_column(table))
+    assert key_type is not None
     return f"""
-    SELECT count(*) FILTER (WHERE own_key >= {PLACED_FLAG} AND own_key < {2 * PLACED_FLAG}) AS placed,
-           count(*) FILTER (WHERE ($1::int[])[1 + {BUCKET_OF_SQL}] <> $2) AS misplaced
+    SELECT count(*) FILTER (WHERE {is_placed}) AS placed,
+           count(*) FILTER (WHERE ($1::int[])[1 + {bucket_sql(key_type)}] <> $2) AS misplaced
     FROM (SELECT {quote_name(table.key)} AS own_key, {quote_name(routing_column(table))} AS key
           FROM {quote_table(table)}) AS row
     """

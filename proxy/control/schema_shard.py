@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from foreshard._core.buckets import BUCKET_COUNT, BUCKET_OF_SQL, COUNTER_BITS, PLACED_FLAG
+from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.facts import Facts
+from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
     OPERATIONS,
@@ -52,14 +54,6 @@ GRANT INSERT ON foreshard.decision TO PUBLIC; -- the row is written in the clien
 """,
 )
 
-BUCKET_OF = f"""\
-CREATE OR REPLACE FUNCTION foreshard.bucket_of(key bigint) RETURNS integer
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
-  SELECT {BUCKET_OF_SQL}
-$body$;
-GRANT EXECUTE ON FUNCTION foreshard.bucket_of(bigint) TO PUBLIC;
-"""
-
 _REFUSE_COUNTER = f"""\
   RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
     USING ERRCODE = 'sequence_generator_limit_exceeded',
@@ -96,23 +90,23 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass) TO PUBLIC;
 """
 
 CHILD_KEY = f"""\
-CREATE OR REPLACE FUNCTION foreshard.child_key(parent bigint, sequence regclass) RETURNS bigint
+CREATE OR REPLACE FUNCTION foreshard.child_key(bucket integer, sequence regclass) RETURNS bigint
 LANGUAGE plpgsql VOLATILE AS $body$
 -- The next key of the bucket that the parent's row is in.
 DECLARE
   counter bigint := pg_catalog.nextval(sequence);
 BEGIN
-  IF parent IS NOT NULL AND counter BETWEEN 0 AND {COUNTER_MAX} THEN
-    RETURN {PLACED_FLAG} | (foreshard.bucket_of(parent)::bigint << {COUNTER_BITS}) | counter;
+  IF bucket IS NOT NULL AND counter BETWEEN 0 AND {COUNTER_MAX} THEN
+    RETURN {PLACED_FLAG} | (bucket::bigint << {COUNTER_BITS}) | counter;
   END IF;
-  IF parent IS NULL THEN
+  IF bucket IS NULL THEN
     RAISE EXCEPTION 'a child row without its parent''s key has no place'
       USING ERRCODE = 'not_null_violation', HINT = 'Give the column that references the parent a value.';
   END IF;
 {_REFUSE_COUNTER}\
 END
 $body$;
-GRANT EXECUTE ON FUNCTION foreshard.child_key(bigint, regclass) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.child_key(integer, regclass) TO PUBLIC;
 """
 
 
@@ -124,13 +118,14 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         SHARD_INFO,
         _identity(config.shards[index].name, index, cluster),
         DECISION,
-        labelled_step("function foreshard.bucket_of", BUCKET_OF),
+        *bucket_of_steps(),
         labelled_step("function foreshard.next_key", NEXT_KEY),
-        labelled_step("function foreshard.child_key", CHILD_KEY),
+        function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
         steps += _key_steps(table, facts)
+        steps += bucket_index_steps(catalog, table)
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]
         if triggers or facts.tables[name].captured:
             steps += [_capture_step(table, *piece) for piece in capture_sql(table, triggers)]
@@ -152,12 +147,27 @@ def _identity(name: str, index: int, cluster: str) -> Step:
 def _key_steps(table: Table, facts: Facts) -> Iterator[Step]:
     """The generated key of a root or child table; nothing when clients supply it."""
     source = facts.tables[table.qualified].sources.get(table.key)
+    if table.type_of(table.key) is KeyType.TYPE_UUID:
+        if source is not None and table.kind is TableKind.ROOT:
+            yield _root_step(table, "foreshard.next_uuid()")
+        elif table.generates_key:
+            yield _child_step(table, f"foreshard.child_uuid({_parent_bucket(table)})")
+        return
     if source is None or not source.sequence:
         return
     if source.identity:
         yield _identity_step(table, source.sequence)
     yield _sequence_step(table, source.sequence)
-    yield _root_step(table, source.sequence) if table.kind is TableKind.ROOT else _child_step(table, source.sequence)
+    sequence = f"{quote_text(source.sequence)}::regclass"
+    if table.kind is TableKind.ROOT:
+        yield _root_step(table, f"foreshard.next_key({sequence})")
+    else:
+        yield _child_step(table, f"foreshard.child_key({_parent_bucket(table)}, {sequence})")
+
+
+def _parent_bucket(table: Table) -> str:
+    """The bucket of a new child's parent, in the trigger that fills its key."""
+    return f"foreshard.bucket_of(NEW.{quote_name(table.via or '')})"
 
 
 def _identity_step(table: Table, sequence: str) -> Step:
@@ -190,26 +200,26 @@ def _sequence_step(table: Table, sequence: str) -> Step:
     )
 
 
-def _root_step(table: Table, sequence: str) -> Step:
+def _root_step(table: Table, default: str) -> Step:
     return Step(
         key_object(table),
         f"ALTER TABLE {quote_table(table)} ALTER COLUMN {quote_name(table.key)}\n"
-        f"  SET DEFAULT foreshard.next_key({quote_text(sequence)}::regclass);\n",
-        f"coalesce({_default_of(table)} LIKE 'foreshard.next_key(%', false)",
+        f"  SET DEFAULT {default};\n",
+        f"coalesce({_default_of(table)} LIKE '{default.partition('(')[0]}(%', false)",
     )
 
 
-def _child_step(table: Table, sequence: str) -> Step:
+def _child_step(table: Table, new_key: str) -> Step:
     digest = hashlib.md5(table.qualified.encode(), usedforsecurity=False).hexdigest()[:8]
     readable = "".join(letter for letter in table.name if letter.isascii() and (letter.isalnum() or letter == "_"))
     function = f"foreshard.{quote_name(f'fill_key_{readable[:36]}_{digest}')}"
-    key, via = quote_name(table.key), quote_name(table.via or "")
+    key = quote_name(table.key)
     return Step(
         key_object(table),
         f"""\
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $body$
 BEGIN
-  NEW.{key} := foreshard.child_key(NEW.{via}, {quote_text(sequence)}::regclass);
+  NEW.{key} := {new_key};
   RETURN NEW;
 END
 $body$;

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import not_built
 from foreshard.proxy.routing.builtins import AGGREGATES
-from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts
+from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts, family_of
 from foreshard.proxy.routing.scope import Names, Reference, ReferenceKind, Scope
-from foreshard.proxy.routing.text import INTEGER_TYPES, Text
+from foreshard.proxy.routing.text import CASTS, Text
 from foreshard.proxy.routing.tree import Node, strings, type_of, unwrap, walk
 
 SYSTEM_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
@@ -60,7 +61,7 @@ class Collector:
         self.locks_rows = False
         self.writes_within = False  # a CTE changes rows of plain tables
         self.into: Node | None = None  # the table that SELECT INTO makes
-        self.params: list[tuple[Node, bool]] = []  # every $n, and whether an integer cast is around it
+        self.params: list[tuple[Node, KeyType | None]] = []  # every $n, and what kind of key a cast around it makes it
 
     # Queries
 
@@ -206,7 +207,7 @@ class Collector:
     def use(self, column: str, left: Names, right: Names, both: Names, form: str, region: frozenset[Reference]) -> None:
         """Note that USING makes a column of both sides one."""
         ours, theirs = left.owner(column), right.owner(column)
-        if ours and theirs and all(one[0].table and one[0].table.has_integer(column) for one in (ours, theirs)):
+        if ours and theirs and family_of(ours) is not None and family_of(ours) == family_of(theirs):
             self.facts.append(Fact(ours, region, other=theirs))
         both.merged[column] = {"JOIN_FULL": None, "JOIN_RIGHT": theirs}.get(form, ours)
 
@@ -230,7 +231,7 @@ class Collector:
         ours = FactReader(self.text, level.scope).place(fields.get("testexpr"))
         target = unwrap(inner.targets[0])[1].get("val")
         theirs = FactReader(self.text, inner.scope).place(target)
-        if ours and theirs and not inner.merges:
+        if ours and theirs and not inner.merges and family_of(ours) == family_of(theirs):
             both = region | frozenset(inner.references)
             self.facts.append(Fact(ours, both, other=theirs))
 
@@ -268,7 +269,7 @@ class Collector:
                 f'Each shard has its own; together they make the keys of "{table}".',
             )
 
-    def visit(self, node: Any, level: Level, ctes: frozenset[str], cast: bool = False) -> None:
+    def visit(self, node: Any, level: Level, ctes: frozenset[str], cast: KeyType | None = None) -> None:
         """Go through an expression: sub-selects, calls and parameters in it."""
         if isinstance(node, list):
             for item in node:
@@ -281,7 +282,7 @@ class Collector:
                     self.params.append((value, cast))
                 elif key == "TypeCast":
                     name, _ = type_of(value)
-                    self.visit(value.get("arg"), level, ctes, cast=name in INTEGER_TYPES)
+                    self.visit(value.get("arg"), level, ctes, cast=CASTS.get(name))
                 else:
                     if key == "FuncCall":
                         self.call(value, level)

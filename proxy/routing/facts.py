@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreshard._core.template import KeyFlag
+from foreshard._core.typed_keys import KeyType
+from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.routing.scope import Place, Reference, Scope
 from foreshard.proxy.routing.text import KeySet, Text
 from foreshard.proxy.routing.tree import Node, operator_name, unwrap
@@ -55,9 +57,9 @@ class FactReader:
         return facts
 
     def place(self, node: Node | None) -> Place | None:
-        """The integer column of a declared table that an expression is."""
+        """The column of a declared table that an expression is, when keys are of its type."""
         found = self.scope.resolve(node)
-        return found if found and found[0].table and found[0].table.has_integer(found[1]) else None
+        return found if found and family_of(found) is not None else None
 
     def constraints(self, condition: Node | None) -> dict[Place, KeySet]:
         """Columns whose value is one of known keys wherever the condition is true."""
@@ -75,7 +77,7 @@ class FactReader:
             return self._one_of(fields.get("lexpr"), unwrap(fields.get("rexpr"))[1].get("items", []))
         if form == "AEXPR_OP_ANY" and operator_name(fields) == "=":
             place = self.place(fields.get("lexpr"))
-            keys = self.text.read_array(fields.get("rexpr")) if place else None
+            keys = self.text.read_array(fields.get("rexpr"), family_at(place)) if place else None
             return {place: keys} if place and keys is not None else {}
         return {}
 
@@ -98,7 +100,7 @@ class FactReader:
             return self._all_of([equality(*pair) for pair in pairs])
         for one, other in ((left, right), (right, left)):
             place = self.place(one)
-            keys = self.text.read_keys(other) if place else None
+            keys = self.text.read_keys(other, family_at(place)) if place else None
             if place and keys is not None:
                 return {place: keys}
         return {}
@@ -107,14 +109,15 @@ class FactReader:
         kind, fields = unwrap(left)
         if kind != "RowExpr":
             place = self.place(left)
-            keys = self.text.read_list(items) if place else None
+            keys = self.text.read_list(items, family_at(place)) if place else None
             return {place: keys} if place and keys is not None else {}
         rows = [row_items(item) for item in items]
         found = {}
         for position, column in enumerate(fields.get("args", [])):
             place = self.place(column)
             if place and all(row is not None and position < len(row) for row in rows):
-                keys = self.text.read_list([row[position] for row in rows if row is not None])
+                values = [row[position] for row in rows if row is not None]
+                keys = self.text.read_list(values, family_at(place))
                 if keys is not None:
                     found[place] = keys
         return found
@@ -127,7 +130,20 @@ class FactReader:
         left, right = fields.get("lexpr"), fields.get("rexpr")
         pairs = row_pairs(left, right) or [(left, right)]
         places = [(self.place(one), self.place(other)) for one, other in pairs]
-        return [(one, other) for one, other in places if one and other]
+        return [(one, other) for one, other in places if one and other and family_of(one) == family_of(other)]
+
+
+def family_of(place: Place) -> KeyType | None:
+    """What kind of key a column may hold; None for columns of types that no key has."""
+    key_type = place[0].table.type_of(place[1]) if place[0].table is not None else None
+    return None if key_type is None else key_family(key_type)
+
+
+def family_at(place: Place) -> KeyType:
+    """The same for a column that is known to be of such a type."""
+    found = family_of(place)
+    assert found is not None
+    return found
 
 
 def row_items(node: Node | None) -> list[Node] | None:

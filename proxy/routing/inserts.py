@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
+from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Table, TableKind
+from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import check_shard_local, read_effects
@@ -100,8 +102,6 @@ def key_source(
     collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
 ) -> tuple[KeyUse, ...] | None:
     """The keys that say where the new rows live; None when the shard will generate them."""
-    if table.key_type != "bigint":
-        raise not_built(f'keys of type {table.key_type} ("{table.name}")', "Use a bigint key.")
     given: list[Node | None] = cells(columns, rows, table.key) if rows is not None else [None]
     is_given = [cell is not None for cell in given]
     if any(is_given) and node.get("override") == "OVERRIDING_USER_VALUE":
@@ -113,6 +113,8 @@ def key_source(
             )
         return read_cells(collector, table, table.via or "", cells(columns, rows or [], table.via or ""))
     if not any(is_given):
+        if table.type_of(table.key) is not KeyType.TYPE_INT8 and not table.generates_key:
+            raise null_key(table, table.key)
         return None
     if not all(is_given):
         raise not_built("given and generated keys in one INSERT", "Send two statements.")
@@ -137,32 +139,39 @@ def read_cells(collector: Collector, table: Table, column: str, given: list[Node
     found: list[KeyUse] = []
     for cell in given:
         if cell is None or is_null(cell):
-            raise SqlError(
-                "23502",
-                f'null value in column "{column}" of relation "{table.name}" has no shard',
-                "The column's value says where the row lives.",
-                f'Give a value for "{column}" in every row.',
-            )
-        keys = collector.text.read_keys(cell) if table.has_integer(column) else None
+            raise null_key(table, column)
+        key_type = table.type_of(column)
+        keys = collector.text.read_keys(cell, key_family(key_type)) if key_type is not None else None
         if keys is None:
             raise not_built(
                 f'an expression as "{column}" of "{table.name}"',
-                "Give a number or a parameter, computed in the client.",
+                "Give a constant or a parameter, computed in the client.",
                 "The column's value says where the row lives.",
             )
         found.extend(key_uses(collector.catalog, table, column, keys, KeyFlag.KEY_INSERTED))
-    check_param_types(collector, found)
+    check_param_types(collector, table, column, found)
     return tuple(found)
 
 
-def check_param_types(collector: Collector, uses: list[KeyUse]) -> None:
+def null_key(table: Table, column: str) -> SqlError:
+    """The refusal of a new row that does not say where it lives."""
+    return SqlError(
+        "23502",
+        f'null value in column "{column}" of relation "{table.name}" has no shard',
+        "The column's value says where the row lives.",
+        f'Give a value for "{column}" in every row.',
+    )
+
+
+def check_param_types(collector: Collector, table: Table, column: str, uses: list[KeyUse]) -> None:
     """Refuse a parameter that is a key here and may be of another type elsewhere in the statement."""
-    locator = Locator(collector)
+    usable = Locator(collector).usable
+    key_type = table.type_of(column) or KeyType.TYPE_INT8
     for use in uses:
-        if use.flags & KeyFlag.KEY_PARAM and use.index not in locator.usable:
+        if use.flags & KeyFlag.KEY_PARAM and usable.get(use.index) != key_family(key_type):
             raise not_built(
                 f"${use.index + 1} both as a key and otherwise",
-                f"Write ${use.index + 1}::bigint wherever it stands, or use two parameters.",
+                f"Write ${use.index + 1}::{TYPE_NAMES[key_type]} wherever it stands, or use two parameters.",
                 "The type of the parameter is not certain.",
             )
 

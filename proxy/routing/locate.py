@@ -12,10 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foreshard._core.template import KeyFlag
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.catalog.model import PLACEABLE_TYPES
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.facts import key_weight
+from foreshard.proxy.routing.facts import Fact, family_of, key_weight
 from foreshard.proxy.routing.functions import is_unknown
 from foreshard.proxy.routing.scope import Place, Reference, ReferenceKind
 from foreshard.proxy.routing.text import KeySet
@@ -44,6 +46,10 @@ def key_uses(catalog: Catalog, table: Table, column: str, keys: KeySet, flags: i
     """Keys compared with a routing column."""
     if needs_placed(catalog, table, column):
         flags |= KeyFlag.KEY_PLACED
+    flags |= (table.type_of(column) or 0) * KeyFlag.KEY_TYPE_UNIT
+    known = table.column(column)
+    if known is not None and flags & KeyFlag.KEY_INSERTED:
+        flags |= known.length_max * KeyFlag.KEY_LIMIT_UNIT
     return tuple(KeyUse(key.index, key.flags | flags, f"{table.name}.{column}") for key in keys)
 
 
@@ -55,12 +61,13 @@ class Locator:
         self.collector = collector
         self.sharded = [one for one in collector.references if one.kind is ReferenceKind.SHARDED]
         self.usable = usable_params(collector)
-        self.facts = [fact for fact in collector.facts if fact.other is not None or self.is_usable(fact.keys)]
+        self.facts = [fact for fact in collector.facts if fact.other is not None or self.is_usable(fact)]
         self.has_doubtful_keys = len(self.facts) < len(collector.facts)
 
-    def is_usable(self, keys: KeySet) -> bool:
-        """Whether the types of parameters among the keys are surely integers."""
-        return all(not key.flags & KeyFlag.KEY_PARAM or key.index in self.usable for key in keys)
+    def is_usable(self, fact: Fact) -> bool:
+        """Whether the types of parameters among the keys are surely those of the column."""
+        family = family_of(fact.place)
+        return all(not key.flags & KeyFlag.KEY_PARAM or self.usable.get(key.index) == family for key in fact.keys)
 
     def locate(self, seeds: Located | None = None) -> Located:
         """References whose rows that matter all lie in the buckets of known keys."""
@@ -108,9 +115,13 @@ class Locator:
         if table is None:
             return None
         for column in (table.routing_column, table.key):
-            if column and (one, column) in bound and table.has_integer(column):
+            if column and (one, column) in bound and self.names_bucket(table, column):
                 return key_uses(self.catalog, table, column, bound[one, column])
         return None
+
+    def names_bucket(self, table: Table, column: str) -> bool:
+        """Whether values of a column may say where their rows are."""
+        return not needs_placed(self.catalog, table, column) or table.type_of(column) in PLACEABLE_TYPES
 
     def by_neighbour(self, one: Reference, located: Located) -> tuple[KeyUse, ...] | None:
         """The keys of a located reference in whose buckets this one's rows that matter lie."""
@@ -162,11 +173,14 @@ def improve(bound: dict[Place, KeySet], place: Place, keys: KeySet) -> None:
         bound[place] = keys
 
 
-def usable_params(collector: Collector) -> set[int]:
-    """Indexes of the parameters whose every use makes them integers, so that their bytes mean what a key means."""
+def usable_params(collector: Collector) -> dict[int, KeyType]:
+    """The parameters whose every use makes them keys of one family, so that their bytes mean what a key means."""
     compared = collector.text.key_params
-    doubtful = {node.get("number", 0) - 1 for node, cast in collector.params if not cast and id(node) not in compared}
-    return {node.get("number", 0) - 1 for node, _ in collector.params} - doubtful
+    found: dict[int, set[KeyType | None]] = {}
+    for node, cast in collector.params:
+        family = cast if cast is not None else compared.get(id(node))
+        found.setdefault(node.get("number", 0) - 1, set()).add(family)
+    return {index: family for index, (family, *others) in found.items() if family is not None and not others}
 
 
 def merging(what: str, detail: str = "") -> SqlError:

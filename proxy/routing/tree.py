@@ -92,6 +92,11 @@ def type_of(cast: Node) -> tuple[str, bool]:
     return path[-1], bool(named.get("arrayBounds"))
 
 
+def has_modifier(cast: Node) -> bool:
+    """Whether the type of a TypeCast's fields has something in parentheses, which may change the value."""
+    return "typmods" in cast.get("typeName", {})
+
+
 def walk(node: Any) -> Iterator[tuple[str, Node]]:
     """Every wrapped node below, itself included, in the order of the text where the parser keeps it."""
     if isinstance(node, list):

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 
-from foreshard._core.buckets import bucket_of
 from foreshard._core.features import features_of_row
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.triggers.event import AsyncEvent, Effects, Event, FunctionMisuse
@@ -79,7 +77,7 @@ class Caller:
         if entry.depth > DEPTH_MAX:
             message = f"depth {entry.depth}: trigger functions call each other without end (at most {DEPTH_MAX} deep)"
             return Failure(entry.id, entry.function, entry.attempt + 1, message, None)
-        effects = Effects(batch.connection, self._preamble(entry, images.row, batch))
+        effects = Effects(batch.connection, self._preamble(entry, images, batch))
         queue_s = entry.queue_s + time.monotonic() - batch.read_s
         error: BaseException | None = None
         usage: Usage | None = None
@@ -171,10 +169,10 @@ class Caller:
         event._effects = effects
         return event
 
-    def _preamble(self, entry: Entry, row: Mapping[str, Any], batch: BatchContext) -> str:
+    def _preamble(self, entry: Entry, images: Images, batch: BatchContext) -> str:
         """Savepoint and settings of the event, ahead of its first statement."""
         release = "RELEASE SAVEPOINT foreshard_event; " if batch.has_savepoint else ""
-        bucket = self._bucket(entry, row)
+        bucket = self._bucket(entry, images)
         value = "DEFAULT" if bucket is None else f"'{bucket}'"
         # Holding locks of earlier events, a worker gives way before PostgreSQL makes a client the victim of a deadlock.
         waiting = f"; SET LOCAL lock_timeout = {LOCK_WAIT_MS}" if batch.has_effects else ""
@@ -184,15 +182,15 @@ class Caller:
             f"SET LOCAL foreshard.bucket TO {value}{waiting}"
         )
 
-    def _bucket(self, entry: Entry, row: Mapping[str, Any]) -> int | None:
+    def _bucket(self, entry: Entry, images: Images) -> int | None:
         """The bucket that the event's row lives in; None when its key does not tell or its table is not sharded."""
         table = self._sharded.get(entry.table_name)
         if table is None:
             return None
-        key = row.get(table.key) if table.key else None
-        if table.via is not None and not (isinstance(key, int) and key >= PLACED_KEY_MIN):
-            key = row.get(table.via)
-        return bucket_of(key) if isinstance(key, int) else None
+        column = table.key or ""
+        if table.via is not None and not images.reader.names_bucket(images.row, column):
+            column = table.via
+        return images.reader.bucket_of(images.row, column)
 
     def _judge(
         self,

@@ -14,6 +14,10 @@ from typing import Any, Self
 
 import msgspec
 
+from foreshard._core.buckets import PLACED_FLAG
+from foreshard._core.typed_keys import bucket_of_text, is_placed_uuid
+from foreshard.proxy.catalog.model import KEY_TYPES_BY_CATALOG_NAME
+
 Converter = Callable[[Any], Any]
 CONVERTERS: dict[str, Converter] = {
     "numeric": lambda value: value if isinstance(value, Decimal) else Decimal(value),
@@ -40,6 +44,7 @@ class RowReader(msgspec.Struct, frozen=True):
     key_type: str
     converters: Mapping[str, Converter]
     numeric_columns: tuple[str, ...]
+    type_names: Mapping[str, str] = {}  # of all columns, as pg_type has them
 
     def decode(self, text: str) -> dict[str, Any]:
         """The row as JSON says: what features are counted from."""
@@ -57,6 +62,22 @@ class RowReader(msgspec.Struct, frozen=True):
             if value is not None:
                 converted[column] = _convert(converter, value)
         return converted
+
+    def bucket_of(self, row: Mapping[str, Any], column: str) -> int | None:
+        """The bucket that a column's value names or calls its home; None when it does not tell."""
+        value = row.get(column)
+        key_type = KEY_TYPES_BY_CATALOG_NAME.get(self.type_names.get(column, ""))
+        if key_type is None or not isinstance(value, (int, str)):
+            return None
+        bucket = bucket_of_text(key_type, str(value).encode())
+        return bucket if isinstance(bucket, int) else None
+
+    def names_bucket(self, row: Mapping[str, Any], column: str) -> bool:
+        """Whether a column's value is a placed key."""
+        value = row.get(column)
+        if self.type_names.get(column) == "uuid":
+            return isinstance(value, str) and is_placed_uuid(uuid.UUID(value).bytes)
+        return isinstance(value, int) and PLACED_FLAG <= value < 2 * PLACED_FLAG
 
     def convert_key(self, text: str) -> Any:
         """The row key, which the outbox keeps as text."""
@@ -105,7 +126,7 @@ def make_row_reader(key: str, type_names: Mapping[str, str]) -> RowReader:
     """A reader for columns by the names of their types in pg_type, domains resolved."""
     converters = {column: CONVERTERS[name] for column, name in type_names.items() if name in CONVERTERS}
     numeric = tuple(column for column, name in type_names.items() if name == "numeric")
-    return RowReader(key, type_names.get(key, "text"), converters, numeric)
+    return RowReader(key, type_names.get(key, "text"), converters, numeric, type_names)
 
 
 def _convert(converter: Converter, value: Any) -> Any:

@@ -75,6 +75,44 @@ ACCOUNT = Table(  # of another group, in another schema, with a name that needs 
     key_type="bigint",
     columns=(column("no", "bigint", 20, has_default=True), column("owner", "text", 25)),
 )
+PERSON = Table(  # with a key that clients give
+    schema="public",
+    name="person",
+    kind=TableKind.ROOT,
+    key="email",
+    key_type="text",
+    columns=(column("email", "text", 25), column("born", "date", 1082), column("device", "uuid", 2950)),
+)
+LETTER = Table(
+    schema="public",
+    name="letter",
+    kind=TableKind.CHILD,
+    key="id",
+    key_type="bigint",
+    parent="public.person",
+    via="person_email",
+    columns=(
+        column("id", "bigint", 20, has_default=True),
+        column("person_email", "character varying", 1043),
+        column("body", "text", 25),
+    ),
+)
+DEVICE = Table(
+    schema="public",
+    name="device",
+    kind=TableKind.ROOT,
+    key="id",
+    key_type="uuid",
+    columns=(column("id", "uuid", 2950, has_default=True), column("name", "text", 25)),
+)
+DAY = Table(
+    schema="public",
+    name="day",
+    kind=TableKind.ROOT,
+    key="day",
+    key_type="date",
+    columns=(column("day", "date", 1082), column("noon", "timestamp with time zone", 1184)),
+)
 LANGUAGE = Table(
     schema="public",
     name="language",
@@ -83,7 +121,7 @@ LANGUAGE = Table(
     key_type="",
     columns=(column("code", "text", 25), column("title", "text", 25), column("rank", "integer", 23)),
 )
-TABLES = (DOCUMENT, SYMBOL, USAGE, NOTE, ACCOUNT, LANGUAGE)
+TABLES = (DOCUMENT, SYMBOL, USAGE, NOTE, ACCOUNT, PERSON, LETTER, DEVICE, DAY, LANGUAGE)
 CATALOG = Catalog(
     tables={table.qualified: table for table in TABLES},
     views={"public.long_document": "public.document"},

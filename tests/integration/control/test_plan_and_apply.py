@@ -91,7 +91,7 @@ def test_the_control_database_may_be_another_shard_under_another_name(three_shar
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        ("DROP FUNCTION foreshard.bucket_of(bigint)", "function foreshard.bucket_of"),
+        ("DROP FUNCTION foreshard.bucket_of(bigint)", "function foreshard.bucket_of(bigint)"),
         ("ALTER TABLE document ALTER id DROP DEFAULT", "generated key of public.document"),
         ("DROP TRIGGER foreshard_fill_key ON symbol", "generated key of public.symbol"),
         ("DROP TRIGGER foreshard_capture_insert ON document", "capture trigger for insert on public.document"),

@@ -41,9 +41,30 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
         ["tables.a.key: column id is integer, placed keys need bigint: "
          "ALTER TABLE public.a ALTER COLUMN id TYPE bigint"],
     ),
-    "a text key": (
-        "CREATE TABLE a (id text PRIMARY KEY)", (A,),
-        ["tables.a.key: column id is text; only bigint keys can be placed so far"],
+    "a key of a type that compares otherwise than by its bytes": (
+        "CREATE TABLE a (id char(8) PRIMARY KEY)", (A,),
+        ["tables.a.key: column id is character; trailing spaces do not count in it: ALTER the column's TYPE to text"],
+    ),
+    "a key of a type that is not known": (
+        "CREATE TABLE a (id inet PRIMARY KEY)", (A,),
+        ["tables.a.key: column id is inet; keys may be of the types bigint, integer, smallint, text, character varying,"
+         " uuid, bytea, date, timestamp without time zone, timestamp with time zone"],
+    ),
+    "a key whose collation calls different texts equal": (
+        "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);"
+        'CREATE TABLE a (id text COLLATE "loose" PRIMARY KEY)', (A,),
+        ["tables.a.key: column id is text; its collation calls different texts equal, which hash differently: give it"
+         " a deterministic one"],
+    ),
+    "a key that is rounded": (
+        "CREATE TABLE a (id timestamp(3) PRIMARY KEY)", (A,),
+        ["tables.a.key: column id is timestamp without time zone; values are rounded when they are stored: leave its"
+         " precision out"],
+    ),
+    "a uuid key with a default that is not known": (
+        "CREATE TABLE a (id uuid PRIMARY KEY DEFAULT '00000000-0000-0000-0000-000000000000')", (A,),
+        ["tables.a.key: column id has the default '00000000-0000-0000-0000-000000000000'::uuid; only these can be"
+         " replaced: gen_random_uuid(), uuid_generate_v4(), uuidv4(), uuidv7(), foreshard.next_uuid()"],
     ),
     "an identity ALWAYS": (
         "CREATE TABLE a (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY)", (A,),
@@ -114,7 +135,7 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
     ),
     "an int4 via": (
         ROOT + "CREATE TABLE b (id bigserial PRIMARY KEY, a_id int REFERENCES a)", (A, B),
-        ["tables.b.via: column a_id is integer, placed keys need bigint:"
+        ["tables.b.via: column a_id is integer, the key of public.a is bigint:"
          " ALTER TABLE public.b ALTER COLUMN a_id TYPE bigint"],
     ),
     "a circle of foreign keys": (
@@ -260,7 +281,7 @@ def test_shards_that_differ_are_refused(three_shards: Shards, tmp_path: Path) ->
 
 
 def test_every_refusal_is_reported_at_once(two_shards: Shards, tmp_path: Path) -> None:
-    two_shards.execute("CREATE TABLE a (id int PRIMARY KEY, x int UNIQUE)")
+    two_shards.execute("CREATE TABLE a (id serial PRIMARY KEY, x int UNIQUE)")
     assert len(refusals(make_config(two_shards, tmp_path, tables=(A, B)))) == 3
 
 

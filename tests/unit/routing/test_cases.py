@@ -27,7 +27,7 @@ def read_cases(name: str) -> list[tuple[str, str]]:
     return cases
 
 
-@pytest.mark.parametrize("name", ["reads.txt", "joins.txt", "writes.txt", "other.txt", "plain.txt"])
+@pytest.mark.parametrize("name", ["reads.txt", "joins.txt", "writes.txt", "other.txt", "keys.txt", "plain.txt"])
 def test_every_statement_goes_where_the_cases_say(name: str) -> None:
     planner = Planner(Catalog() if name == "plain.txt" else CATALOG)
     wrong = [
