@@ -30,6 +30,7 @@ cdef enum Reason:
     REASON_COST_HASH = 9
     REASON_TWO_CHOICES = 10
     REASON_LEAST_LOADED = 11
+    REASON_COUNT = 12
 
 
 cdef struct Decision:           # one placement, for EXPLAIN
@@ -59,6 +60,7 @@ cdef class Placer:
     cdef double mean_cost       # their running mean
     cdef int* cursors           # per shard: where next_bucket goes on
     cdef Decision decision      # the last one made
+    cdef int64_t[REASON_COUNT] reason_totals    # decisions charged, by reason
 
     # Shard for a new root row whose key the shard will generate, or -1 when no shard is up. The cost and
     # features[0] rows are charged to it. only_shard >= 0: that shard is the only candidate.

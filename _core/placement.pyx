@@ -125,6 +125,7 @@ cdef class Placer:
         cdef Shard* state
         self.decide(cost, key_hash, keyed, only_shard)
         self.counter += 1
+        self.reason_totals[self.decision.reason] += 1
         self.learn_threshold(cost)
         self.learn_mean(cost, rows)
         if self.decision.chosen >= 0:
@@ -392,6 +393,10 @@ cdef class Placer:
             "chosen": made.chosen if made.chosen >= 0 else None,
             "reason": REASONS[made.reason],
         }
+
+    def reason_counts(self) -> dict:
+        """How many placements this process charged, by reason; reasons that never were are left out."""
+        return {reason: self.reason_totals[i] for i, reason in enumerate(REASONS) if self.reason_totals[i]}
 
     def place_row(self, features, profiles, only_shard: int = -1, key_hash=None) -> int:
         """What the router does for one write: shard, or -1 when none is up."""

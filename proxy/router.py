@@ -361,6 +361,10 @@ class Router:
         """Run one SELECT on the control database."""
         return await ask_control(self.config, sql)
 
+    def placements(self) -> dict[str, int]:
+        """SHOW PLACEMENT's counts."""
+        return self.placer.reason_counts()
+
     def pools(self) -> list[PoolRow]:
         """SHOW POOLS."""
         return [self._pool_row(pool) for pool in self.hub.pools.values()]
@@ -368,8 +372,7 @@ class Router:
     def _pool_row(self, pool: Pool) -> PoolRow:
         parameters = dict(pool.parameters)
         owned = [backend for backend in pool.backends if backend.has_owner()]
-        now = self.loop.time()
-        waited = [now - (owner.wait_deadline - self.config.pool.wait_timeout_s) for owner in pool.waiters]
+        waited = [wait_s for _, wait_s in self._waits(pool)]
         return PoolRow(
             shard=self.hub.shard_names[pool.shard],
             database=parameters["database"],
@@ -387,9 +390,15 @@ class Router:
 
     def clients(self) -> list[ClientRow]:
         """SHOW CLIENTS."""
-        return [self._client_row(session) for session in self.hub.sessions.values()]
+        waited = {owner: wait_s for pool in self.hub.pools.values() for owner, wait_s in self._waits(pool)}
+        return [self._client_row(session, waited.get(session, 0.0)) for session in self.hub.sessions.values()]
 
-    def _client_row(self, session: Frontend) -> ClientRow:
+    def _waits(self, pool: Pool) -> list[tuple[Any, float]]:
+        """Who waits for a backend of the pool, and for how many seconds so far."""
+        limit = self.loop.time() + self.config.pool.wait_timeout_s
+        return [(owner, max(limit - owner.wait_deadline, 0.0)) for owner in pool.waiters]
+
+    def _client_row(self, session: Frontend, wait_s: float) -> ClientRow:
         parameters = dict(session.parameters)
         host, port = (session.address[0], session.address[1]) if session.address else ("unix", 0)
         return ClientRow(
@@ -399,12 +408,18 @@ class Router:
             addr=host,
             port=port,
             connect_time=stamp(session.connected_time),
+            request_time=self._stamp_of(session.received_at),
+            wait_us=int(wait_s * 1e6),
             link=", ".join(str(backend.pid) for backend in session.links),
             remote_pid=session.pid,
             application_name=parameters.get("application_name", ""),
             prepared_statements=session.prepared_count(),
             pinned=session.pinned or "",
         )
+
+    def _stamp_of(self, loop_time: float) -> str:
+        """A time on the event loop's clock, as `stamp` prints it."""
+        return stamp(time.time() - self.loop.time() + loop_time)
 
     def servers(self) -> list[ServerRow]:
         """SHOW SERVERS."""
@@ -424,6 +439,7 @@ class Router:
             addr=address.host,
             port=address.port,
             connect_time=stamp(backend.connected_at),
+            request_time=self._stamp_of(backend.sent_at),
             link=str(backend.owner_id() or ""),
             remote_pid=backend.pid,
             prepared_statements=backend.prepared_count(),

@@ -105,7 +105,7 @@ class Deployment:
     async def shadows(self) -> dict[str, float]:
         """max/mean by policy in the shadow ledgers, parts left out."""
         rows = await read_console(self.config, "SHOW BALANCE")
-        return {str(row["policy"]): float(row["max_over_mean"] or 1) for row in rows}
+        return {str(row["policy"]): float(row["max_over_mean"] or 1) for row in rows if row["source"] == "shadow"}
 
     async def q_errors(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile by profile."""

@@ -25,13 +25,22 @@ COMMANDS: dict[str, tuple[str, View]] = {
     "CLIENTS": ("client connections, and why a session is pinned to a backend", views.show_clients),
     "SERVERS": ("backend connections", views.show_servers),
     "TABLES": ("declared tables, their keys and parents", views.show_tables),
-    "BUCKETS": ("the bucket map: bucket, shard and range of placed keys", views_state.show_buckets),
-    "PLACEMENT": ("how new rows are placed, and why they went where they went", views_state.show_placement),
+    "BUCKETS": ("how many of the 4096 buckets each shard has", views_state.show_buckets),
+    "BUCKETS ALL": ("the bucket map: bucket, shard and range of placed keys", views_state.show_all_buckets),
+    "PLACEMENT": (
+        "how new rows are placed, and how many went where they went for which reason",
+        views_state.show_placement,
+    ),
     "BALANCE": (
-        "load per shard under the policy in use, and what the others would have made of it",
+        "cost per shard: as measured under the policy in use, then what each policy, that one too, would have made of "
+        "the same work, by its shadow ledger",
         views_state.show_balance,
     ),
-    "PROFILES": ("what is known about the cost of each trigger function", views_state.show_profiles),
+    "PROFILES": (
+        "cost of each trigger function, and how far off predictions of the last 256 calls were (1 is exact)",
+        views_state.show_profiles,
+    ),
+    "PROFILES ALL": ("the same with queueing, wall time and each model's coefficients", views_state.show_all_profiles),
     "TRIGGERS": ("registered trigger functions", views.show_triggers),
     "OUTBOX": ("events not handled yet and dead letters, per shard and function", views.show_outbox),
     "TWO_PHASE": (
@@ -60,13 +69,14 @@ class Console:
         verb, *rest = (word.upper() for word in words)
         if verb != "SHOW":
             raise SqlError("0A000", f"the console answers SHOW commands only, not {words[0].upper()}", hint=HELP_HINT)
+        name = " ".join(rest)
+        if name in COMMANDS:
+            return await COMMANDS[name][1](self._sources)
         if len(rest) != 1:
             raise SqlError("42601", "SHOW takes one name", hint=HELP_HINT)
         if rest[0] == "HELP":
             return show_help()
-        if rest[0] not in COMMANDS:
-            raise SqlError("42704", f"there is nothing called {words[1]!r} to show", hint=HELP_HINT)
-        return await COMMANDS[rest[0]][1](self._sources)
+        raise SqlError("42704", f"there is nothing called {words[1]!r} to show", hint=HELP_HINT)
 
 
 def refuse_extended() -> SqlError:

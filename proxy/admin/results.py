@@ -18,6 +18,8 @@ INT8_OID = 20
 TEXT_OID = 25
 FLOAT8_OID = 701
 TYPE_SIZES = {BOOL_OID: 1, INT8_OID: 8, TEXT_OID: -1, FLOAT8_OID: 8}
+LARGE = 999_999.5  # from here on six digits would take an exponent
+HUGE = 1e15
 TYPE_NAMES = {"text": TEXT_OID, "bigint": INT8_OID, "float": FLOAT8_OID, "bool": BOOL_OID}
 
 
@@ -83,16 +85,20 @@ def encode_data_row(row: Sequence[Cell]) -> bytes:
     return _message(b"D", struct.pack("!H", len(row)) + body)
 
 
+def show_value(value: object) -> str:
+    """A value as the console prints it: t or f, six digits of a fraction, no exponent where none is needed."""
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, float):
+        return f"{value:.0f}" if LARGE <= abs(value) < HUGE else f"{value:.6g}"
+    return str(value)
+
+
 def _encode_cell(cell: Cell) -> bytes:
     if cell is None:
         return struct.pack("!i", -1)
-    if isinstance(cell, bool):
-        text = b"t" if cell else b"f"
-    elif isinstance(cell, float):
-        text = f"{cell:.6g}".encode()
-    else:
-        # A text value ends at its first NUL for libpq, so none may be in it.
-        text = str(cell).replace("\0", "").encode()
+    # A text value ends at its first NUL for libpq, so none may be in it.
+    text = show_value(cell).replace("\0", "").encode()
     return struct.pack("!i", len(text)) + text
 
 

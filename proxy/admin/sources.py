@@ -37,8 +37,8 @@ class ClientRow(TypedDict, total=False):
     addr: str
     port: int
     connect_time: str  # "2026-11-22 15:04:05+00"
-    request_time: str
-    wait_us: int
+    request_time: str  # when it last sent something
+    wait_us: int  # how long it has been waiting for a backend
     link: str  # the servers this client holds, by their `id`
     remote_pid: int  # process id this client was told (BackendKeyData)
     application_name: str
@@ -56,7 +56,7 @@ class ServerRow(TypedDict, total=False):
     addr: str
     port: int
     connect_time: str
-    request_time: str
+    request_time: str  # when it was last sent something
     link: str  # the client it serves
     remote_pid: int  # process id of the PostgreSQL backend
     prepared_statements: int
@@ -88,6 +88,10 @@ class ConsoleSources(Protocol):
     def clients(self) -> list[ClientRow]: ...
 
     def servers(self) -> list[ServerRow]: ...
+
+    def placements(self) -> dict[str, int]:
+        """How many INSERTs this router placed, by reason (`explain.REASONS`)."""
+        ...
 
     async def ask_shards(self, sql: str) -> list[ShardAnswer]:
         """Run one SELECT on every shard; `asking.ask_shards` does it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from foreshard.proxy import __version__
-from foreshard.proxy.admin.results import Cell, Column, ResultSet, cells, make_columns, make_result
+from foreshard.proxy.admin.results import Cell, Column, ResultSet, cells, make_columns, make_result, show_value
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.catalog import Catalog, Table
 
@@ -37,7 +37,7 @@ SELECT coalesce(o.function, d.function), coalesce(o.waiting, 0), coalesce(o.retr
 
 async def show_pools(sources: ConsoleSources) -> ResultSet:
     """Backends and waiting clients per shard, database and user."""
-    return _from_rows(POOL_COLUMNS, sources.pools())
+    return _from_rows(POOL_COLUMNS, _by_shard(sources, sources.pools()))
 
 
 async def show_clients(sources: ConsoleSources) -> ResultSet:
@@ -47,7 +47,7 @@ async def show_clients(sources: ConsoleSources) -> ResultSet:
 
 async def show_servers(sources: ConsoleSources) -> ResultSet:
     """Backend connections."""
-    return _from_rows(SERVER_COLUMNS, [{"type": "S", **row} for row in sources.servers()])
+    return _from_rows(SERVER_COLUMNS, [{"type": "S", **row} for row in _by_shard(sources, sources.servers())])
 
 
 async def show_tables(sources: ConsoleSources) -> ResultSet:
@@ -126,8 +126,8 @@ def flatten(value: Any, path: str = "") -> list[tuple[str, str | None]]:
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return [leaf for index, item in enumerate(value) for leaf in flatten(item, f"{path}[{index}]")]
     if isinstance(value, list | tuple):
-        return [(path, ", ".join(str(item) for item in value))]
-    return [(path, None if value is None else redact(str(value)))]
+        return [(path, ", ".join(show_value(item) for item in value))]
+    return [(path, None if value is None else redact(show_value(value)))]
 
 
 def redact(text: str) -> str:
@@ -139,6 +139,14 @@ def redact(text: str) -> str:
 async def show_version(sources: ConsoleSources) -> ResultSet:
     """The version of Foreshard."""
     return make_result("version", [(f"Foreshard {__version__}",)])
+
+
+def _by_shard(sources: ConsoleSources, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows in the order of shards, then of database and user; of equals the older first, as they came."""
+    order = {shard.name: index for index, shard in enumerate(sources.config.shards)}
+    return sorted(
+        rows, key=lambda row: (order.get(row.get("shard", ""), -1), row.get("database", ""), row.get("user", ""))
+    )
 
 
 def _from_rows(specification: str, rows: Iterable[Mapping[str, Any]]) -> ResultSet:

@@ -6,7 +6,8 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 from foreshard._core.placement import CANDIDATE_COUNT
-from foreshard.proxy.admin.results import Cell, ResultSet, cells, make_result
+from foreshard.proxy.admin.explain import REASONS
+from foreshard.proxy.admin.results import Cell, ResultSet, cells, make_result, show_value
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.placement import max_over_mean
 from foreshard.proxy.profiles import profile_keys
@@ -15,6 +16,7 @@ PLACED_KEY_BASE = 1 << 52
 PLACED_KEY_SHIFT = 40
 PROFILES_SQL = """
 SELECT function, operation, calls, cpu_seconds, wall_seconds, queue_seconds, q_median, q_p95 FROM foreshard.profile"""
+PROFILE_SUMMARY = ("function", "operation", "state", "calls", "cpu_total_s", "cpu_mean_ms", "q_median", "q_p95")
 NO_TOTALS = (0, 0.0, 0.0, 0.0, None, None)  # no call yet
 UNKNOWN_TOTALS = (None,) * 6  # the control database does not answer
 
@@ -64,6 +66,17 @@ def _count_backends(sources: ConsoleSources) -> tuple[Counter[str], Counter[str]
 
 
 async def show_buckets(sources: ConsoleSources) -> ResultSet:
+    """How many buckets each shard has."""
+    epoch, owners = sources.state.bucket_map()
+    counts = Counter(int(owner) for owner in owners)
+    rows = [
+        (shard.name, counts[index], counts[index] / len(owners), epoch)
+        for index, shard in enumerate(sources.config.shards)
+    ]
+    return make_result("shard buckets:bigint share:float epoch:bigint", rows)
+
+
+async def show_all_buckets(sources: ConsoleSources) -> ResultSet:
     """Every bucket with its shard and the contiguous range of its placed keys."""
     epoch, owners = sources.state.bucket_map()
     names = [shard.name for shard in sources.config.shards]
@@ -79,23 +92,37 @@ async def show_placement(sources: ConsoleSources) -> ResultSet:
     placement, state = sources.config.placement, sources.state
     capacities = state.capacities()
     loads = state.loads()
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         ("policy", placement.policy, "how a shard is chosen for a new root row"),
-        ("bound", f"{placement.bound:g}", "a shard takes light rows up to this multiple of its fair share"),
+        ("bound", show_value(placement.bound), "a shard takes light rows up to this multiple of its fair share"),
         ("candidates", str(CANDIDATE_COUNT), "buckets proposed for each row"),
-        ("heavy_threshold_s", f"{state.heavy_threshold:.6g}", "rows predicted to cost this much are heavy"),
+        ("heavy_threshold_s", show_value(state.heavy_threshold), "rows predicted to cost this much are heavy"),
         ("rows_placed", str(int(sum(shard.rows for shard in state.shards()))), "root rows placed"),
-        ("load_total_s", f"{sum(loads):.6g}", "cost on all shards, in seconds of a shard"),
-        ("cpu_s_per_s", f"{capacities[0]:g}", "CPU seconds a shard can give per second"),
-        ("memory_bytes", f"{capacities[1]:g}", "memory a shard can give"),
-        ("io_bytes_per_s", f"{capacities[2]:g}", "I/O bytes a shard can give per second"),
-        ("network_bytes_per_s", f"{capacities[3]:g}", "network bytes a shard can give per second"),
+        ("load_total_s", show_value(sum(loads)), "cost on all shards, in seconds of a shard"),
+        ("cpu_s_per_s", show_value(capacities[0]), "CPU seconds a shard can give per second"),
+        ("memory_bytes", show_value(capacities[1]), "memory a shard can give"),
+        ("io_bytes_per_s", show_value(capacities[2]), "I/O bytes a shard can give per second"),
+        ("network_bytes_per_s", show_value(capacities[3]), "network bytes a shard can give per second"),
         ("epoch", str(state.epoch), "version of the bucket map"),
+    ]
+    rows += [
+        (f"placed_{reason}", str(count), f"INSERTs placed since the router started: {REASONS[reason]}")
+        for reason, count in sources.placements().items()
     ]
     return make_result("name value meaning", rows)
 
 
 async def show_profiles(sources: ConsoleSources) -> ResultSet:
+    """Each (function, operation): its calls, what one costs, and how well that was predicted."""
+    every = await show_all_profiles(sources)
+    places = [index for index, column in enumerate(every.columns) if column.name in PROFILE_SUMMARY]
+    return ResultSet(
+        tuple(every.columns[place] for place in places),
+        tuple(tuple(row[place] for place in places) for row in every.rows),
+    )
+
+
+async def show_all_profiles(sources: ConsoleSources) -> ResultSet:
     """The model of each (function, operation) in force, and how well it predicted: totals from the control database."""
     answer = await sources.ask_control(PROFILES_SQL)
     missing = NO_TOTALS if answer.error is None else UNKNOWN_TOTALS
@@ -110,7 +137,6 @@ async def show_profiles(sources: ConsoleSources) -> ResultSet:
                 key.function,
                 key.operation,
                 "degraded" if profile.degraded else "measured" if profile.samples else "prior",
-                profile.version,
                 *cells((calls, cpu_s, wall_s, queue_s, q_median, q_p95)),
                 profile.means[0] * 1e3,
                 base,
@@ -122,7 +148,7 @@ async def show_profiles(sources: ConsoleSources) -> ResultSet:
             )
         )
     return make_result(
-        "function operation state version:bigint calls:bigint cpu_total_s:float wall_total_s:float "
+        "function operation state calls:bigint cpu_total_s:float wall_total_s:float "
         "queue_total_s:float q_median:float q_p95:float cpu_mean_ms:float cpu_base_ms:float "
         "cpu_per_kilobyte_ms:float cpu_per_value_ms:float cpu_per_row_ms:float memory_mean_byte_s:float "
         "io_mean_bytes:float",
@@ -131,12 +157,15 @@ async def show_profiles(sources: ConsoleSources) -> ResultSet:
 
 
 async def show_balance(sources: ConsoleSources) -> ResultSet:
-    """Per policy: cost on the fullest shard over the mean, from the shadow ledgers, and each shard's cost."""
+    """Cost on the fullest shard over the mean, and on each: as measured, then per policy in its shadow ledger."""
     config = sources.config
-    weights = [shard.weight for shard in sources.state.shards()]
+    shards = sources.state.shards()
+    weights = [shard.weight for shard in shards]
     columns = " ".join(f"{shard.name}_s:float" for shard in config.shards)
+    found = [(config.placement.policy, "measured", [shard.measured for shard in shards])]
+    found += [(policy, "shadow", costs) for policy, costs in sources.state.ledgers().items()]
     rows = [
-        (policy, policy == config.placement.policy, max_over_mean(costs, weights) if any(costs) else None, *costs)
-        for policy, costs in sources.state.ledgers().items()
+        (policy, source, max_over_mean(costs, weights) if any(costs) else None, *costs)
+        for policy, source, costs in found
     ]
-    return make_result(f"policy in_use:bool max_over_mean:float {columns}", rows)
+    return make_result(f"policy source max_over_mean:float {columns}", rows)

@@ -11,6 +11,7 @@ cdef class Reactor:
     cdef char* scratch          # where every socket is received into; in use until the endpoint has looked at it
     cdef set endpoints          # keeps them alive while epoll holds their addresses
     cdef list closed            # endpoints closed in this batch: dropped after it
+    cdef readonly double now    # seconds on the event loop's clock when this batch began, or a linger (10 ms) earlier
     cdef object loop
     cdef object on_failure      # callable(endpoint, exception): an error of ours, not of the peer
 
@@ -25,6 +26,8 @@ cdef class Endpoint:
     cdef Buffer outbox                  # bytes the socket has not taken yet
     cdef Buffer inbox                   # bytes received and not yet consumed
     cdef Py_ssize_t inbox_goal          # receive at least this much before looking again; 0: anything
+    cdef readonly double received_at    # reactor's `now` at the last receive and send; 0: never
+    cdef readonly double sent_at
     cdef readonly long long received_bytes
     cdef readonly long long sent_bytes
 

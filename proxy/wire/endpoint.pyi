@@ -3,6 +3,8 @@ from collections.abc import Callable
 
 class Endpoint:
     fd: int
+    received_at: float
+    sent_at: float
     received_bytes: int
     sent_bytes: int
 
@@ -12,6 +14,7 @@ class Listener(Endpoint):
     def stop(self) -> None: ...
 
 class Reactor:
+    now: float
     def __init__(self, loop: AbstractEventLoop, on_failure: Callable[[Endpoint, Exception], None]) -> None: ...
     def stop(self) -> None: ...
     def run_ready(self) -> None: ...

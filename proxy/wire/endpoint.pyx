@@ -130,7 +130,9 @@ cdef class Reactor:
         cdef epoll_event events[BATCH_EVENTS]
         cdef int index, count, batch
         cdef Endpoint endpoint
-        cdef double until = monotonic() + TURN_S
+        cdef double until
+        self.now = monotonic()
+        until = self.now + TURN_S
         for batch in range(BATCHES_MAX):
             count = epoll_wait(self.epoll_fd, events, BATCH_EVENTS, LINGER_MS if batch else 0)
             if count <= 0:
@@ -150,7 +152,8 @@ cdef class Reactor:
                     finally:
                         endpoint.close()
             self.closed.clear()
-            if monotonic() > until:
+            self.now = monotonic()
+            if self.now > until:
                 break       # slow but steady input must not starve timers and cancel requests
 
 
@@ -209,6 +212,7 @@ cdef class Endpoint:
             sent = send(self.fd, data, size, MSG_NOSIGNAL)
             if sent == size:
                 self.sent_bytes += size
+                self.sent_at = self.reactor.now
                 return 0
             if sent < 0:
                 if errno != EAGAIN and errno != EINTR:
@@ -236,6 +240,7 @@ cdef class Endpoint:
                 self.outbox.clear()     # the peer is gone: receive() tells
                 return 0
             self.sent_bytes += sent
+            self.sent_at = self.reactor.now
             self.outbox.consume(sent)
         if self.interest & EPOLLOUT:
             return self.set_interest(self.interest & ~<uint32_t> EPOLLOUT)
@@ -261,6 +266,7 @@ cdef class Endpoint:
         if got == 0:
             return self.on_closed("")
         self.received_bytes += got
+        self.received_at = self.reactor.now
         if not direct:
             self.inbox.end += got
             if self.inbox.end - self.inbox.start < self.inbox_goal:

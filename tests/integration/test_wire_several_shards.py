@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import pytest
 
@@ -243,6 +244,21 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_line(deployed: Deploymen
             wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))
         wait_until(lambda: all(row["cl_waiting"] == "0" for row in deployed.pools()))
         hold(stack, deployed, 0, 2)
+    deployed.come_to_rest()
+
+
+def test_the_console_tells_since_when_a_client_works_and_for_how_long_it_waits(deployed: Deployment) -> None:
+    with ExitStack() as stack:
+        holders = hold(stack, deployed, 1, 2)
+        waiting = stack.enter_context(deployed.server.connect())
+        waiting.send(query("SELECT id FROM root"))
+        wait_until(lambda: any(row["state"] == "waiting" for row in deployed.show("CLIENTS")))
+        clients = {row["remote_pid"]: row for row in deployed.show("CLIENTS")}
+        assert int(clients[str(waiting.pid)]["wait_us"] or 0) > 0
+        assert all(clients[str(holder.pid)]["wait_us"] == "0" for holder in holders)
+        for row in (*clients.values(), *deployed.show("SERVERS")):
+            told = datetime.strptime(f"{row['request_time']}00", "%Y-%m-%d %H:%M:%S%z")
+            assert 0 <= (datetime.now(UTC) - told).total_seconds() < 600
     deployed.come_to_rest()
 
 

@@ -43,7 +43,11 @@ class Deployment(NamedTuple):
 
     def pools(self) -> list[dict[str, str | None]]:
         """SHOW POOLS."""
-        answer = ask(self.server.host, self.server.port, self.server.user, "foreshard", "SHOW POOLS")
+        return self.show("POOLS")
+
+    def show(self, what: str) -> list[dict[str, str | None]]:
+        """The rows of a console command."""
+        answer = ask(self.server.host, self.server.port, self.server.user, "foreshard", f"SHOW {what}")
         return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
     def busy(self) -> list[dict[str, str | None]]:

@@ -10,9 +10,10 @@ import pytest
 from foreshard._core.shared import SharedState
 from foreshard.proxy import __version__
 from foreshard.proxy.admin.console import COMMANDS, Console, refuse_extended, split_commands
-from foreshard.proxy.admin.results import ResultSet, encode_results, make_result
+from foreshard.proxy.admin.results import ResultSet, encode_results, make_result, show_value
 from foreshard.proxy.admin.sources import ClientRow, PoolRow, ServerRow, ShardAnswer
 from foreshard.proxy.admin.views import redact
+from foreshard.proxy.admin.views_state import PROFILE_SUMMARY
 from foreshard.proxy.catalog import Catalog, Function, Table, TableKind
 from foreshard.proxy.config import Config, ShardConfig, TriggerConfig
 from foreshard.proxy.errors import SqlError
@@ -68,13 +69,24 @@ class Sources:
         self.answers = [ShardAnswer("s0", (("index_document", 3, 1, 0.5, 0),)), ShardAnswer("s1", error="refused")]
 
     def pools(self) -> list[PoolRow]:
-        return [{"database": "app", "user": "app", "shard": "s0", "cl_active": 2, "sv_active": 2, "sv_idle": 1}]
+        row: PoolRow = {"database": "app", "user": "app", "shard": "s0", "cl_active": 2, "sv_active": 2, "sv_idle": 1}
+        return [
+            {"database": "app", "user": "app", "shard": "s1"},
+            {"database": "app", "user": "zoe", "shard": "s0"},
+            row,
+        ]
 
     def clients(self) -> list[ClientRow]:
         return [{"user": "app", "state": "active", "addr": "127.0.0.1", "port": 50000, "pinned": "SET search_path"}]
 
     def servers(self) -> list[ServerRow]:
-        return [{"shard": "s0", "state": "idle", "remote_pid": 4242}]
+        return [
+            {"shard": "s1", "state": "idle", "remote_pid": 4243},
+            {"shard": "s0", "state": "idle", "remote_pid": 4242},
+        ]
+
+    def placements(self) -> dict[str, int]:
+        return {"candidate-0": 90, "heavy-lightest": 5}
 
     async def ask_shards(self, sql: str) -> list[ShardAnswer]:
         return self.answers
@@ -144,7 +156,7 @@ def test_the_extended_protocol_is_refused_with_a_hint() -> None:
 
 
 async def test_a_figure_the_router_does_not_give_is_null() -> None:
-    (row,) = await show_rows("POOLS")
+    row, *_ = await show_rows("POOLS")
     assert row["cl_active"] == 2
     assert row["cl_waiting"] is None
 
@@ -163,8 +175,21 @@ async def test_shards_show_buckets_weights_and_loads() -> None:
     assert (second["weight"], second["port"], second["sv_active"]) == (3.0, 5432, 0)
 
 
-async def test_buckets_name_the_range_of_their_placed_keys() -> None:
-    rows = await show_rows("BUCKETS")
+async def test_pools_and_servers_are_sorted_by_shard_database_and_user() -> None:
+    assert [(row["shard"], row["user"]) for row in await show_rows("POOLS")] == [
+        ("s0", "app"),
+        ("s0", "zoe"),
+        ("s1", "app"),
+    ]
+    assert [row["shard"] for row in await show_rows("SERVERS")] == ["s0", "s1"]
+
+
+async def test_buckets_are_counted_by_shard() -> None:
+    assert [row.rows for row in [await show("BUCKETS")]] == [(("s0", 3072, 0.75, 7), ("s1", 1024, 0.25, 7))]
+
+
+async def test_all_buckets_name_the_range_of_their_placed_keys() -> None:
+    rows = await show_rows("BUCKETS ALL")
     assert len(rows) == 4096
     first_key = 2**52 + (4 << 40)
     expected = {"bucket": 4, "shard": "s1", "first_key": first_key, "last_key": first_key + 2**40 - 1, "epoch": 7}
@@ -172,11 +197,31 @@ async def test_buckets_name_the_range_of_their_placed_keys() -> None:
     assert rows[-1]["last_key"] == 2**53 - 1
 
 
+async def test_balance_begins_with_what_was_measured() -> None:
+    row, *shadows = await show_rows("BALANCE")
+    assert (row["policy"], row["source"], row["max_over_mean"]) == ("bounded", "measured", 4.0)
+    assert (row["s0_s"], row["s1_s"]) == (2.0, 0.0)
+    assert {shadow["source"] for shadow in shadows} == {"shadow"}
+
+
 async def test_balance_weighs_shards() -> None:
     rows = {row["policy"]: row for row in await show_rows("BALANCE")}
-    assert (rows["bounded"]["max_over_mean"], rows["bounded"]["in_use"]) == (1.0, True)
+    assert rows["bounded"]["max_over_mean"] == 1.0
     assert (rows["key-hash"]["max_over_mean"], rows["key-hash"]["s0_s"]) == (2.0, 4.0)
     assert rows["cost-hash"]["max_over_mean"] is None
+
+
+async def test_placement_counts_the_reasons() -> None:
+    rows = {row["name"]: row for row in await show_rows("PLACEMENT")}
+    assert rows["placed_candidate-0"]["value"] == "90"
+    assert "first candidate is below its cap" in str(rows["placed_candidate-0"]["meaning"])
+
+
+async def test_profiles_show_their_models_when_all_is_asked_for() -> None:
+    few, every = await show("PROFILES"), await show("PROFILES ALL")
+    names = [column.name for column in every.columns]
+    assert [column.name for column in few.columns] == [name for name in names if name in PROFILE_SUMMARY]
+    assert len(few.columns) == len(PROFILE_SUMMARY) < len(names)
 
 
 async def test_tables_show_their_group() -> None:
@@ -197,6 +242,27 @@ async def test_config_hides_passwords() -> None:
     assert rows["shards[0].dsn"] == "postgresql://app:***@10.0.0.1:5433/app"
     assert rows["placement.bound"] == "1.05"
     assert rows["path"] == "/etc/foreshard.yaml"
+    assert rows["placement.memory_bytes"] == "1000000000"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1e9, "1000000000"),
+        (1234567.89, "1234568"),
+        (999999.7, "1000000"),
+        (-2e6, "-2000000"),
+        (1.05, "1.05"),
+        (2.0, "2"),
+        (1 / 3, "0.333333"),
+        (1e300, "1e+300"),
+        (True, "t"),
+        (12, "12"),
+        ("x", "x"),
+    ],
+)
+def test_values_are_shown_alike_everywhere(value: object, shown: str) -> None:
+    assert show_value(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from foreshard._core.placement import BUCKET_ROWS_SHARE, Placer
@@ -121,3 +123,15 @@ def test_wrong_shards_and_features_are_refused(state: SharedState) -> None:
         placer.place_row([1, 2, 3], [0])
     with pytest.raises(ValueError, match="profiles"):
         placer.place_row([1, 2, 3, 4], [0] * 65)
+
+
+def test_placements_are_counted_by_reason_and_explanations_are_not(state: SharedState) -> None:
+    placer = Placer(state, seed=1)
+    assert placer.reason_counts() == {}
+    reasons = []
+    for size in (10, 1000, 100_000, 500, 3):
+        placer.explain([1, size, 1, 1], [0])
+        placer.place_row([1, size, 1, 1], [0])
+        reasons.append(placer.last_decision()["reason"])
+    placer.place_row([1, 1, 1, 1], [0], only_shard=2)
+    assert placer.reason_counts() == Counter([*reasons, "transaction"])
