@@ -99,6 +99,7 @@ cdef class Template:
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.
     cdef readonly bint is_reset
     cdef readonly bint is_exact         # depends on the values of literals: cached for this very text only
+    cdef readonly bint returns          # a write with RETURNING
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
     cdef readonly int rows              # a write's rows as far as the text says, at least 1

@@ -66,6 +66,7 @@ class Template:
     cursor: str | None
     is_reset: bool
     is_exact: bool
+    returns: bool
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -93,6 +94,7 @@ class Template:
         cursor: str | None = None,
         is_reset: bool = False,
         is_exact: bool = False,
+        returns: bool = False,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

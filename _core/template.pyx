@@ -95,7 +95,7 @@ cdef class Template:
         self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
-        str cursor=None, bint is_reset=False, bint is_exact=False, str reason="",
+        str cursor=None, bint is_reset=False, bint is_exact=False, bint returns=False, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -117,6 +117,7 @@ cdef class Template:
         self.cursor = cursor
         self.is_reset = is_reset
         self.is_exact = is_exact
+        self.returns = returns
         self.reason = reason
         self.fill_arrays()
 
@@ -257,7 +258,7 @@ cdef class Template:
     cdef int locate_key(self, int64_t key, int flags, Buckets found) except -1:
         """Add the bucket of one key; a child's key that carries none means every shard, where that is possible."""
         if flags & KEY_PLACED and not (PLACED_FLAG <= key < 2 * PLACED_FLAG):
-            if self.is_write or (self.one_shard_refusal is not None and not self.can_query):
+            if flags & KEY_INSERTED or (self.one_shard_refusal is not None and not self.can_query):
                 raise not_built(
                     f"this statement by key {key}, which does not carry its bucket",
                     "Name the parent's key in the statement too: rows of a child table live with their parent.",

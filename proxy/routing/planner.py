@@ -26,7 +26,7 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "can_query", "cursor", "is_reset", "is_exact", "reason"),
+    *("values", "rows", "one_shard_refusal", "can_query", "cursor", "is_reset", "is_exact", "returns", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")

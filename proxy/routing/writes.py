@@ -12,6 +12,7 @@ from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node
+from foreshard.proxy.routing.wide import wide_problem
 
 OPERATIONS = {
     "InsertStmt": Operation.OPERATION_INSERT,
@@ -45,20 +46,23 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
     check_assignments(table, [column for column, _ in pairs])
     check_no_plain(collector)
     check_shard_local(collector)
-    keys = locate_all(collector, target, table)
+    locator = Locator(collector)
+    problem = wide_problem(collector, locator, target, node)
+    keys = locate_all(locator, target, table, problem)
     operation = "update" if kind == "UpdateStmt" else "delete"
     return Template(
-        RouteKind.ROUTE_KEYED,
+        RouteKind.ROUTE_SCATTER if keys is None else RouteKind.ROUTE_KEYED,
         operation=OPERATIONS[kind],
         is_write=True,
         pin=effects.pin,
         table=table.qualified,
-        keys=keys,
-        one_shard_refusal=several_shards(),
+        keys=keys or (),
+        one_shard_refusal=problem,
+        returns="returningList" in node,
         profiles=fired_profiles(table, operation, frozenset(column for column, _ in pairs) if pairs else None),
         values=updated_values(collector.text, table, pairs),
         is_exact=collector.text.is_exact,
-        reason="restricted to keys",
+        reason="no key: every shard writes its rows" if keys is None else "restricted to keys",
     )
 
 
@@ -104,29 +108,28 @@ def check_assignments(table: Table, columns: list[str]) -> None:
             )
 
 
-def locate_all(collector: Collector, target: Reference, table: Table) -> tuple[tuple[int, int, str], ...]:
-    """The keys of a write; refuses it when a declared table is not restricted to keys."""
-    locator = Locator(collector)
+def locate_all(
+    locator: Locator, target: Reference, table: Table, problem: SqlError | None
+) -> tuple[tuple[int, int, str], ...] | None:
+    """The keys of a write; None when it goes to every shard. Raises why it cannot: `problem`, or doubtful keys."""
     located = locator.locate()
-    if target not in located:
-        column = table.routing_column
-        if locator.has_doubtful_keys:
-            raise not_built(
-                "a parameter both as a key and otherwise",
-                "Write $n::bigint wherever it stands, or use two parameters.",
-                "The type of the parameter is not certain.",
-            )
+    if all(one in located for one in locator.sharded):
+        return distinct([located[one] for one in locator.sharded])
+    if problem is None:
+        return None
+    if target not in located and locator.has_doubtful_keys:
         raise not_built(
-            f'UPDATE and DELETE of "{table.name}" without its key',
-            f"Add WHERE {column} = ..." + (f", or {table.key} = ..." if column != table.key else "") + ".",
-            f"The statement does not say for which values of {column} it is.",
+            "a parameter both as a key and otherwise",
+            "Write $n::bigint wherever it stands, or use two parameters.",
+            "The type of the parameter is not certain.",
         )
-    for one in locator.sharded:
-        if one not in located:
-            raise not_built(
-                "writing a declared table from rows of several shards", f'Restrict "{one.name}" to one key as well.'
-            )
-    return distinct([located[one] for one in locator.sharded])
+    if target not in located:
+        raise problem
+    raise not_built(
+        "writing a declared table from rows of several shards",
+        "Restrict every declared table in the statement to one key as well.",
+        problem.detail,
+    )
 
 
 def several_shards() -> SqlError:

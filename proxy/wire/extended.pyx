@@ -45,7 +45,7 @@ from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
 from foreshard.proxy.wire.transaction cimport ends_failure
 
-from foreshard._core.errors import SqlError
+from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
@@ -239,6 +239,7 @@ cdef class Extended(Gather):
             if template.is_write:
                 for backend in [self.find_link(each) for each in self.shards]:
                     self.mark(backend, template)
+                    self.charge(backend, template, statement.literals, self.hub.params)
             portal = self.make_portal(parts.portal, parts.portal_size)
             return self.bind_many(portal, statement, &parts)
         backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
@@ -392,6 +393,10 @@ cdef class Extended(Gather):
         cdef int index
         if self.wait_until_drained():
             return RETRY
+        if rows and portal.statement.template.is_write:
+            if portal.statement.template.returns:
+                raise not_built("a row limit on a write of several shards", "Fetch all its rows at once.")
+            rows = 0        # there are none to limit
         self.asked = portal
         self.rows_left = rows
         for index in range(portal.part, portal.part + 1 if rows else len(portal.parts)):

@@ -111,11 +111,6 @@ cdef class Gather(Transaction):
                 return first
         if hub.shard_count == 1:
             return first
-        if template.is_write:
-            raise SqlError(
-                "0A000", "Foreshard does not support writing rows of several shards in one statement yet",
-                f"the keys of table {template.table} lie on several shards", "Write them one by one.",
-            )
         if template.can_query:
             return self.route_query(template.one_shard_refusal)
         if template.one_shard_refusal is not None:

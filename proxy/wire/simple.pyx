@@ -128,6 +128,7 @@ cdef class Simple(Segment):
         for backend in parts:
             if template.is_write:
                 self.mark(backend, template)
+                self.charge(backend, template, self.hub.literals, self.hub.params)
             backend.outbox.append(message, total)
             backend.unnamed = None
             backend.replies.push(REPLY_QUERY)

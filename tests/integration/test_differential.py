@@ -20,7 +20,7 @@ from tests.support.postgres import TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Message, error_of, kinds, transcript
 from tests.support.servers import Pair, Server
-from tests.support.statements import MALFORMED, OIDS, SCHEMA, SECOND_SHARD, TABLES, Statement, World, draw_statement
+from tests.support.statements import MALFORMED, OIDS, SCHEMA, TABLES, Statement, World, draw_statement
 
 SEEDS = range(6)
 STATEMENTS = 250
@@ -138,7 +138,7 @@ class Differ:
             (int(row[0] or 0), int(row[1] or 0)) for row in look("SELECT id, document_id FROM symbol")
         )
 
-    def step(self, statement: Statement, *, in_transaction: bool = False) -> bool:
+    def step(self, statement: Statement) -> bool:
         """Run on both sides and compare; False when the proxy refused (then the reference has not seen it)."""
         if statement.sql == MALFORMED and self.proxied.status == "E":
             return True  # 42601 or 25P02: who refuses first is nobody's business
@@ -146,7 +146,7 @@ class Differ:
         answer = self.proxied.ask(statement, form)
         self.proxied.keep_prepared(answer)
         if "E" in kinds(answer) and error_of(answer)["C"] == REFUSED:
-            reason = statement.refusable or (SECOND_SHARD if in_transaction else None)
+            reason = statement.refusable
             assert reason is not None, f"{statement}\n{form}\n{error_of(answer)}"
             self.refused[reason] += 1
             return False
@@ -184,13 +184,11 @@ class Differ:
         for _ in range(self.draw.randint(1, 8)):
             if self.draw.random() < 0.2:
                 depth += 1
-                going_on = self.step(Statement(f"SAVEPOINT p{depth}"), in_transaction=True)
+                going_on = self.step(Statement(f"SAVEPOINT p{depth}"))
             elif depth and (self.proxied.status == "E" or self.draw.random() < 0.2):
-                going_on = self.step(
-                    Statement(f"ROLLBACK TO SAVEPOINT p{self.draw.randint(1, depth)}"), in_transaction=True
-                )
+                going_on = self.step(Statement(f"ROLLBACK TO SAVEPOINT p{self.draw.randint(1, depth)}"))
             else:
-                going_on = self.step(draw_statement(self.draw, self.world), in_transaction=True)
+                going_on = self.step(draw_statement(self.draw, self.world))
             if not going_on:
                 assert self.proxied.status in "TE"
                 break

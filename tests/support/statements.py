@@ -27,12 +27,9 @@ TABLES = {
 CODES = ("py", "c", "rs", "none")
 OIDS = {"bigint": 20, "integer": 23, "text": 25, "bigint[]": 1016}
 MALFORMED = "SELEC 1"
-SECOND_SHARD = "write of keys on several shards"
 MERGE = "needs merging over shards"
-KEYLESS = "write without a key"
 EXPLICIT_CHILD = "explicit child key"
 SEVERAL_PARENTS = "rows of several parents"
-BARE_CHILD = "write by a child key that carries no bucket"
 
 
 @dataclass(frozen=True)
@@ -138,11 +135,6 @@ def a_symbol(draw: random.Random, world: World) -> Value:
     if world.symbols and draw.random() < 0.9:
         return big(draw.choice(world.symbols)[0])
     return big(draw.choice([7, 2**52 + (17 << 40) + 3]))
-
-
-def bare(key: Value) -> str | None:
-    """Why a write by this child key may be refused."""
-    return BARE_CHILD if isinstance(key.value, int) and not 2**52 <= key.value < 2**53 else None
 
 
 def several(draw: random.Random, world: World) -> list[Value]:
@@ -314,11 +306,9 @@ def update_rows(draw: random.Random, world: World) -> Statement:
                 (words(draw), Value("integer", 4), one),
             ),
             Statement("UPDATE symbol SET weight = 1.5 WHERE document_id = {} RETURNING id, weight", (one,)),
-            Statement("UPDATE symbol SET name = {} WHERE id = {}", (words(draw), child), refusable=bare(child)),
-            Statement(
-                f"UPDATE document SET score = 0 WHERE id IN ({holes(len(keys))})", tuple(keys), refusable=SECOND_SHARD
-            ),
-            Statement("UPDATE document SET score = 1 WHERE score = 0", refusable=KEYLESS),
+            Statement("UPDATE symbol SET name = {} WHERE id = {}", (words(draw), child)),
+            Statement(f"UPDATE document SET score = 0 WHERE id IN ({holes(len(keys))})", tuple(keys)),
+            Statement("UPDATE document SET score = 1 WHERE score = 0"),
             Statement("UPDATE document SET id = id + 1 WHERE id = {}", (one,), refusable="changed key"),
             Statement("UPDATE note SET body = {} WHERE id = {}", (words(draw), Value("integer", draw.randrange(40)))),
         ]
@@ -331,10 +321,10 @@ def delete_rows(draw: random.Random, world: World) -> Statement:
         [
             Statement("DELETE FROM document WHERE id = {} RETURNING id", (one,)),
             Statement("DELETE FROM symbol WHERE document_id = {} AND name = {}", (one, words(draw))),
-            Statement("DELETE FROM symbol WHERE id = {} RETURNING *", (child,), refusable=bare(child)),
+            Statement("DELETE FROM symbol WHERE id = {} RETURNING *", (child,)),
             Statement("DELETE FROM document WHERE id = ANY({})", (Value("bigint[]", (one.value,)),), refusable=None),
             Statement("DELETE FROM note WHERE id > {}", (Value("integer", 30),)),
-            Statement("DELETE FROM symbol WHERE weight > 100", refusable=KEYLESS),
+            Statement("DELETE FROM symbol WHERE weight > 100"),
         ]
     )
 

@@ -100,13 +100,15 @@ def test_a_childs_placed_key_names_its_bucket_and_an_old_one_means_every_shard()
     assert locate(f"select * from symbol where id in ({PLACED}, 5)") == "every"
     assert locate("select * from symbol where id = 5 and document_id = 6") == [bucket_of(6)]
     assert locate(f"select * from usage where symbol_id = {PLACED}") == [77]
+    assert locate("update symbol set name = 'x' where id = 5") == "every"
+    assert locate("delete from symbol where id = 5") == "every"
 
 
 @pytest.mark.parametrize(
     "sql",
     [
-        "update symbol set name = 'x' where id = 5",
-        "delete from symbol where id = 5",
+        "update symbol set name = 'x' where id = 5 returning ctid",
+        "delete from symbol where id = 5 and name = unknown()",
         "select * from symbol where id = 5 order by name",
         "insert into usage (symbol_id, line) values (5, 1)",
     ],

@@ -1,0 +1,131 @@
+"""Statements that write rows of several shards: all of them or none, and told as one PostgreSQL tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.support.messages import SYNC, bind, describe_portal, execute, extended, parse, query
+from tests.support.postgres import TestInstances
+from tests.support.raw import error_of, kinds
+from tests.support.twins import Twins, comparable, twins
+
+
+@pytest.fixture(scope="module")
+def pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    with twins(test_instances, tmp_path_factory.mktemp("wide"), pool={"size": 3}) as made:
+        made.deployed.shards.execute("CREATE UNIQUE INDEX child_tag ON child (root_id, tag)")
+        made.reference.run("CREATE UNIQUE INDEX child_tag ON child (root_id, tag)")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(pair: Twins) -> Iterator[None]:
+    """After each test: the same rows, no open and no prepared transaction."""
+    yield
+    pair.deployed.come_to_rest()
+    pair.assert_equal_rows()
+
+
+CONVERSATIONS: dict[str, Sequence[str]] = {
+    "every row": ["UPDATE root SET n = n + 1", "SELECT 1"],
+    "every row, returned": ["UPDATE root SET n = n + 1 RETURNING id, n AS number"],
+    "some rows": ["UPDATE root SET n = n + 1 WHERE n % 3 = 0 RETURNING *"],
+    "no row": ["UPDATE root SET n = 0 WHERE n = -7 RETURNING *", "DELETE FROM root WHERE n = -7"],
+    "several keys": ["UPDATE root SET n = n + 1 WHERE id IN ({a}, {b}, {d}) RETURNING id"],
+    "several keys of one shard": ["UPDATE root SET n = n + 1 WHERE id IN ({a}, {c})"],
+    "keys in an array": ["UPDATE root SET n = n + 1 WHERE id = ANY ('{{{a},{b}}}') RETURNING n"],
+    "a range": ["DELETE FROM root WHERE id > 1000 RETURNING id", "UPDATE root SET n = 5 WHERE id BETWEEN 3 AND 20"],
+    "a child's row by its key": ["UPDATE child SET tag = 'x' WHERE id = 5", "DELETE FROM child WHERE id IN (5, 6)"],
+    "a join inside the group": ["UPDATE root SET n = 1 FROM child WHERE child.root_id = root.id RETURNING root.id"],
+    "a sub-select inside the group": [
+        "DELETE FROM root WHERE n < -5 AND NOT EXISTS (SELECT 1 FROM child WHERE root_id = root.id)",
+    ],
+    "an error of every shard": ["UPDATE root SET n = 1 / (n - n)", "SELECT 1"],
+    "an error of one shard": ["UPDATE root SET n = 1 / (id - {b}) WHERE id <> 0", "SELECT 1"],
+    "an error of one shard by key": ["UPDATE root SET n = 1 / (id - {b}) WHERE id IN ({a}, {b}, {d})", "SELECT 1"],
+    "no such column": ["UPDATE root SET nothing = 1", "DELETE FROM root WHERE nothing = 1"],
+    "in a transaction": [
+        *("BEGIN", "UPDATE root SET n = 3", "SELECT n FROM root WHERE id = {a}", "DELETE FROM root WHERE id < 0"),
+        *("COMMIT", "SELECT n FROM root WHERE id IN ({a}, {b})"),
+    ],
+    "rolled back": ["BEGIN", "UPDATE root SET n = 99", "ROLLBACK", "SELECT n FROM root WHERE id IN ({a}, {b})"],
+    "a savepoint": [
+        *("BEGIN", "UPDATE root SET n = 4 WHERE id = {a}", "SAVEPOINT s", "UPDATE root SET n = 99", "ROLLBACK TO s"),
+        *("UPDATE root SET n = n + 1 RETURNING n", "COMMIT", "SELECT n FROM root"),
+    ],
+    "an error in a transaction": [
+        *("BEGIN", "UPDATE root SET n = 4", "SAVEPOINT s", "UPDATE root SET n = 1 / (id - {b})", "SELECT 1"),
+        *("ROLLBACK TO s", "UPDATE root SET n = 6 WHERE id IN ({a}, {b})", "COMMIT", "SELECT n FROM root"),
+    ],
+    "read only": ["BEGIN READ ONLY", "UPDATE root SET n = 4", "ROLLBACK"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by_extended", [False, True], ids=["simple", "extended"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_write_answers_as_one_postgresql(pair: Twins, name: str, by_extended: bool) -> None:
+    with pair.connect() as (proxied, direct):
+        for text in CONVERSATIONS[name]:
+            sql = pair.fill_in(text)
+            asked = extended(sql) + SYNC if by_extended else query(sql)
+            assert rows_or_error(comparable(proxied.ask(asked))) == rows_or_error(comparable(direct.ask(asked))), sql
+
+
+def rows_or_error(lines: list[str]) -> list[str]:
+    """Rows of the shards before the one that failed are heard; PostgreSQL, which fails first, gives none."""
+    return [line for line in lines if line[0] != "D"] if any(line[0] == "E" for line in lines) else lines
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("UPDATE root SET n = n + 1", "UPDATE root SET n = n + 1 WHERE id = {a}", "SELECT n FROM root"),
+        ("UPDATE root SET n = n + 1 WHERE id = {a}", "UPDATE root SET n = n + 1", "DELETE FROM root WHERE n = -7"),
+        ("UPDATE root SET n = n + 1", "UPDATE root SET n = 1 / (id - {b})"),
+        ("SELECT 1", "UPDATE root SET n = n + 1", "SELECT 1 / 0"),
+    ],
+)
+def test_pipelines_and_strings_of_writes_are_whole(pair: Twins, texts: Sequence[str]) -> None:
+    filled = [pair.fill_in(text) for text in texts]
+    with pair.connect() as (proxied, direct):
+        for asked in (b"".join(extended(text) for text in filled) + SYNC, query("; ".join(filled))):
+            assert rows_or_error(comparable(proxied.ask(asked))) == rows_or_error(comparable(direct.ask(asked)))
+
+
+def test_parameters_reach_every_shard(pair: Twins) -> None:
+    with pair.connect() as both:
+        answers = []
+        for client in both:
+            asked = parse("UPDATE root SET n = $1 WHERE id = ANY ($2) RETURNING id, n", "s", [23, 1016])
+            keys = pair.fill_in("{{{a},{b},{d}}}").encode()
+            told = client.ask(asked, bind([b"7", keys], name="s"), describe_portal(), execute(), SYNC)
+            told += client.ask(bind([b"8", keys], name="s"), execute(), SYNC)
+            answers.append(comparable(told))
+        assert answers[0] == answers[1]
+
+
+def test_a_row_limit_means_nothing_without_rows_and_is_refused_with_them(pair: Twins) -> None:
+    with pair.connect() as both:
+        for client in both:
+            told = client.ask(parse("UPDATE root SET n = 11"), bind(), execute(rows_max=1), SYNC)
+            assert kinds(told) == "12CZ"
+            assert told[-2].body == b"UPDATE 60\0"
+        proxied = both[0]
+        told = proxied.ask(parse("UPDATE root SET n = 12 RETURNING id"), bind(), execute(rows_max=1), SYNC)
+        assert error_of(told)["C"] == "0A000"
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_nothing(pair: Twins) -> None:
+    for asked in (query("UPDATE root SET n = -3"), extended("UPDATE root SET n = -3"), query("BEGIN")):
+        client = pair.deployed.server.connect()
+        client.send(asked)
+        if asked == query("BEGIN"):
+            client.read_until()
+            client.query("UPDATE root SET n = -3")
+        client.abort()
+    pair.deployed.come_to_rest()
+    with pair.connect() as (proxied, direct):
+        if proxied.value(pair.fill_in("SELECT n FROM root WHERE id = {a}")) == "-3":  # the first was quick enough
+            direct.rows("UPDATE root SET n = -3")
