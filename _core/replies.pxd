@@ -11,6 +11,7 @@ cdef enum ReplyKind:
     SYNTHETIC_BIND = 9
     SYNTHETIC_CLOSE = 10
     REPLY_POISON = 11           # an error that Foreshard provoked to make an implicit transaction roll back
+    REPLY_DESCRIBE_MERGED = 12  # RowDescription with hidden columns, for the owner
     REPLY_KIND_MASK = 0x3F
     REPLY_SWALLOW = 0x40        # not for the client
     REPLY_NOTIFY = 0x80         # not for the client, but its ReadyForQuery is told to the owner

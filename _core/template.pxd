@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
+from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.typed_keys cimport TypedKey
 from foreshard._core.values cimport Value, Values
 
@@ -94,6 +95,7 @@ cdef class Template:
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised
+    cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated
     cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE
     # RESET, DISCARD, DEALLOCATE ALL, or a string of which every pinning part is: leaves nothing but defaults behind, so
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.

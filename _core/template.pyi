@@ -1,6 +1,7 @@
 from enum import IntEnum
 
 from foreshard._core.errors import SqlError
+from foreshard._core.merge_plan import MergePlan
 
 class RouteKind(IntEnum):
     ROUTE_EMPTY = 0
@@ -63,6 +64,7 @@ class Template:
     profiles: tuple[int, ...]
     one_shard_refusal: SqlError | None
     can_query: bool
+    merge: MergePlan | None
     cursor: str | None
     is_reset: bool
     is_exact: bool
@@ -91,6 +93,7 @@ class Template:
         rows: int = 1,
         one_shard_refusal: SqlError | None = None,
         can_query: bool = False,
+        merge: MergePlan | None = None,
         cursor: str | None = None,
         is_reset: bool = False,
         is_exact: bool = False,

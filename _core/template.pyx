@@ -14,6 +14,7 @@ from foreshard._core.features cimport add_generated, add_value
 from foreshard._core.key_values cimport (
     READ_KEY, READ_NONE, READ_NULL, READ_OTHER, ArrayCursor, next_key, open_array, read_key,
 )
+from foreshard._core.merge_plan cimport LIMIT_PARAM, MergePlan
 from foreshard._core.typed_keys cimport TypedKey, read_typed, split_array
 from foreshard._core.values cimport VALUE_BINARY, Value, Values
 
@@ -95,7 +96,8 @@ cdef class Template:
         self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
-        str cursor=None, bint is_reset=False, bint is_exact=False, bint returns=False, str reason="",
+        MergePlan merge=None, str cursor=None, bint is_reset=False, bint is_exact=False, bint returns=False,
+        str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -114,6 +116,7 @@ cdef class Template:
         self.rows = rows
         self.one_shard_refusal = one_shard_refusal
         self.can_query = can_query
+        self.merge = merge
         self.cursor = cursor
         self.is_reset = is_reset
         self.is_exact = is_exact
@@ -315,6 +318,12 @@ cdef class Template:
                     f"a parameter of type {type_oids[index]} as routing key",
                     f"Declare ${index + 1} as {TYPE_NAMES[type_of(flags)]}, or leave its type to the server.",
                     f'It is compared with "{column}".',
+                )
+        for kind, index in (self.merge.limit, self.merge.offset) if self.merge is not None else ():
+            if kind == LIMIT_PARAM and index < len(type_oids) and type_oids[index] not in KEY_TYPES:
+                return not_built(
+                    f"a parameter of type {type_oids[index]} in LIMIT or OFFSET over several shards",
+                    f"Declare ${index + 1} as bigint, or leave its type to the server.",
                 )
         return None
 

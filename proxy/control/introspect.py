@@ -46,6 +46,15 @@ SELECT a.attname AS name, format_type(a.atttypid, NULL) AS type_name, a.atttypid
        coalesce((SELECT l.collisdeterministic FROM pg_collation l WHERE l.oid = a.attcollation), true) AS deterministic,
        a.attnotnull AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
        pg_get_expr(d.adbin, d.adrelid) AS default_text,
+       (SELECT CASE WHEN NOT o.collisdeterministic THEN ''
+                    WHEN o.provider = 'b' OR o.locale IN ('C', 'POSIX') THEN 'bytewise' ELSE 'exact' END
+        FROM (SELECT l.collisdeterministic,
+                     CASE l.collprovider WHEN 'd' THEN to_jsonb(b) ->> 'datlocprovider' ELSE l.collprovider::text END
+                       AS provider,
+                     CASE WHEN l.collprovider = 'd' AND coalesce(to_jsonb(b) ->> 'datlocprovider', 'c') = 'c'
+                          THEN b.datcollate WHEN l.collprovider = 'c' THEN l.collcollate END AS locale
+              FROM pg_collation l, pg_database b
+              WHERE l.oid = a.attcollation AND b.datname = current_database()) o) AS collation,
        (SELECT quote_ident(sn.nspname) || '.' || quote_ident(s.relname)
         FROM pg_depend dep JOIN pg_class s ON s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
         WHERE (dep.classid = 'pg_attrdef'::regclass AND dep.objid = d.oid AND dep.refobjid = s.oid)
@@ -185,6 +194,7 @@ def _column(row: Any) -> Column:
         type_name=row["type_name"],
         type_oid=row["type_oid"],
         not_null=row["not_null"],
+        collation=row["collation"] or "",
         has_default=bool(row["default_text"] or row["identity"]),
         is_generated=bool(row["generated"]) or row["identity"] == "a",
         modifier=row["modifier"],

@@ -37,6 +37,7 @@ class Level:
     references: list[Reference] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)  # clauses that work on all rows of the result together
     targets: list[Node] = field(default_factory=list)
+    node: Node = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -46,6 +47,7 @@ class Call:
     path: list[str]
     fields: Node
     level: Level
+    is_aggregate: bool = False
 
 
 class Collector:
@@ -68,6 +70,7 @@ class Collector:
     def select(self, node: Node, outer: Scope | None = None, ctes: frozenset[str] = EVERYWHERE) -> Level:
         """Go through a SelectStmt; its level."""
         level = self.open_level(outer)
+        level.node = node
         ctes = self.ctes(node.get("withClause"), outer, ctes)
         if node.get("op", "SETOP_NONE") != "SETOP_NONE":
             level.merges.append(str(node["op"]).removeprefix("SETOP_"))
@@ -295,10 +298,12 @@ class Collector:
     def call(self, fields: Node, level: Level) -> None:
         """Note a function call, and whether it works on several rows."""
         path = strings(fields["funcname"])
-        self.calls.append(Call(path, fields, level))
+        call = Call(path, fields, level)
+        self.calls.append(call)
         if "over" in fields:
             level.merges.append("window functions")
         elif path[-1] in AGGREGATES or any(name.startswith("agg_") for name in fields):
+            call.is_aggregate = True
             level.merges.append("aggregates")
             if not self.is_own_aggregate(fields, level):
                 level.merges.append("aggregates of an outer query")

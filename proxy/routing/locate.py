@@ -131,10 +131,8 @@ class Locator:
         return None
 
     def problem(self) -> SqlError | None:
-        """Why the rows of several shards may not simply be put together; None when they may."""
+        """Why the rows of FROM and WHERE are not the union of the shards'; None when they are."""
         top = self.collector.levels[0]
-        if top.merges:
-            return merging(top.merges[0])
         if any("aggregates of an outer query" in level.merges for level in self.collector.levels):
             return merging("aggregates")
         for call in self.collector.calls:

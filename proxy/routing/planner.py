@@ -26,7 +26,8 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "can_query", "cursor", "is_reset", "is_exact", "returns", "reason"),
+    *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "is_reset", "is_exact", "returns"),
+    "reason",
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -144,7 +145,7 @@ class Planner:
             except SqlError as refusal:
                 part = refuse(refusal, text.is_exact)
             return Template(RouteKind.ROUTE_EXPLAIN, parts=(part,), is_exact=text.is_exact, reason="about a route")
-        inner = self.plan_node(text, own, kind, query)
+        inner = copy_of(self.plan_node(text, own, kind, query), merge=None)
         return inner if "analyze" in options and is_on(text, options["analyze"]) else explained(inner)
 
     def plan_cursor(self, text: Text, own: bytes, node: Node) -> Template:

@@ -7,6 +7,7 @@ from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
 from foreshard.proxy.routing.locate import Locator, distinct
+from foreshard.proxy.routing.merge import plan_merge
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node
 
@@ -108,6 +109,12 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
     problem = locator.problem()
     if is_write and problem is None:
         problem = writes_many(collector.locks_rows)
+    merge = None
+    if problem is None and collector.levels[0].merges:
+        try:
+            merge = plan_merge(collector)
+        except SqlError as refusal:
+            problem = refusal
     table = named(locator.sharded[0])
     exact = collector.text.is_exact
     if len(located) == len(locator.sharded):
@@ -120,6 +127,7 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
             table=table,
             keys=keys,
             one_shard_refusal=problem,
+            merge=merge,
             is_exact=exact,
             reason="every declared table is restricted to keys",
         )
@@ -128,10 +136,11 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
     return Template(
         RouteKind.ROUTE_SCATTER,
         operation=Operation.OPERATION_SELECT,
+        merge=merge,
         pin=effects.pin,
         table=table,
         is_exact=exact,
-        reason="no key: every shard answers with its rows",
+        reason="no key: every shard answers" + ("" if merge is None else ", and the answers are merged"),
     )
 
 

@@ -14,6 +14,7 @@ cdef enum Filter:               # what of a backend's replies the client sees
     FILTER_FIRST = 1            # first of several shards: no CommandComplete, no ReadyForQuery
     FILTER_REST = 2             # a later shard: rows and notices only
     FILTER_MUTE = 3             # nothing: another shard has failed
+    FILTER_MERGE = 4            # as FILTER_FIRST, but rows and their description are the owner's to merge
 
 
 cdef class Owner(Endpoint):
@@ -24,6 +25,8 @@ cdef class Owner(Endpoint):
     cdef int on_copy_in(self, Backend backend) except -1
     cdef int on_failed(self, Backend backend) except -1
     cdef int on_part(self, Backend backend, bint suspended) except -1
+    cdef int on_merge_input(self, Backend backend, char type, const char* body, Py_ssize_t size) except -1
+    cdef int on_merge_pause(self, Backend backend) except -1
     cdef int on_backend_lost(self, Backend backend, object error) except -1
     cdef int on_flushed(self, Backend backend) except -1
     cdef int on_granted(self, Backend backend) except -1
@@ -82,6 +85,7 @@ cdef class Backend(Endpoint):
     cdef bint holds_ready               # its next ReadyForQuery is for the owner, not for the client
     cdef bint hold                      # its replies wait for another shard's
     cdef int filter                     # Filter
+    cdef int part_index                 # which of the shards of a merge it is
     cdef long long part_rows            # count of the CommandComplete that the filter kept
     cdef bytes part_tag
     cdef bint part_suspended
@@ -99,6 +103,7 @@ cdef class Backend(Endpoint):
     cdef int disown(self) except -1
     cdef int lose(self, object error) except -1
     cdef int owner_push(self, const char* data, Py_ssize_t size) except -1
+    cdef Py_ssize_t relay(self, const char* data, Py_ssize_t size) except -1
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1

@@ -19,6 +19,7 @@ from foreshard._core.replies cimport (
     REPLY_BIND,
     REPLY_CLOSE,
     REPLY_DESCRIBE,
+    REPLY_DESCRIBE_MERGED,
     REPLY_EXECUTE,
     REPLY_KIND_MASK,
     REPLY_NONE,
@@ -52,6 +53,7 @@ cdef enum Action:               # odd: not for the client
     ACTION_COPY_IN = 6          # relay, then tell the owner
     ACTION_PART = 7             # a shard's part of a concatenation ended: tell the owner only
     ACTION_FATAL = 8            # relay, then close: a statement of ours failed
+    ACTION_MERGE = 9            # for the owner to merge
 
 cdef enum Class:
     CLASS_OTHER = 0
@@ -99,6 +101,14 @@ cdef class Owner(Endpoint):
 
     cdef int on_part(self, Backend backend, bint suspended) except -1:
         """The backend's part of a concatenated result is complete (or its row limit was reached)."""
+        return 0
+
+    cdef int on_merge_input(self, Backend backend, char type, const char* body, Py_ssize_t size) except -1:
+        """A row to be merged, or the description of such rows."""
+        return 0
+
+    cdef int on_merge_pause(self, Backend backend) except -1:
+        """What was received has been handed over; asked again when `hold` is lifted meanwhile."""
         return 0
 
     cdef int on_backend_lost(self, Backend backend, object error) except -1:
@@ -206,6 +216,18 @@ cdef class Backend(Endpoint):
 
     cdef Py_ssize_t on_input(self, const char* data, Py_ssize_t size) except -1:
         """Relay what belongs to the owner; returns the bytes dealt with."""
+        cdef Py_ssize_t at = self.relay(data, size)
+        cdef bint was_held
+        while self.filter == FILTER_MERGE and self.owner is not None:
+            was_held = self.hold
+            self.owner.on_merge_pause(self)
+            if not was_held or self.hold or self.phase != BACKEND_READY:
+                break
+            at += self.relay(data + at, size - at)
+        return at
+
+    cdef Py_ssize_t relay(self, const char* data, Py_ssize_t size) except -1:
+        """The same, but for what a merge must be told."""
         cdef Py_ssize_t at = 0, run = 0, total = 0, take
         cdef int result, action
         if self.phase != BACKEND_READY:
@@ -224,12 +246,15 @@ cdef class Backend(Endpoint):
             if result == FRAME_MALFORMED:
                 self.lose(SqlError("08P01", "a shard sent a malformed message"))
                 return size
-            if result == FRAME_PARTIAL and CLASSES[<unsigned char> data[at]] != CLASS_ROW:
+            if result == FRAME_PARTIAL and (
+                    CLASSES[<unsigned char> data[at]] != CLASS_ROW or self.filter == FILTER_MERGE):
                 self.inbox_goal = total
                 break
             action = self.on_reply(data[at], data + at + 5, total - 5)
             if action & 1 and run < at:
                 self.owner_push(data + run, at - run)
+            if action == ACTION_MERGE:
+                self.owner.on_merge_input(self, data[at], data + at + 5, total - 5)
             if result == FRAME_PARTIAL:
                 self.streaming = total - (size - at)
                 self.streaming_dropped = action == ACTION_DROP
@@ -240,7 +265,7 @@ cdef class Backend(Endpoint):
             elif action > ACTION_DROP:
                 self.owner_push(data + run, at - run)
                 run = at
-            if action > ACTION_DROP:
+            if action > ACTION_DROP and action != ACTION_MERGE:
                 self.after(action)
                 if self.phase != BACKEND_READY:
                     return size
@@ -290,6 +315,8 @@ cdef class Backend(Endpoint):
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
         if class_ == CLASS_ROW:
+            if self.filter == FILTER_MERGE and not is_ours and self.owner is not None:
+                return ACTION_MERGE
             return ACTION_DROP if is_ours or self.filter == FILTER_MUTE or self.owner is None else ACTION_RELAY
         if class_ == CLASS_READY:
             self.deadlock = None
@@ -326,15 +353,18 @@ cdef class Backend(Endpoint):
             if kind == REPLY_PARSE or kind == REPLY_BIND or kind == REPLY_CLOSE:
                 self.replies.pop()
         elif class_ == CLASS_DESCRIPTION:
-            if kind == REPLY_DESCRIBE:
+            if kind == REPLY_DESCRIBE or kind == REPLY_DESCRIBE_MERGED:
                 self.replies.pop()
+            if (kind == REPLY_DESCRIBE_MERGED or (kind == REPLY_QUERY and self.filter == FILTER_MERGE)) and \
+                    type == b"T" and self.owner is not None:
+                return ACTION_MERGE
         elif class_ == CLASS_COPY_IN:
             return ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:
             if type == b"S":
                 self.note_parameter(body[:size])
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
-        if is_ours or self.filter >= FILTER_REST:
+        if is_ours or self.filter == FILTER_REST or self.filter == FILTER_MUTE:
             return ACTION_DROP
         return ACTION_RELAY
 

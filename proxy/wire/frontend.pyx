@@ -44,7 +44,7 @@ cdef enum:
 
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active", "active")
+WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active", "active", "active")
 
 
 @cython.final

@@ -1,3 +1,4 @@
+from foreshard._core.merge cimport Merger
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.statement cimport Statement
 
@@ -11,3 +12,5 @@ cdef class Portal:
     cdef bytes name                 # of a concatenation: what Bind said, for the parts that hear it later
     cdef bytes rest
     cdef bint is_unnamed            # its statement is the unnamed one
+    cdef Merger merger              # of a merged result; None for a plain concatenation
+    cdef list states                # PartState of each part of a merged result; None before its first Execute

@@ -14,6 +14,7 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_ANSWER = 6             # an answer that is made in Python: console, EXPLAIN
     WAIT_SHARD = 7              # a shard that has to take what was sent first
     WAIT_CLIENT = 8             # the client itself, which has to take its answers first
+    WAIT_MERGE = 9              # the shards' rows of a merged result
 
 
 cdef class Session(Owner):

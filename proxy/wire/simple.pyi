@@ -1,4 +1,4 @@
-from foreshard.proxy.wire.segment import Segment
+from foreshard.proxy.wire.merging import Merging
 
-class Simple(Segment):
+class Simple(Merging):
     queries: int

@@ -21,7 +21,7 @@ from foreshard._core.template cimport (
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.extended cimport RETRY
 from foreshard.proxy.wire.gather cimport ROUTE_MANY
-from foreshard.proxy.wire.segment cimport Segment
+from foreshard.proxy.wire.merging cimport Merging
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -35,7 +35,7 @@ cdef enum:
 cdef bytes NO_COPY = b"Foreshard does not support COPY FROM STDIN inside this string of statements; send it alone\0"
 
 
-cdef class Simple(Segment):
+cdef class Simple(Merging):
     """The part of a frontend that answers simple queries."""
 
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
@@ -82,6 +82,11 @@ cdef class Simple(Segment):
         if shard == ROUTE_MANY:
             if template.is_write and not self.explicit:
                 return self.run_in_transaction(message[5:total - 1])
+            if template.merge is not None:
+                if self.query_merged(template) == RETRY:
+                    return RETRY
+                self.queries += 1
+                return 0
             return self.query_many(template, message, total)
         return self.forward_query(template, shard, message, total)
 
@@ -226,11 +231,11 @@ cdef class Simple(Segment):
     cdef int push_ready(self) except -1:
         if self.several is not None:
             return 0        # a statement of the string is done: ReadyForQuery follows the last one
-        return Segment.push_ready(self)
+        return Merging.push_ready(self)
 
     cdef int answer_error(self, object error) except -1:
         if self.several is None:
-            return Segment.answer_error(self, error)
+            return Merging.answer_error(self, error)
         self.several_failed = True
         if self.explicit:
             self.failed = True
@@ -238,7 +243,7 @@ cdef class Simple(Segment):
 
     cdef int on_copy_in(self, Backend backend) except -1:
         if self.several is None:
-            return Segment.on_copy_in(self, backend)
+            return Merging.on_copy_in(self, backend)
         backend.write_message(b"f", <const char*> NO_COPY, len(NO_COPY))    # the data would stand behind the string
         backend.flush()
         return 0

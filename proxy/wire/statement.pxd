@@ -9,4 +9,7 @@ cdef class Statement:
     cdef readonly bytes server_name     # what backends know it by
     cdef readonly Template template
     cdef Values literals                # of the query text, which `body` holds
+    cdef Statement merged               # with the text that the shards of a merge run; None: not made yet
     cdef public bint is_validated       # some backend has parsed it without error
+
+    cdef Statement with_text(self, object id, bytes text)

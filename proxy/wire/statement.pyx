@@ -23,7 +23,19 @@ cdef class Statement:
         self.server_name = b"foreshard_%d" % id
         self.literals = Values()
         self.template = cache.get(<const char*> body, query_size, self.literals)
-        refusal = self.template.check_types(parameter_types(body[query_size + 1:])) if self.template.keys else None
+        refusal = self.template.check_types(parameter_types(body[query_size + 1:])) if (
+            self.template.keys or self.template.merge is not None) else None
         if refusal is not None:
             self.template = Template(ROUTE_REFUSE, refusal=refusal)
         self.is_validated = False
+
+    cdef Statement with_text(self, object id, bytes text):
+        """A statement of our own that is run in this one's place: other text, same parameters and template."""
+        cdef Statement made = Statement.__new__(Statement)
+        made.id = id
+        made.body = text + self.body[self.query_size:]
+        made.query_size = len(text)
+        made.server_name = b"foreshard_%d" % id
+        made.literals = self.literals
+        made.template = self.template
+        return made

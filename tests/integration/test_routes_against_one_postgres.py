@@ -135,6 +135,9 @@ def test_random_statements_answer_as_one_postgres_does(connections: Connections,
         if targets is None:
             routes["refused"] += 1
             continue
+        if template.merge is not None and len(targets) > 1:
+            routes["merged"] += 1  # their answers are not simply put together: test_merge asks them
+            continue
         routes[RouteKind(template.kind).name] += 1
         expected = answer([world.whole], sql)
         assert answer(targets, sql) == expected, f"seed {seed}: {sql}"

@@ -154,6 +154,8 @@ def describe(template: Template) -> str:
         words.append("one-shard")
     if template.can_query:
         words.append("or-query")
+    if template.merge is not None:
+        words.append("merge")
     if template.rows > 1:
         words.append(f"rows={template.rows}")
     words += [f"({word})" for word in (template.pin and f"pin {template.pin}", template.cursor, template.name) if word]

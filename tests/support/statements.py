@@ -172,7 +172,7 @@ def select_merged(draw: random.Random, world: World) -> Statement:
     )
     keys = several(draw, world)
     sql = f"SELECT id FROM document WHERE id IN ({holes(len(keys))}) {tail}"
-    return Statement(sql, tuple(keys), ordered="ORDER BY id" in tail, refusable=MERGE)
+    return Statement(sql, tuple(keys), ordered="ORDER BY id" in tail)
 
 
 def select_children(draw: random.Random, world: World) -> Statement:
@@ -221,10 +221,10 @@ def select_all(draw: random.Random, world: World) -> Statement:
             Statement("SELECT id FROM document WHERE score > {}", (Value("integer", draw.randrange(10)),)),
             Statement("SELECT id, lower(name) FROM symbol WHERE weight >= 0.5"),
             Statement("SELECT d.id, s.name FROM document d JOIN symbol s ON s.document_id = d.id WHERE d.score > 2"),
-            Statement("SELECT count(*) FROM document", refusable=MERGE),
-            Statement("SELECT id FROM document ORDER BY id LIMIT 5", ordered=True, refusable=MERGE),
-            Statement("SELECT DISTINCT code FROM document", refusable=MERGE),
-            Statement("SELECT code, sum(score) FROM document GROUP BY code", refusable=MERGE),
+            Statement("SELECT count(*) FROM document"),
+            Statement("SELECT id FROM document ORDER BY id LIMIT 5", ordered=True),
+            Statement("SELECT DISTINCT code FROM document"),
+            Statement("SELECT code, sum(score) FROM document GROUP BY code"),
             Statement(
                 "SELECT id FROM symbol WHERE id IN (SELECT min(id) FROM symbol GROUP BY document_id)", refusable=MERGE
             ),

@@ -1,0 +1,1 @@
+"""Putting partial results of aggregates together: compiled code only."""

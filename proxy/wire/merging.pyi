@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.segment import Segment
+
+class Merging(Segment): ...
