@@ -1,6 +1,6 @@
 """Transactions over several shards whose proxy, backends or controller die at any step happen wholly or not at all.
 
-FORESHARD_FAULT_S makes the bank's run longer than the suite's few seconds.
+FORESHARD_FAULT_S makes the bank's run longer than the suite's few seconds; FORESHARD_FAULT_SEED makes it another.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
 RUN_S = float(os.environ.get("FORESHARD_FAULT_S", "12"))
+SEED = int(os.environ.get("FORESHARD_FAULT_SEED", "1"))
 CLIENTS = 6
 ACCOUNTS = 30
 OPENING = 1000
-CHILD_KILLS_MAX = max(4, RUN_S // 15)  # the supervisor waits longer before each start
+KILLS_MAX = max(4, RUN_S // 15)  # the supervisor waits longer before each start
+ANY_BACKEND = """
+SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
+AND backend_type = 'client backend' ORDER BY random() LIMIT 1
+"""
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
 
@@ -159,23 +164,26 @@ class Killer:
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.draw.uniform(0.1, 0.6)):
-            what = self.draw.choice(["router", "controller", "backend", "backend", "backend"])
-            if self.kills.get(what, 0) >= CHILD_KILLS_MAX and what != "backend":
+            what = self.draw.choice(["router", "controller", "shard", "backend", "backend", "backend"])
+            if self.kills.get(what, 0) >= KILLS_MAX and what != "backend":
                 continue
             self.kills[what] = self.kills.get(what, 0) + 1
-            if what == "backend":
+            if what in ("backend", "shard"):
                 with contextlib.suppress(psycopg.Error):
-                    self.shards.query(
-                        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
-                        AND datname = current_database() AND backend_type = 'client backend'
-                        ORDER BY random() LIMIT 1""",
-                        on=self.draw.randrange(SHARD_COUNT),
-                    )
+                    self.hurt_shard(self.draw.randrange(SHARD_COUNT), crashes=what == "shard")
                 continue
             for pid in self.proxy.pids():
                 if f"\0{what}\0".encode() in command_line(pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    def hurt_shard(self, shard: int, crashes: bool) -> None:
+        """End one server process; killed by SIGKILL, it takes the whole server down, which recovers from its log."""
+        for (pid,) in self.shards.query(ANY_BACKEND, on=shard):
+            if crashes:
+                os.kill(int(str(pid)), signal.SIGKILL)
+            else:
+                self.shards.query(f"SELECT pg_terminate_backend({pid})", on=shard)
 
 
 @pytest.fixture
@@ -190,7 +198,7 @@ def bank(test_instances: TestInstances, tmp_path: Path) -> Iterator[tuple[Proxy,
     test_instances.drop(shards)
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", [SEED])
 def test_transfers_happen_wholly_or_not_at_all_whatever_is_killed(
     bank: tuple[Proxy, Shards, list[int]], seed: int
 ) -> None:
@@ -209,12 +217,15 @@ def test_transfers_happen_wholly_or_not_at_all_whatever_is_killed(
         for task in running:
             task.result()
     wait_until(lambda: prepared_count(shards) == 0)  # by the controller alone
+    on_first = {row[0] for row in shards.query("SELECT id FROM root", on=0)}
     marks = {str(row[0]) for row in shards.query("SELECT tag FROM plain")}
     acknowledged = {mark for teller in tellers for mark in teller.acknowledged}
+    # The instances of tests may lose commits when they crash (synchronous_commit), but for those over several shards.
+    durable = {mark for mark in acknowledged if not {int(word) for word in mark.split()[1:3]} <= on_first}
     refused = {mark for teller in tellers for mark in teller.refused}
     told = f"{len(acknowledged)} transfers, {len(refused)} refused, kills {killer.kills}"
     print(told, f"{sum(teller.unknown for teller in tellers)} unknown, {len(marks - acknowledged)} of them happened")
-    assert acknowledged - marks == set(), told
+    assert durable - marks == set(), told
     assert refused & marks == set(), told
     balances = dict.fromkeys(keys, OPENING)
     for mark in marks:
