@@ -396,7 +396,7 @@ class Router:
     def _waits(self, pool: Pool) -> list[tuple[Any, float]]:
         """Who waits for a backend of the pool, and for how many seconds so far."""
         limit = self.loop.time() + self.config.pool.wait_timeout_s
-        return [(owner, max(limit - owner.wait_deadline, 0.0)) for owner in pool.waiters]
+        return [(owner, max(limit - owner.wait_deadline, 0.0)) for owner in (*pool.waiters, *pool.joiners)]
 
     def _client_row(self, session: Frontend, wait_s: float) -> ClientRow:
         parameters = dict(session.parameters)

@@ -71,7 +71,7 @@ class PlacementConfig(msgspec.Struct, frozen=True, kw_only=True):
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Backends per shard."""
 
-    size: int = 20  # most backends per shard
+    size: int = 20  # most transactions that begin on a shard at once; those of other shards may join
     wait_timeout_s: float = 30.0  # a client waits this long for a backend, then hears 53300
     idle_timeout_s: float = 600.0  # an idle backend is closed after this
     connect_timeout_s: float = 5.0

@@ -196,7 +196,9 @@ def _judge_sessions(inspection: Inspection) -> Iterator[Finding]:
 def _judge_capacity(config: Config, inspection: Inspection) -> Iterator[Finding]:
     facts, place = inspection.facts, inspection.name
     yield _judge_prepared_max(config, inspection)
-    needed = config.pool.size + 2 * config.workers.per_shard + CONNECTIONS_OTHERS
+    # A transaction that has begun on one shard joins another beyond pool.size, so that none waits for each other.
+    transactions_max = config.pool.size * (max(len(config.shards), 1) if config.tables else 1)
+    needed = transactions_max + 2 * config.workers.per_shard + CONNECTIONS_OTHERS
     limits = [facts["connections_max"], facts["user_connections"], facts["database_connections"]]
     allowed = min(limit for limit in limits if limit >= 0)
     cost = ""

@@ -203,8 +203,7 @@ def _sequence_step(table: Table, sequence: str) -> Step:
 def _root_step(table: Table, default: str) -> Step:
     return Step(
         key_object(table),
-        f"ALTER TABLE {quote_table(table)} ALTER COLUMN {quote_name(table.key)}\n"
-        f"  SET DEFAULT {default};\n",
+        f"ALTER TABLE {quote_table(table)} ALTER COLUMN {quote_name(table.key)}\n  SET DEFAULT {default};\n",
         f"coalesce({_default_of(table)} LIKE '{default.partition('(')[0]}(%', false)",
     )
 

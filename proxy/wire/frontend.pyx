@@ -145,7 +145,7 @@ cdef class Frontend(Simple):
         cdef Pool pool = self.pool(self.hub.default_shard)
         cdef Backend backend
         if pool.server_parameters is None:
-            backend = pool.take(self)
+            backend = pool.take(self, False)
             if backend is None:
                 self.waiting = WAIT_POOL
                 return 0

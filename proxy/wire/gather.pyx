@@ -161,7 +161,7 @@ cdef class Gather(Transaction):
         for shard in shards:
             backend = self.find_link(shard)
             if backend is None:
-                backend = self.pool(shard).take(self)
+                backend = self.pool(shard).take(self, len(self.links) > 0)
                 if backend is None:
                     self.waiting = WAIT_POOL
                     return False

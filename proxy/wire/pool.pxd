@@ -52,12 +52,13 @@ cdef class Pool(BackendHome):
     cdef readonly list idle                 # most recently used last
     cdef readonly set backends              # all of them
     cdef readonly object waiters            # deque of owners in line
+    cdef readonly object joiners            # those that have backends of other shards already: served first
     cdef readonly object server_parameters  # ParameterStatus of the first backend; None before
     cdef int session_count                  # sessions that hold on to it
     cdef bint is_serving                    # inside serve()
     cdef bint gives_way                     # the next backend that comes back makes room for another pool
 
-    cdef Backend take(self, Owner owner)
+    cdef Backend take(self, Owner owner, bint is_joining)
     cdef int put(self, Backend backend) except -1
     cdef int offer(self, Backend backend) except -1
     cdef int serve(self) except -1

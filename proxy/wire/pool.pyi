@@ -42,4 +42,5 @@ class Pool(BackendHome):
     idle: list[Backend]
     backends: set[Backend]
     waiters: Any
+    joiners: Any
     server_parameters: dict[str, str] | None

@@ -108,7 +108,7 @@ cdef class Hub:
         now = self.loop.time()
         for key, pool in list(self.pools.items()):
             pool.expire(now)
-            if pool.session_count == 0 and not pool.backends and not pool.waiters:
+            if pool.session_count == 0 and not pool.backends and not pool.waiters and not pool.joiners:
                 del self.pools[key]
 
     def drain(self) -> None:
@@ -134,12 +134,23 @@ cdef class Pool(BackendHome):
         self.idle = []
         self.backends = set()
         self.waiters = deque()
+        self.joiners = deque()
         self.server_parameters = None
 
-    cdef Backend take(self, Owner owner):
-        """An idle backend, or None when the owner was put in line (on_granted or on_denied follows)."""
+    cdef Backend take(self, Owner owner, bint is_joining):
+        """An idle backend, or None when the owner was put in line (on_granted or on_denied follows).
+
+        Who has backends of other shards already (is_joining) is served first, and beyond the pool's size if need be:
+        two that each wait in line for what the other has would wait for ever.
+        """
         cdef Backend backend
-        if self.idle and (self.hub.waiting_count == 0 or not self.waiters):
+        if is_joining and not self.idle:
+            owner.wait_deadline = monotonic() + self.hub.wait_timeout_s
+            self.joiners.append(owner)
+            self.hub.waiting_count += 1
+            self.grow()
+            return None
+        if self.idle and (is_joining or self.hub.waiting_count == 0 or not self.waiters):
             backend = self.pop_idle(-1)
             backend.owner = owner
             return backend
@@ -158,8 +169,8 @@ cdef class Pool(BackendHome):
     cdef Owner next_waiter(self):
         """The owner first in line that is still there; None when nobody is."""
         cdef Owner owner
-        while self.waiters:
-            owner = self.waiters.popleft()
+        while self.joiners or self.waiters:
+            owner = self.joiners.popleft() if self.joiners else self.waiters.popleft()
             self.hub.waiting_count -= 1
             if owner.fd >= 0:
                 return owner
@@ -192,7 +203,9 @@ cdef class Pool(BackendHome):
         return backend.flush()
 
     cdef int offer(self, Backend backend) except -1:
-        """Give a clean backend to the next in line, or keep it."""
+        """Give a clean backend to the next in line, or keep it; beyond the pool's size only for who joins."""
+        if self.hub.backend_counts[self.shard] > self.hub.pool_size and not self.joiners:
+            return self.discard(backend)
         backend.idle_since = monotonic()
         self.idle.append(backend)
         self.hub.idle_counts[self.shard] += 1
@@ -225,15 +238,16 @@ cdef class Pool(BackendHome):
 
     cdef int leave(self, Owner owner) except -1:
         """The owner waits no more."""
-        if owner in self.waiters:
-            self.waiters.remove(owner)
-            self.hub.waiting_count -= 1
+        for line in (self.waiters, self.joiners):
+            if owner in line:
+                line.remove(owner)
+                self.hub.waiting_count -= 1
         return 0
 
     cdef int deny(self, object error) except -1:
         """Tell everybody in line that there will be no backend."""
         cdef Owner owner
-        for _ in range(len(self.waiters)):
+        for _ in range(len(self.waiters) + len(self.joiners)):
             owner = self.next_waiter()
             if owner is not None:
                 owner.on_denied(error)
@@ -260,9 +274,10 @@ cdef class Pool(BackendHome):
     def grow(self) -> None:
         """Connect one more backend for whoever waits, if the shard's bound allows."""
         connecting = sum(1 for each in self.backends if (<Backend> each).phase < BACKEND_READY)
-        if connecting >= len(self.waiters):
+        if connecting >= len(self.waiters) + len(self.joiners):
             return
-        if self.hub.backend_counts[self.shard] < self.hub.pool_size or self.evict_elsewhere():
+        is_within = connecting < len(self.joiners) or self.hub.backend_counts[self.shard] < self.hub.pool_size
+        if is_within or self.evict_elsewhere():
             self.connect()
 
     def evict_elsewhere(self) -> bool:
@@ -336,7 +351,7 @@ cdef class Pool(BackendHome):
             if error.sqlstate == "08006":
                 told.hint = "Is it running and reachable? `foreshard check` looks at every shard."
             self.deny(told)
-        elif self.waiters and not never_ready and not self.gives_way:
+        elif (self.waiters or self.joiners) and not never_ready and not self.gives_way:
             self.grow()
         return 0
 
@@ -345,24 +360,26 @@ cdef class Pool(BackendHome):
         cdef Owner owner
         cdef Backend backend
         config = self.hub.config.pool
-        while self.waiters and (<Owner> self.waiters[0]).wait_deadline <= now:
-            owner = self.waiters.popleft()
-            self.hub.waiting_count -= 1
-            if owner.fd >= 0:
-                owner.on_denied(SqlError(
-                    "53300", f"no backend of shard {self.hub.shard_names[self.shard]} became free in time",
-                    f"waited {config.wait_timeout_s:g} s; pool.size is {config.size}",
-                    "Raise pool.size, or look for long transactions with SHOW CLIENTS.",
-                ))
+        for line in (self.waiters, self.joiners):
+            while line and (<Owner> line[0]).wait_deadline <= now:
+                owner = line.popleft()
+                self.hub.waiting_count -= 1
+                if owner.fd >= 0:
+                    owner.on_denied(SqlError(
+                        "53300", f"no backend of shard {self.hub.shard_names[self.shard]} became free in time",
+                        f"waited {config.wait_timeout_s:g} s; pool.size is {config.size}",
+                        "Raise pool.size, or look for long transactions with SHOW CLIENTS.",
+                    ))
         while self.idle and now - (<Backend> self.idle[0]).idle_since > config.idle_timeout_s:
             self.discard(self.pop_idle(0))
         for backend in list(self.backends):
             if backend.phase < BACKEND_READY or backend.is_resetting:
                 if now - backend.idle_since > config.connect_timeout_s:
                     backend.lose(SqlError("08006", f"no answer within {config.connect_timeout_s:g} s"))
-        if self.waiters:
+        if self.waiters or self.joiners:
             self.grow()
-            if not self.backends and now > (<Owner> self.waiters[0]).wait_deadline - config.wait_timeout_s + STARVING_S:
+            starved_at = now + config.wait_timeout_s - STARVING_S
+            if self.waiters and not self.backends and starved_at > (<Owner> self.waiters[0]).wait_deadline:
                 self.ask_for_room()
 
     def ask_for_room(self) -> None:

@@ -143,7 +143,7 @@ cdef class Session(Owner):
         if len(self.links) > (0 if backend is None else 1):
             self.check_second(backend, shard, is_write)
         if backend is None:
-            backend = self.pool(shard).take(self)
+            backend = self.pool(shard).take(self, len(self.links) > 0)
             if backend is None:
                 self.waiting = WAIT_POOL
                 return None

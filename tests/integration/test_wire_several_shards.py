@@ -226,30 +226,30 @@ def hold(stack: ExitStack, deployed: Deployment, shard: int, count: int) -> list
 def test_a_client_denied_one_shard_keeps_no_other(test_instances: TestInstances, deployed: Deployment) -> None:
     with ExitStack() as stack:
         denied = stack.enter_context(deployed.server.connect())
-        hold(stack, deployed, 2, 2)
+        hold(stack, deployed, 0, 2)
         denied.send(query("SELECT id FROM root"))
         wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))
         send_cancel(*denied.address, denied.pid, denied.secret)
         assert error_of(denied.read_until())["C"] == "57014"
-        hold(stack, deployed, 0, 2)
         hold(stack, deployed, 1, 2)
+        hold(stack, deployed, 2, 2)
     deployed.come_to_rest()
 
 
 def test_a_client_that_leaves_while_it_waits_leaves_the_line(deployed: Deployment) -> None:
     with ExitStack() as stack:
-        hold(stack, deployed, 1, 2)
+        hold(stack, deployed, 0, 2)
         with deployed.server.connect() as waiting:
             waiting.send(query("SELECT id FROM root"))
             wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))
         wait_until(lambda: all(row["cl_waiting"] == "0" for row in deployed.pools()))
-        hold(stack, deployed, 0, 2)
+        hold(stack, deployed, 1, 2)
     deployed.come_to_rest()
 
 
 def test_the_console_tells_since_when_a_client_works_and_for_how_long_it_waits(deployed: Deployment) -> None:
     with ExitStack() as stack:
-        holders = hold(stack, deployed, 1, 2)
+        holders = hold(stack, deployed, 0, 2)
         waiting = stack.enter_context(deployed.server.connect())
         waiting.send(query("SELECT id FROM root"))
         wait_until(lambda: any(row["state"] == "waiting" for row in deployed.show("CLIENTS")))
@@ -260,6 +260,21 @@ def test_the_console_tells_since_when_a_client_works_and_for_how_long_it_waits(d
             told = datetime.strptime(f"{row['request_time']}00", "%Y-%m-%d %H:%M:%S%z")
             assert 0 <= (datetime.now(UTC) - told).total_seconds() < 600
     deployed.come_to_rest()
+
+
+def test_clients_that_each_hold_what_the_other_needs_next_do_not_wait_for_each_other(deployed: Deployment) -> None:
+    with ExitStack() as stack:
+        clients = [*hold(stack, deployed, 0, 2), *hold(stack, deployed, 1, 2)]
+        for client, shard in zip(clients, (1, 1, 0, 0), strict=True):
+            client.rows(f"SELECT n FROM root WHERE id = {deployed.keys[shard][0]}")
+        waiting = stack.enter_context(deployed.server.connect())
+        waiting.send(query(f"SELECT n FROM root WHERE id = {deployed.keys[0][0]}"))
+        wait_until(lambda: any(row["cl_waiting"] != "0" for row in deployed.pools()))  # who begins stands in line
+        for client in clients:
+            client.rows("COMMIT")
+        assert "E" not in kinds(waiting.read_until())
+    deployed.come_to_rest()
+    wait_until(lambda: all(int(str(row["sv_idle"])) <= 2 for row in deployed.pools()))  # pool.size
 
 
 def test_pools_of_parameters_that_nobody_uses_are_dropped(deployed: Deployment) -> None:
