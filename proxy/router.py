@@ -27,6 +27,7 @@ import uvloop
 from foreshard._core.placement import Placer
 from foreshard._core.shared import SharedState
 from foreshard._core.statement_cache import StatementCache
+from foreshard._core.two_phase import gid_prefix
 from foreshard.proxy.admin import (
     ClientRow,
     Console,
@@ -136,6 +137,8 @@ class Router:
         self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
+        self.two_phase = two_phase
+        self.is_asking_doubt = False
         self.stopped = loop.create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -193,6 +196,9 @@ class Router:
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         self.hub.run_housekeeping()
         self.hub.waker.list_workers()
+        if self.two_phase is not None and self.hub.gate.in_doubt != frozenset() and not self.is_asking_doubt:
+            self.is_asking_doubt = True
+            self._keep(self.ask_doubt(self.two_phase.cluster))
         now = self.loop.time()
         for frontend, deadline in list(self.starting.items()):
             if not frontend.is_starting() or frontend.fd < 0:
@@ -200,6 +206,20 @@ class Router:
             elif now > deadline:
                 del self.starting[frontend]
                 frontend.terminate(SqlError("08P01", "start-up took too long", "", "limits.startup_timeout bounds it."))
+
+    async def ask_doubt(self, cluster: str) -> None:
+        """Which prepared transactions that recovery has to end are left; until then no common snapshot is opened."""
+        try:
+            answers = await ask_shards(
+                self.config, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+            )
+            if all(answer.error is None for answer in answers):
+                prefix = gid_prefix(cluster)
+                left = {str(row[0]) for answer in answers for row in answer.rows if str(row[0]).startswith(prefix)}
+                known = self.hub.gate.in_doubt
+                self.hub.gate.set_doubt(frozenset(left if known is None else left & known))
+        finally:
+            self.is_asking_doubt = False
 
     async def stop(self) -> None:
         """Accept no more, let transactions end within DRAIN_S, close everything."""

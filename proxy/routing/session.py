@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foreshard._core.template import Operation, RouteKind, Template, Verb
 from foreshard.proxy.catalog import Catalog
-from foreshard.proxy.errors import not_built
+from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.settings import check_setting
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, unwrap
@@ -29,6 +29,8 @@ PINNING = {
     "DiscardStmt": "DISCARD",
 }
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
+SNAPSHOT = "foreshard.snapshot"
+BOOLEANS = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 READS = ("VariableSetStmt", "VariableShowStmt", "ConstraintsSetStmt", "UnlistenStmt", *CURSOR_KINDS, *PINNING)
 HANDLED = frozenset({"TransactionStmt", "NotifyStmt", *READS}) - {"PrepareStmt"}
 
@@ -82,6 +84,23 @@ def plan_transaction(catalog: Catalog, statement: bytes, node: Node) -> Template
     )
 
 
+def plan_snapshot(values: list[str] | None, *, is_reset: bool, is_local: bool) -> Template:
+    """SET foreshard.snapshot, which no shard hears of: `text` is on or off."""
+    word = "off" if is_reset or values is None else values[0].lower()
+    if word not in BOOLEANS:
+        raise SqlError("22023", 'parameter "foreshard.snapshot" requires a Boolean value')
+    if is_local:
+        raise not_built("SET LOCAL foreshard.snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ does it.")
+    return Template(
+        RouteKind.ROUTE_DEFAULT,
+        text=b"on" if BOOLEANS[word] else b"off",
+        name=SNAPSHOT,
+        is_reset=is_reset,
+        is_exact=True,
+        reason="about the session",
+    )
+
+
 def plan_set(catalog: Catalog, text: Text, statement: bytes, node: Node) -> Template:
     """SET and RESET. Their text is kept, so that it can be replayed on another backend."""
     text.is_exact = True
@@ -90,6 +109,8 @@ def plan_set(catalog: Catalog, text: Text, statement: bytes, node: Node) -> Temp
     values = None
     if form == "VAR_SET_VALUE":
         values = [str(text.value_of(argument)) for argument in node.get("args", []) if unwrap(argument)[0]]
+    if name.lower() == SNAPSHOT:
+        return plan_snapshot(values, is_reset=is_reset, is_local=bool(node.get("is_local")))
     check_setting(catalog, name, values)
     ends_with_transaction = node.get("is_local") or (form == "VAR_SET_MULTI" and name.startswith("TRANSACTION"))
     return Template(

@@ -31,6 +31,7 @@ cdef class Owner(Endpoint):
     cdef int on_flushed(self, Backend backend) except -1
     cdef int on_granted(self, Backend backend) except -1
     cdef int on_denied(self, object error) except -1
+    cdef int on_gate(self) except -1
 
 
 cdef class BackendHome:

@@ -123,6 +123,10 @@ cdef class Owner(Endpoint):
         """A pool gives what it could not give at once."""
         return 0
 
+    cdef int on_gate(self) except -1:
+        """The gate lets the owner in that had to wait for it."""
+        return 0
+
     cdef int on_denied(self, object error) except -1:
         """A pool gives up; `error` is the SqlError for the client."""
         return 0

@@ -9,6 +9,7 @@ cdef enum CommitStep:
     STEP_DECIDE = 2         # the decision shard commits its own work and the decision
     STEP_FINISH = 3         # participants commit what they prepared
     STEP_UNDO = 4           # a vote or the decision failed: all that is left is rolled back
+    STEP_SNAPSHOT = 5       # no commit: one snapshot is opened on every shard
 
 
 cdef Template COMMIT
@@ -23,11 +24,16 @@ cdef class Commit(Session):
     cdef Backend decider            # backend on the decision shard, or the only writer's
     cdef list participants          # the other writers
     cdef readonly str commit_id     # names the distributed transaction
+    cdef int gate_side              # Side of the gate that it is inside of, or in line for
+    cdef bint in_gate
+    cdef bint in_line
 
     cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
     cdef int send_texts(self, Template template, list texts, Backend speaker) except -1
     cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1
     cdef int next_step(self) except -1
+    cdef int pass_gate(self, int side) except -1
+    cdef int finish_snapshots(self) except -1
     cdef int decide(self) except -1
     cdef int finish_participants(self) except -1
     cdef int undo(self) except -1

@@ -5,6 +5,7 @@
         --committed--> FINISH: COMMIT PREPARED on the others, then the client's answer
       --one failed--> UNDO: ROLLBACK, ROLLBACK PREPARED
 
+From the decision on the gate (gate.pyx) keeps snapshots of several shards from being opened until all have committed.
 The decision row is the commit point. Whatever dies in between, recovery (proxy/control) reads the row, or inserts
 (id, abort) on the same primary key, and finishes or undoes what is prepared; the global ids say where to look. Readers
 commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
@@ -13,12 +14,14 @@ commit first, for a reader may fail, too. With one writer there is no decision: 
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.template cimport ROUTE_TRANSACTION, VERB_COMMIT, VERB_ROLLBACK, Template
 from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_MUTE, FILTER_NONE, Backend
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
+from foreshard.proxy.wire.gate cimport SIDE_COMMIT, SIDE_SNAPSHOT
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_POOL, Session
 
 import os
 import signal
 
 from foreshard._core.errors import SqlError, not_built
+from foreshard.proxy.wire.backend import decode_error
 from foreshard._core.two_phase import make_gid, new_id
 
 CONTROL_POINTS = ("commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished")
@@ -112,7 +115,10 @@ cdef class Commit(Session):
         cdef Template template = self.verb
         cdef int step = self.step
         self.step = STEP_NONE
+        if step == STEP_SNAPSHOT:
+            return self.finish_snapshots()
         if step == STEP_UNDO:
+            self.leave_gate()
             self.command_failed = True
             return self.conclude(ROLLBACK)
         if step == STEP_FINISH:
@@ -128,7 +134,8 @@ cdef class Commit(Session):
             self.step = STEP_FINISH
             return self.next_step() if self.pending == 0 else 0
         if self.participants:
-            return self.decide()
+            self.step = STEP_VOTE
+            return self.pass_gate(SIDE_COMMIT)
         return self.send_command(template, template.text, [self.decider], None if self.is_quiet else self.decider)
 
     cdef int decide(self) except -1:
@@ -142,6 +149,7 @@ cdef class Commit(Session):
         """The transaction is committed; what a participant has not confirmed, recovery commits."""
         cdef Backend backend
         control_point("commit-finished")
+        self.leave_gate()
         for backend in self.participants:
             if backend.muted_error is not None and b"\0C42704\0" in backend.muted_error:
                 backend.muted_error = None      # recovery was faster
@@ -149,6 +157,7 @@ cdef class Commit(Session):
                 name = self.hub.shard_names[backend.shard]
                 self.warn("01000", f"the transaction is committed, but shard {name} has not confirmed it yet",
                           "Recovery commits it there; until then its rows are locked. SHOW TWO_PHASE shows it.")
+                self.hub.gate.add_doubt(self.gid(backend).decode())
                 backend.muted_error = None
         if not self.is_quiet:
             self.push_complete(b"COMMIT")
@@ -184,6 +193,73 @@ cdef class Commit(Session):
                     self.push_bytes(b"E" + (len(backend.muted_error) + 4).to_bytes(4, "big") + backend.muted_error)
                 return True
         return False
+
+    # -- the gate, and snapshots of several shards ---------------------------------------------------------------
+
+    cdef int pass_gate(self, int side) except -1:
+        """Go through the gate; on_gate follows, now or later."""
+        self.gate_side = side
+        self.in_line = True
+        if self.hub.gate.enter(self, side):
+            return self.on_gate()
+        return 0
+
+    cdef int on_gate(self) except -1:
+        """Inside."""
+        cdef Backend backend
+        self.in_line = False
+        self.in_gate = True
+        if self.gate_side == SIDE_COMMIT:
+            return self.decide()
+        for backend in self.links:
+            self.join(backend, False)
+        self.send_texts(None, [(backend, b"SELECT") for backend in self.links], None)
+        self.step = STEP_SNAPSHOT
+        return 0
+
+    cdef int leave_gate(self) except -1:
+        """Out of it, or out of its line; whoever leaves in the middle of a commit leaves a doubt."""
+        if self.step == STEP_DECIDE or self.step == STEP_FINISH:
+            for backend in self.participants:
+                self.hub.gate.add_doubt(self.gid(backend).decode())
+        if self.in_line:
+            self.in_line = False
+            self.hub.gate.forget(self)
+        if self.in_gate:
+            self.in_gate = False
+            self.hub.gate.leave(self.gate_side)
+        return 0
+
+    cdef bint open_snapshots(self) except -1:
+        """Open all snapshots of a REPEATABLE READ transaction before its first statement, so that they are of one moment.
+
+        False: the message has to wait, and finds them open when it is handled again.
+        """
+        cdef int shard
+        if self.wait_until_drained():
+            return False
+        for shard in range(self.hub.shard_count):
+            if self.find_link(shard) is None:
+                backend = self.pool(shard).take(self)
+                if backend is None:
+                    self.waiting = WAIT_POOL
+                    return False
+                self.links.append(backend)
+        self.waiting = WAIT_COMMANDS
+        self.pass_gate(SIDE_SNAPSHOT)
+        return False
+
+    cdef int finish_snapshots(self) except -1:
+        """Every shard has its snapshot, or said why not."""
+        cdef Backend backend
+        self.leave_gate()
+        self.has_snapshots = True
+        for backend in self.links:
+            backend.filter = FILTER_NONE
+            if backend.muted_error is not None:
+                self.denied = decode_error(backend.muted_error)
+                backend.muted_error = None
+        return self.resume()
 
     cdef bint survives(self, Backend backend) noexcept:
         """The connection to a participant broke once it had prepared: recovery ends what is left there."""

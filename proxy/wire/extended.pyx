@@ -234,6 +234,8 @@ cdef class Extended(Gather):
                 return self.protocol_error("invalid Bind message")
             shard = self.route(template, statement.literals, self.hub.params, -1)
         if shard == ROUTE_MANY:
+            if self.snapshot and not self.explicit and not template.is_write:
+                self.open_implicit(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
             if not self.attach_all(self.shards, template.is_write):
                 return RETRY
             if template.is_write:

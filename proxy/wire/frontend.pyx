@@ -16,6 +16,7 @@ from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, 
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.commit cimport STEP_DECIDE
 from foreshard.proxy.wire.extended cimport RETRY
+from foreshard.proxy.wire.gate cimport SIDE_SNAPSHOT
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (
     WAIT_ANSWER,
@@ -389,6 +390,7 @@ cdef class Frontend(Simple):
             return 0
         self.phase = FRONTEND_CLOSED
         self.flush()
+        self.leave_gate()
         self.hub.sessions.pop((self.pid, self.secret), None)
         self.close()
         self.abandon()
@@ -449,6 +451,9 @@ cdef class Frontend(Simple):
             for pool in self.pools:
                 if pool is not None:
                     (<Pool> pool).leave(self)
+            self.on_denied(SqlError("57014", "canceling statement due to user request"))
+        elif self.in_line and self.gate_side == SIDE_SNAPSHOT:
+            self.leave_gate()
             self.on_denied(SqlError("57014", "canceling statement due to user request"))
 
     def busy_backends(self) -> list[Backend]:

@@ -150,6 +150,8 @@ cdef class Gather(Transaction):
     cdef bint attach_all(self, list shards, bint is_write) except -1:
         """Link a backend of each shard; False: the message has to wait."""
         cdef Backend backend
+        if self.is_repeatable and self.explicit and not self.has_snapshots and not self.open_snapshots():
+            return False
         if self.wait_until_drained():
             return False
         if is_write:

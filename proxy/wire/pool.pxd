@@ -5,12 +5,14 @@ from foreshard._core.template cimport Buckets
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport Backend, BackendHome, Owner
 from foreshard.proxy.wire.endpoint cimport Reactor
+from foreshard.proxy.wire.gate cimport Gate
 from foreshard.proxy.wire.waker cimport Waker
 
 
 cdef class Hub:
     cdef readonly Reactor reactor
     cdef readonly Waker waker
+    cdef readonly Gate gate                 # between commits on several shards and snapshots of several
     cdef readonly object loop
     cdef readonly object config             # foreshard.proxy.config.Config
     cdef readonly StatementCache cache

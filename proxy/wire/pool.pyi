@@ -7,11 +7,13 @@ from foreshard._core.statement_cache import StatementCache
 from foreshard.proxy.config import Config
 from foreshard.proxy.wire.backend import Backend, BackendHome
 from foreshard.proxy.wire.endpoint import Reactor
+from foreshard.proxy.wire.gate import Gate
 from foreshard.proxy.wire.waker import Waker
 
 def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes: ...
 
 class Hub:
+    gate: Gate
     waker: Waker
     shard_count: int
     shard_names: list[str]

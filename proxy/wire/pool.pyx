@@ -22,6 +22,7 @@ from foreshard._core.template cimport Buckets
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport BACKEND_CLOSED, BACKEND_READY, Backend, BackendHome, Owner
 from foreshard.proxy.wire.endpoint cimport Reactor, monotonic
+from foreshard.proxy.wire.gate cimport Gate
 from foreshard.proxy.wire.waker cimport Waker
 
 import socket
@@ -60,6 +61,7 @@ cdef class Hub:
                  str cluster, bint two_phase):
         self.reactor = reactor
         self.waker = Waker(reactor, config.run_directory, len(config.shards))
+        self.gate = Gate()
         self.loop = loop
         self.config = config
         self.cache = cache

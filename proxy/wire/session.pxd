@@ -25,6 +25,9 @@ cdef class Session(Owner):
     cdef readonly Backend active        # the one that was sent to last; its replies are the client's next
     cdef readonly bint explicit         # between BEGIN and COMMIT or ROLLBACK
     cdef readonly bint failed           # the explicit transaction has failed: only its end is accepted
+    cdef bint is_repeatable             # REPEATABLE READ over several shards: snapshots are opened together
+    cdef bint has_snapshots             # and they are open
+    cdef readonly bint snapshot         # foreshard.snapshot: transactions that say nothing else are REPEATABLE READ
     cdef bint is_implicit               # it is ours: the statement, segment or string at hand ends it
     cdef bytes begin_text
     cdef list history                   # (savepoint or None, text, lasts) of what shards that join late must hear
@@ -59,7 +62,10 @@ cdef class Session(Owner):
     cdef int check_second(self, Backend backend, int shard, bint is_write) except -1
     cdef int check_two_phase(self, int first, int second) except -1
     cdef bint is_serializable(self) except -1
-    cdef int open_implicit(self) except -1
+    cdef int open_implicit(self, bytes text=*) except -1
+    cdef bint open_snapshots(self) except -1
+    cdef int note_isolation(self, bytes text) except -1
+    cdef int leave_gate(self) except -1
     cdef int write_own(self, Backend backend, bytes parse, bytes bind) except -1
     cdef int join(self, Backend backend, bint places) except -1
     cdef int refresh(self, Backend backend) except -1

@@ -138,6 +138,8 @@ cdef class Session(Owner):
         None: the message has to wait. Raises SqlError when the transaction may not write there.
         """
         cdef Backend backend = self.find_link(shard)
+        if self.is_repeatable and self.explicit and not self.has_snapshots and not self.open_snapshots():
+            return None
         if backend is not self.active and self.wait_until_drained():
             return None
         if len(self.links) > (0 if backend is None else 1):
@@ -188,12 +190,32 @@ cdef class Session(Owner):
         texts += [text for _, text, _ in self.history]
         return any(b"SERIALIZABLE" in text.upper() for text in texts)
 
-    cdef int open_implicit(self) except -1:
+    cdef bint open_snapshots(self) except -1:
+        """Open a snapshot on every shard at one moment (commit.pyx); False: the message has to wait."""
+        return True
+
+    cdef int leave_gate(self) except -1:
+        """Hold up no commits and no snapshots (commit.pyx)."""
+        return 0
+
+    cdef int note_isolation(self, bytes text) except -1:
+        """What BEGIN or SET TRANSACTION says about the isolation level."""
+        text = text.upper()
+        if b"REPEATABLE READ" in text:
+            self.is_repeatable = self.hub.is_sharded and self.hub.shard_count > 1
+        elif b"ISOLATION" in text:
+            self.is_repeatable = False
+        return 0
+
+    cdef int open_implicit(self, bytes text=b"BEGIN") except -1:
         """Put what the segment has done so far, and what follows, into a transaction of our own."""
         cdef Backend backend
         self.explicit = self.is_implicit = True
         self.failed = False
-        self.begin_text = b"BEGIN"
+        self.begin_text = text
+        self.is_repeatable = False
+        self.has_snapshots = False
+        self.note_isolation(text)
         for backend in self.links:
             if backend.unsynced:
                 self.write_own(backend, BEGIN, EMPTY_BIND)
@@ -299,6 +321,8 @@ cdef class Session(Owner):
         cdef Template part
         backend.bucket = -1
         for part in template.parts or (template,):
+            if part.is_reset and (part.name == "" or part.name == "DISCARD ALL"):
+                self.snapshot = False
             if part.name == "DISCARD ALL" or part.name == "DEALLOCATE ALL":
                 backend.prepared.clear()
                 backend.unnamed = None
@@ -335,6 +359,7 @@ cdef class Session(Owner):
         elif took_part:
             self.explicit = False
             self.is_implicit = False
+            self.is_repeatable = False
             self.failed = False
         return 0
 

@@ -7,6 +7,7 @@ cdef class Simple(Merging):
     cdef tuple several              # texts of a string's statements that are run one after the other; None: none
     cdef int several_at             # index of the one at hand
     cdef bint several_failed
+    cdef bytes own_begin            # how a transaction of its own begins
 
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1

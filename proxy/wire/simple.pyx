@@ -32,6 +32,7 @@ cdef enum:
     PLACED_BYTES_MAX = 65536
     ROUTE_APART = -3        # the statements of a string need different shards, or all of them
 
+cdef bytes SNAPSHOT_BEGIN = b"BEGIN ISOLATION LEVEL REPEATABLE READ"
 cdef bytes NO_COPY = b"Foreshard does not support COPY FROM STDIN inside this string of statements; send it alone\0"
 
 
@@ -80,7 +81,8 @@ cdef class Simple(Merging):
         self.hub.params.clear()
         shard = self.route(template, self.hub.literals, self.hub.params, -1)
         if shard == ROUTE_MANY:
-            if template.is_write and not self.explicit:
+            if not self.explicit and (template.is_write or self.snapshot):
+                self.own_begin = b"BEGIN" if template.is_write else SNAPSHOT_BEGIN
                 return self.run_in_transaction(message[5:total - 1])
             if template.merge is not None:
                 if self.query_merged(template) == RETRY:
@@ -164,6 +166,7 @@ cdef class Simple(Merging):
             self.several_at = 0
             self.several_failed = False
             self.is_implicit = False
+            self.own_begin = SNAPSHOT_BEGIN if self.snapshot else b"BEGIN"
             return self.run_several()
         for part in template.parts:
             if part.is_write:
@@ -211,7 +214,7 @@ cdef class Simple(Merging):
             return RETRY
         self.command_failed = False
         if template.kind != ROUTE_EMPTY and template.kind != ROUTE_TRANSACTION and not self.explicit:
-            self.open_implicit()
+            self.open_implicit(self.own_begin)
         return self.run_query(template, <const char*> message, len(message))
 
     cdef int finish_several(self) except -1:

@@ -12,6 +12,7 @@ cdef class Transaction(Commit):
     cdef int end_quietly(self, bint commits) except -1
     cdef bint is_setting(self, Template template) noexcept
     cdef bint run_setting(self, Template template) except -1
+    cdef bint set_snapshot(self, Template template) except -1
     cdef int settle_setting(self, Template template) except -1
     cdef int tell_muted_error(self, Backend backend, Template template) except -1
     cdef int settle_verb(self, Template template) except -1

@@ -80,9 +80,15 @@ cdef class Transaction(Commit):
 
     cdef int begin(self, Template template) except -1:
         """BEGIN: answered here, sent with the first statement."""
+        cdef bytes text = template.text
         self.explicit = True
         self.failed = False
-        self.begin_text = template.text
+        if self.snapshot and b"ISOLATION" not in text.upper():
+            text = text.rstrip(b"; ") + b" ISOLATION LEVEL REPEATABLE READ"
+        self.begin_text = text
+        self.is_repeatable = False
+        self.has_snapshots = False
+        self.note_isolation(text)
         return self.push_complete(b"START TRANSACTION" if b"START" in template.text[:40].upper() else b"BEGIN")
 
     cdef int run_without_links(self, Template template) except -1:
@@ -141,7 +147,8 @@ cdef class Transaction(Commit):
     cdef bint is_setting(self, Template template) noexcept:
         """A SET, RESET or DISCARD that every shard of the session has to hear."""
         return template.kind == ROUTE_DEFAULT and template.text is not None and (
-            template.name is not None or template.is_reset) and self.hub.shard_count > 1
+            template.name is not None or template.is_reset) and (
+                self.hub.shard_count > 1 or template.name == "foreshard.snapshot")
 
     cdef bint run_setting(self, Template template) except -1:
         """Carry out a setting on every backend of the session; False: the message has to wait.
@@ -154,11 +161,15 @@ cdef class Transaction(Commit):
             raise failed_transaction()
         if self.wait_until_drained():
             return False
+        if template.name == "foreshard.snapshot":
+            return self.set_snapshot(template)
         for backend in self.links:
             if backend.unsynced and backend.wrote and not self.explicit:
                 # As a simple Query of ours it would commit them.
                 raise not_built("settings behind writes of a pipeline", "Send them first, or Sync between.")
+        had, self.has_snapshots = self.has_snapshots, True      # SET TRANSACTION must come before them
         backend = self.attach(self.hub.default_shard, False, False)
+        self.has_snapshots = had
         if backend is None:
             return False
         if template.pin is not None and not (template.is_reset and self.pinned is None):
@@ -170,6 +181,16 @@ cdef class Transaction(Commit):
             if self.pinned is not None:
                 backend.is_tainted = True
         self.send_command(template, template.text, list(self.links), self.active)
+        return True
+
+    cdef bint set_snapshot(self, Template template) except -1:
+        """SET foreshard.snapshot: ours alone, and between transactions."""
+        if self.explicit or self.is_unsynced():
+            raise SqlError("25001", "foreshard.snapshot cannot be changed inside a transaction block")
+        self.snapshot = template.text == b"on"
+        self.push_complete(b"RESET" if template.is_reset else b"SET")
+        if self.simple:
+            self.push_ready()
         return True
 
     cdef int conclude(self, Template template) except -1:
@@ -221,6 +242,8 @@ cdef class Transaction(Commit):
             if verb == VERB_COMMIT and not self.failed and not self.command_failed:
                 self.script += [text for _, text, lasts in self.history if lasts]
             self.explicit = template.chain
+            self.has_snapshots = False
+            self.is_repeatable = self.is_repeatable and template.chain
             self.failed = False
             self.history = []
             for backend in self.links:
@@ -263,6 +286,7 @@ cdef class Transaction(Commit):
         elif template.name is None or template.name == "DEALLOCATE ALL":
             return 0                            # nothing that a fresh backend lacks
         elif self.explicit:
+            self.note_isolation(template.text)
             self.history.append((None, template.text, template.pin is not None))
         elif self.pinned is not None and template.pin is not None:
             self.script.append(template.text)

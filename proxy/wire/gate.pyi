@@ -1,0 +1,6 @@
+class Gate:
+    committing: int
+    opening: int
+    in_doubt: frozenset[str] | None
+    def add_doubt(self, gid: str) -> None: ...
+    def set_doubt(self, still: frozenset[str]) -> None: ...
