@@ -231,7 +231,7 @@ cdef class Commit(Session):
         return 0
 
     cdef bint open_snapshots(self) except -1:
-        """Open all snapshots of a REPEATABLE READ transaction before its first statement, so that they are of one moment.
+        """Open all snapshots of a REPEATABLE READ transaction before its first statement: they are of one moment.
 
         False: the message has to wait, and finds them open when it is handled again.
         """

@@ -31,7 +31,7 @@ from foreshard.proxy.wire.pool cimport Hub
 from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL, WAIT_SHARD
 from foreshard.proxy.wire.transaction cimport Transaction
 
-from foreshard._core.errors import SqlError
+from foreshard._core.errors import SqlError, not_built
 
 
 cdef class Gather(Transaction):
@@ -88,6 +88,11 @@ cdef class Gather(Transaction):
         for backend in self.links:
             if backend.wrote:
                 raise refusal
+        if self.snapshot or (self.is_repeatable and self.explicit):
+            raise not_built(
+                "reads through the query node as of one moment", "Ask with foreshard.snapshot off, in READ COMMITTED.",
+                "the query node sees each shard at a moment of its own",
+            )
         backend = self.find_link(self.hub.query_shard)
         if backend is not None:
             self.refresh(backend)
