@@ -240,7 +240,7 @@ cdef class Commit(Session):
             return False
         for shard in range(self.hub.shard_count):
             if self.find_link(shard) is None:
-                backend = self.pool(shard).take(self)
+                backend = self.pool(shard).take(self, len(self.links) > 0)
                 if backend is None:
                     self.waiting = WAIT_POOL
                     return False
