@@ -19,7 +19,6 @@ class Placer:
         features: Sequence[float],
         profiles: Sequence[int],
         only_shard: int = -1,
-        reason: str | None = None,
         key_hash: int | None = None,
     ) -> dict[str, Any]: ...
     def reason_counts(self) -> dict[str, int]: ...

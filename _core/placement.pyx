@@ -357,16 +357,14 @@ cdef class Placer:
             indexes[i] = index
         return <int> len(profiles)
 
-    def explain(self, features, profiles, only_shard: int = -1, reason=None, key_hash=None) -> dict:
-        """The decision that would be made now, charged to nobody; `reason` replaces that of an only shard."""
+    def explain(self, features, profiles, only_shard: int = -1, key_hash=None) -> dict:
+        """The decision that would be made now, charged to nobody."""
         cdef double x[4]
         cdef int indexes[WRITE_PROFILES_MAX]
         cdef int count = self.read_write(features, profiles, x, indexes)
         cdef Decision last = self.decision
         cdef double cost = self.predict(x, indexes, count, self.decision.predicted)
         self.decide(cost, 0 if key_hash is None else key_hash, key_hash is not None, checked(self.state, only_shard))
-        if reason is not None:
-            self.decision.reason = REASONS.index(reason)
         answer = self.last_decision()
         self.decision = last
         return answer

@@ -58,7 +58,7 @@ cdef struct KeySource:
 
 
 cdef struct FeatureSource:
-    int index               # as KeySource.index; -1 for a value the shard fills in
+    int index               # as KeySource.index; -1: the shard fills it in, -2: it computes it from an expression
     bint is_param
     int shape               # _core/features.Shape
 
@@ -104,6 +104,7 @@ cdef class Template:
     cdef readonly bint returns          # a write with RETURNING
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
+    cdef readonly tuple parameters      # type OIDs of $1, $2, ... when kind is ROUTE_EXPLAIN
     cdef readonly int rows              # a write's rows as far as the text says, at least 1
     cdef readonly str reason            # why this route, for EXPLAIN (FORESHARD)
     cdef KeySource* key_sources

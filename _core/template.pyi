@@ -66,6 +66,7 @@ class Template:
     can_query: bool
     merge: MergePlan | None
     cursor: str | None
+    parameters: tuple[int, ...]
     is_reset: bool
     is_exact: bool
     returns: bool
@@ -95,6 +96,7 @@ class Template:
         can_query: bool = False,
         merge: MergePlan | None = None,
         cursor: str | None = None,
+        parameters: tuple[int, ...] = (),
         is_reset: bool = False,
         is_exact: bool = False,
         returns: bool = False,

@@ -96,8 +96,8 @@ cdef class Template:
         self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
-        MergePlan merge=None, str cursor=None, bint is_reset=False, bint is_exact=False, bint returns=False,
-        str reason="",
+        MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
+        bint returns=False, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -118,6 +118,7 @@ cdef class Template:
         self.can_query = can_query
         self.merge = merge
         self.cursor = cursor
+        self.parameters = parameters
         self.is_reset = is_reset
         self.is_exact = is_exact
         self.returns = returns

@@ -358,6 +358,10 @@ class Router:
         """The rows and CommandComplete of EXPLAIN (FORESHARD)."""
         told = explain_route(self.hub, template, literals, params, frontend.only_shard())
         told["functions"] = [self.profile_names[index] for index in told.pop("profiles")]
+        table = self.catalog.tables.get(str(told["table"]))
+        decision: Any = told["decision"]
+        if decision and told["operation"] == "insert" and decision["reason"] == "key" and table and table.parent:
+            decision["reason"] = "parent"
         result = explain_result(told, self.hub.shard_names)  # type: ignore[arg-type]
         whole = encode_results([result])
         return whole[len(encode_row_description(result.columns)) :]

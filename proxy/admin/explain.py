@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from foreshard.proxy.admin.results import Column, ResultSet
+from foreshard.proxy.admin.results import Column, ResultSet, show_value
 
 RESOURCES = (("cpu", "s"), ("memory", "byte s"), ("io", "bytes"), ("network", "bytes"))
 REASONS = {
     "none-up": "no shard is up",
     "only-shard": "one shard is up",
     "transaction": "the transaction already writes there",
-    "parent": "its parent lives there",
+    "parent": "it follows its parent",
+    "key": "found by its key",
     "candidate-0": "its first candidate is below its cap",
     "lighter-of-two": "its first candidate is above its cap, this is the lighter of the next two",
     "heavy-lightest": "the row is heavy, this is the lightest candidate",
@@ -26,6 +27,7 @@ REASONS = {
     "two-choices": "policy two-choices: the lighter of two",
     "least-loaded": "policy least-loaded: the lightest of all",
 }
+FIXED = frozenset(("none-up", "only-shard", "transaction", "parent", "key"))  # there was nothing to choose
 ROUTES = {
     "empty": "Nothing to run",
     "default": "Default shard",
@@ -49,8 +51,11 @@ class Explanation(TypedDict, total=False):
     buckets: Sequence[int]  # buckets of its keys, for "keyed"
     pin: str | None  # why it ties the session to its backend
     refusal: str | None  # what the client would hear
+    refusal_detail: str
+    refusal_hint: str
     functions: Sequence[str]  # "name on operation" of the trigger functions the write fires
     features: Sequence[float] | None  # sums over the rows: [rows, size, complexity, volume]
+    computed: int  # values among them that are expressions, whose size is not known
     decision: dict[str, Any] | None  # Placer.explain() or last_decision()
 
 
@@ -70,7 +75,9 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
     lines = [f"{head}: {', '.join(shards)}" if shards else head]
     facts: list[tuple[str, Any]] = [
         ("Refusal", explanation.get("refusal")),
-        ("Operation", explanation.get("operation")),
+        ("Detail", explanation.get("refusal_detail")),
+        ("Hint", explanation.get("refusal_hint")),
+        ("Operation", None if explanation["route"] == "refuse" else explanation.get("operation")),
         ("Table", explanation.get("table")),
         ("Buckets", ", ".join(str(bucket) for bucket in explanation.get("buckets") or ())),
         ("Pins the session", explanation.get("pin")),
@@ -80,7 +87,13 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
     features = explanation.get("features")
     if features is not None:
         rows, size, complexity, volume = features
-        lines.append(f"  Features: rows {rows:g}, size {size:g} bytes, complexity {complexity:g}, volume {volume:g}")
+        lines.append(
+            f"  Features: rows {rows:g}, size {show_value(size)} bytes, complexity {show_value(complexity)}, "
+            f"volume {volume:g}"
+        )
+        computed = explanation.get("computed")
+        if computed:
+            lines.append(f"    values that are expressions, counted without being evaluated: {computed}")
     if decision:
         lines += _decision_lines(decision, shard_names, bool(explanation.get("functions")))
     return lines
@@ -93,13 +106,14 @@ def _decision_lines(decision: dict[str, Any], shard_names: Sequence[str], fires:
         for (name, unit), amount in zip(RESOURCES, decision["predicted"], strict=True)
     )
     weight = "heavy" if decision["heavy"] else "light"
+    is_choice = decision["reason"] not in FIXED
     lines = [
         f"  Predicted: {predicted}",
         f"  Cost: {decision['cost']:.4g} s of a shard, {weight} (heavy from {decision['heavy_threshold']:.4g} s)",
-        f"  Policy: {decision['policy']}",
+        *([f"  Policy: {decision['policy']}"] if is_choice else []),
         f"  Reason: {REASONS.get(decision['reason'], decision['reason'])}",
     ]
-    candidates = decision["candidates"]
+    candidates = decision["candidates"] if is_choice else []
     if candidates:
         lines.append("  Candidates:")
     for index, candidate in enumerate(candidates):

@@ -11,7 +11,7 @@ from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import check_shard_local, read_effects
 from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
 from foreshard.proxy.routing.reads import check_no_plain
-from foreshard.proxy.routing.rows import FILLED_IN, Value, fired_profiles, inserted_values, shape_of
+from foreshard.proxy.routing.rows import COMPUTED, Value, fired_profiles, inserted_values, shape_of
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node, strings, unwrap
 from foreshard.proxy.routing.writes import check_assignments, check_target, open_write, plain_write, several_shards
@@ -197,7 +197,7 @@ def is_star(target: Node) -> bool:
 
 def query_values(table: Table) -> tuple[Value, ...]:
     """The values of a row of which only the table is known."""
-    return tuple((FILLED_IN, False, shape_of(table, column.name)) for column in table.columns)
+    return tuple((COMPUTED, False, shape_of(table, column.name)) for column in table.columns)
 
 
 def locate_rest(

@@ -14,6 +14,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.inserts import plan_insert
+from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import fall_back, is_queryable
 from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.session import HANDLED, plan_session
@@ -26,7 +27,8 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "is_reset", "is_exact", "returns"),
+    *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
+    "returns",
     "reason",
 )
 TRANSACTION_WORDS = frozenset(
@@ -144,7 +146,13 @@ class Planner:
                 part = self.plan_node(text, own, kind, query)
             except SqlError as refusal:
                 part = refuse(refusal, text.is_exact)
-            return Template(RouteKind.ROUTE_EXPLAIN, parts=(part,), is_exact=text.is_exact, reason="about a route")
+            return Template(
+                RouteKind.ROUTE_EXPLAIN,
+                parts=(part,),
+                parameters=parameter_types(self.catalog, kind, query),
+                is_exact=text.is_exact,
+                reason="about a route",
+            )
         inner = copy_of(self.plan_node(text, own, kind, query), merge=None)
         return inner if "analyze" in options and is_on(text, options["analyze"]) else explained(inner)
 
@@ -188,10 +196,10 @@ class Planner:
         key, literals, _ = lift(sql)
         outside = words_of(key.decode("utf-8", "replace"))
         inside = words_of(b" ".join(sql[at : at + size] for at, size, _ in literals).decode("utf-8", "replace"))
-        if self.catalog.tables and (
-            (outside | inside) & self.catalog.words or OPTION in outside or b"U&" in sql.upper()
-        ):
-            detail = "The text names a declared table, so it was sent to no shard."
+        names_table = bool((outside | inside) & self.catalog.words)
+        may_name_table = b"U&" in sql.upper()  # in escapes
+        if self.catalog.tables and (names_table or may_name_table or OPTION in outside):
+            detail = "The text names a declared table, so it was sent to no shard." if names_table else ""
             hint = "Foreshard knows the grammar of PostgreSQL 17."
             return refuse(SqlError(failure.sqlstate, failure.message, detail, hint, failure.position), True)
         state = (STATE_WORDS | TRANSACTION_WORDS) & outside

@@ -7,7 +7,8 @@ from foreshard.proxy.catalog import Table
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, unwrap
 
-FILLED_IN = -1  # the index of a value that the shard fills in
+FILLED_IN = -1  # the index of a value that the shard fills in: a key, a default
+COMPUTED = -2  # that it makes of an expression, whose size nobody knows before
 Value = tuple[int, bool, int]  # as the Template has it: index, whether it is a parameter, shape
 
 
@@ -30,7 +31,7 @@ def value_source(text: Text, node: Node | None, shape: int) -> Value | None:
         index = text.literal_index(fields) if "boolval" not in fields else None
         if index is not None:
             return index, False, shape
-    return FILLED_IN, False, shape
+    return COMPUTED, False, shape
 
 
 def inserted_values(text: Text, table: Table, columns: list[str], rows: list[list[Node]]) -> tuple[Value, ...]:
@@ -72,7 +73,7 @@ def assignments(targets: list[Node]) -> list[tuple[str, Node | None]]:
 def updated_values(text: Text, table: Table, pairs: list[tuple[str, Node | None]]) -> tuple[Value, ...]:
     """The values that SET gives."""
     found = [
-        value_source(text, node, shape_of(table, column)) if node else (FILLED_IN, False, shape_of(table, column))
+        value_source(text, node, shape_of(table, column)) if node else (COMPUTED, False, shape_of(table, column))
         for column, node in pairs
     ]
     return tuple(value for value in found if value is not None)

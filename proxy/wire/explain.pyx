@@ -18,6 +18,8 @@ from foreshard._core.template cimport (
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.pool cimport Hub
 
+from foreshard._core.errors import SqlError
+
 ROUTE_NAMES = {
     ROUTE_EMPTY: "empty",
     ROUTE_DEFAULT: "default",
@@ -32,6 +34,17 @@ ROUTE_NAMES = {
     ROUTE_QUERY: "query",
 }
 OPERATION_NAMES = ("select", "insert", "update", "delete", "other")
+
+
+cdef enum:
+    COMPUTED = -2       # as proxy/routing/rows has it
+
+
+def tell_refusal(told: dict[str, object], refusal: SqlError) -> None:
+    """What the client would hear."""
+    told["refusal"] = refusal.message
+    told["refusal_detail"] = refusal.detail
+    told["refusal_hint"] = refusal.hint
 
 
 def explain_route(Hub hub, Template template, Values literals, Values params, int only_shard) -> dict[str, object]:
@@ -54,7 +67,7 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
     }
     shards = []
     if kind == ROUTE_REFUSE:
-        told["refusal"] = str(template.refusal)
+        tell_refusal(told, template.refusal)
     elif kind == ROUTE_DEFAULT or kind == ROUTE_ANY or kind == ROUTE_MULTI:
         shards = [hub.default_shard]
     elif kind == ROUTE_QUERY:
@@ -69,12 +82,15 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
         if buckets.every:
             shards = list(range(hub.shard_count))
         if len(shards) > 1 and template.one_shard_refusal is not None:
-            told["refusal"] = str(template.one_shard_refusal)
+            tell_refusal(told, template.one_shard_refusal)
     if template.is_write and kind in (ROUTE_KEYED, ROUTE_PLACE) and template.operation != 0:
         template.read_features(literals, params, features)
         told["features"] = [features[index] for index in range(4)]
+        told["computed"] = sum([source[0] == COMPUTED for source in template.values])
         only = only_shard if kind == ROUTE_PLACE else (shards[0] if shards else -1)
-        reason = None if kind == ROUTE_PLACE else "parent"
-        told["decision"] = hub.placer.explain(told["features"], template.profiles, only, reason)
+        told["decision"] = hub.placer.explain(told["features"], template.profiles, only)
+        if kind == ROUTE_KEYED:     # its cost is charged where its key says; nothing is chosen
+            told["decision"]["reason"] = "key"
+            told["decision"]["candidates"] = []
     told["shards"] = [hub.shard_names[shard] for shard in shards]
     return told

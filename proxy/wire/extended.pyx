@@ -336,7 +336,7 @@ cdef class Extended(Gather):
     cdef int describe_own(self, Statement statement, bint with_parameters) except -1:
         """Describe what Foreshard answers itself."""
         if with_parameters:
-            self.push(b"t\0\0\0\6\0\0", 7)
+            self.push_bytes(statement.describe_parameters())
         if statement.template.kind == ROUTE_EXPLAIN:
             self.push_bytes(self.hub.services.explain_description())
             return HANDLED

@@ -13,3 +13,4 @@ cdef class Statement:
     cdef public bint is_validated       # some backend has parsed it without error
 
     cdef Statement with_text(self, object id, bytes text)
+    cdef bytes describe_parameters(self)

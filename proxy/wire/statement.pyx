@@ -7,6 +7,10 @@ from foreshard._core.template cimport ROUTE_REFUSE, Template
 from foreshard._core.values cimport Values
 
 
+cdef enum:
+    TEXT_OID = 25
+
+
 cdef list parameter_types(bytes declared):
     """The type oids that a Parse message declares: a count, then that many."""
     return [int.from_bytes(declared[at:at + 4], "big") for at in range(2, len(declared) - 3, 4)]
@@ -39,3 +43,15 @@ cdef class Statement:
         made.literals = self.literals
         made.template = self.template
         return made
+
+    cdef bytes describe_parameters(self):
+        """The ParameterDescription of a statement that Foreshard answers itself: as declared, else as planned."""
+        cdef list declared = parameter_types(self.body[self.query_size + 1:])
+        cdef tuple planned = self.template.parameters
+        types = [
+            declared[index] if index < len(declared) and declared[index] else planned[index]
+            if index < len(planned) else TEXT_OID
+            for index in range(max(len(declared), len(planned)))
+        ]
+        body = len(types).to_bytes(2, "big") + b"".join([oid.to_bytes(4, "big") for oid in types])
+        return b"t" + (len(body) + 4).to_bytes(4, "big") + body

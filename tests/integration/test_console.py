@@ -129,7 +129,43 @@ def test_explain_of_a_keyed_read_names_one_shard(serving: Serving) -> None:
     assert said.splitlines()[0] in ("By key: s0", "By key: s1")
 
 
+def test_explain_of_a_write_without_a_choice_says_what_holds_it(serving: Serving) -> None:
+    update = explain(serving, "UPDATE document SET body = lower(body) WHERE id = 5")
+    child = explain(serving, "INSERT INTO symbol (document_id, name) VALUES (5, 'n')")
+    assert "Reason: found by its key" in update
+    assert "counted without being evaluated: 1" in update
+    assert "Reason: it follows its parent" in child
+    assert "Candidates" not in update + child
+
+
+def test_explain_of_a_refused_statement_has_the_hint_of_its_error(serving: Serving) -> None:
+    sql = "INSERT INTO document (id, body) VALUES (1, 'a'), (DEFAULT, 'b')"
+    with (
+        psycopg.connect(dsn_of(serving), autocommit=True) as connection,
+        pytest.raises(psycopg.errors.FeatureNotSupported) as caught,
+    ):
+        connection.execute(sql)
+    hint = str(caught.value.diag.message_hint)
+    assert f"Hint: {hint}" in explain(serving, sql)
+    assert "Operation" not in explain(serving, sql)
+
+
 def test_explain_of_a_wrong_statement_is_one_error(serving: Serving) -> None:
     done = run_command("explain", serving.path, "SELEC 1")
     assert done.returncode == 1
     assert "SQLSTATE 42601" in done.stderr
+    assert "declared table" not in done.stderr
+    assert "names a declared table" in run_command("explain", serving.path, "SELEC document").stderr
+
+
+async def test_explain_takes_parameters_from_drivers_that_describe_first(serving: Serving) -> None:
+    connection = await asyncpg.connect(dsn_of(serving))
+    try:
+        rows = await connection.fetch("EXPLAIN (FORESHARD) SELECT body FROM document WHERE id = $1", 2**52 + 5)
+        assert rows[0][0] in ("By key: s0", "By key: s1")
+        rows = await connection.fetch("EXPLAIN (FORESHARD) INSERT INTO document (body) VALUES ($1)", "x" * 500)
+        assert "size 508 bytes" in "\n".join(row[0] for row in rows)
+        rows = await connection.fetch("EXPLAIN (FORESHARD) SELECT body FROM document WHERE id = ANY($1)", [5, 6, 7])
+        assert "Buckets: " in "\n".join(row[0] for row in rows)
+    finally:
+        await connection.close()

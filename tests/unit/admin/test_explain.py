@@ -55,6 +55,26 @@ def test_a_refusal_says_what_the_client_would_hear() -> None:
     assert lines == ["Refused", "  Refusal: Foreshard does not support keyless UPDATE yet"]
 
 
+def test_a_refusal_has_the_hint_of_the_error_and_no_operation() -> None:
+    told: Explanation = {"route": "refuse", "operation": "other", "refusal": "no", "refusal_detail": "d"}
+    lines = explain_lines({**told, "refusal_hint": "h"}, ["s0"])
+    assert lines == ["Refused", "  Refusal: no", "  Detail: d", "  Hint: h"]
+
+
+def test_a_write_that_has_no_choice_shows_its_cost_and_no_candidates() -> None:
+    decision = {**(PLACED["decision"] or {}), "reason": "key", "candidates": []}
+    keyed: Explanation = {**PLACED, "route": "keyed", "shards": ["s1"], "decision": decision}
+    lines = explain_lines(keyed, ["s0", "s1"])
+    assert lines[0] == "By key: s1"
+    assert lines[-1] == "  Reason: found by its key"
+    assert not any("Policy" in line or "Candidates" in line for line in lines)
+
+
+def test_values_that_nobody_knows_yet_are_counted() -> None:
+    lines = explain_lines({**PLACED, "computed": 2}, ["s0", "s1"])
+    assert "    values that are expressions, counted without being evaluated: 2" in lines
+
+
 def test_the_result_is_one_column_named_query_plan() -> None:
     result = explain_result(PLACED, ["s0", "s1"])
     assert [column.name for column in result.columns] == ["QUERY PLAN"]

@@ -61,9 +61,9 @@ def test_explain_leaves_the_last_decision_alone(state: SharedState) -> None:
     assert placer.last_decision() == made
 
 
-def test_explain_names_the_parent(state: SharedState) -> None:
-    told = Placer(state, seed=1).explain([1, 5, 1, 1], [0], only_shard=2, reason="parent")
-    assert (told["chosen"], told["reason"]) == (2, "parent")
+def test_explain_names_the_transaction(state: SharedState) -> None:
+    told = Placer(state, seed=1).explain([1, 5, 1, 1], [0], only_shard=2)
+    assert (told["chosen"], told["reason"]) == (2, "transaction")
     assert [candidate["shard"] for candidate in told["candidates"]] == [2]
 
 
