@@ -77,6 +77,13 @@ async def run_demo(arguments: argparse.Namespace) -> int:
         return await finish(arguments, display, config, service, report, interrupted)
     finally:
         await service.stop()
+        if interrupted.is_set():
+            display.say(goodbye(data))
+
+
+def goodbye(data: Path) -> str:
+    """The last line after Ctrl-C."""
+    return f"Stopped: proxy, workers and shards. The data stays in {data}; the next demo goes on with it."
 
 
 async def run_workload(arguments: argparse.Namespace, display: Display, config: Config, data: Path) -> Report:

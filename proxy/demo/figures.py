@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter
 
 from foreshard.proxy.admin.simple_query import ask
 from foreshard.proxy.config import Config
 from foreshard.proxy.demo.report import Balance, FunctionFigures
 from foreshard.proxy.demo.verify import ask_all
-from foreshard.proxy.placement import expected_by_hash, max_over_mean
+from foreshard.proxy.placement import Spread, expected_by_hash, max_over_mean
 
 SETTLE_S = 20.0  # the controller takes measurements every 100 ms and stores profiles now and then
 SETTLE_POLL_S = 0.25
+DIGITS = 6  # of a ratio, as the console prints it
 REVISIONS_SQL = "SELECT coalesce(sum(revision), 0)::bigint, (SELECT count(*) FROM foreshard.measurement) FROM document"
 WORKED_SQL = "SELECT worked_s FROM document"
 
@@ -33,31 +34,35 @@ async def wait_settled(config: Config) -> None:
         answers = [answer.rows[0] for answer in await ask_all(config, REVISIONS_SQL)]
         expected = sum(int(str(row[0])) for row in answers)
         waiting = sum(int(str(row[1])) for row in answers)
-        calls = (figures.calls for figures in (await read_functions(config)).values())
-        if waiting == 0 and all(count >= expected for count in calls):
+        if waiting == 0 and all(count >= expected for count in (await read_calls(config)).values()):
             return
         await asyncio.sleep(SETTLE_POLL_S)
 
 
 async def read_functions(config: Config) -> dict[str, FunctionFigures]:
-    """Calls and CPU of each function over its operations; q-errors of the worse of them."""
-    by_function: dict[str, list[Row]] = defaultdict(list)
-    for row in await read_console(config, "SHOW PROFILES"):
-        by_function[str(row["function"])].append(row)
+    """What is known of each function and operation, by "function on operation"."""
     return {
-        name: FunctionFigures(
-            calls=sum(int(row["calls"] or 0) for row in rows),
-            median_q=worst(rows, "q_median"),
-            p95_q=worst(rows, "q_p95"),
-            cpu_seconds=round(sum(float(row["cpu_total_s"] or 0) for row in rows), 3),
+        f"{row['function']} on {row['operation']}": FunctionFigures(
+            calls=int(row["calls"] or 0),
+            median_q=known(row["q_median"]),
+            p95_q=known(row["q_p95"]),
+            cpu_seconds=round(float(row["cpu_total_s"] or 0), 3),
         )
-        for name, rows in by_function.items()
+        for row in await read_console(config, "SHOW PROFILES")
     }
 
 
-def worst(rows: list[Row], column: str) -> float | None:
-    """The largest value of a column; None when it has none."""
-    return max((float(value) for row in rows if (value := row[column]) is not None), default=None)
+async def read_calls(config: Config) -> Counter[str]:
+    """Calls of each function, over its operations."""
+    calls: Counter[str] = Counter()
+    for row in await read_console(config, "SHOW PROFILES"):
+        calls[str(row["function"])] += int(row["calls"] or 0)
+    return calls
+
+
+def known(text: str | None) -> float | None:
+    """A figure of the console."""
+    return None if text is None else float(text)
 
 
 async def read_costs(config: Config) -> dict[str, float]:
@@ -70,12 +75,14 @@ async def read_balance(config: Config) -> Balance:
     ledgers = {
         str(row["policy"]): float(row["max_over_mean"])
         for row in await read_console(config, "SHOW BALANCE")
-        if row["max_over_mean"] is not None
+        if row["source"] == "shadow" and row["max_over_mean"] is not None
     }
     costs = await read_costs(config)
     weights = {shard.name: shard.weight for shard in config.shards}
     measured = max_over_mean([costs[name] for name in weights], list(weights.values()))
     worked_s = [float(str(row[0])) for answer in await ask_all(config, WORKED_SQL) for row in answer.rows]
+    hashed = expected_by_hash(worked_s, list(weights.values()))
     return Balance(
-        ledgers | {config.placement.policy: round(measured, 6)}, expected_by_hash(worked_s, list(weights.values()))
+        ledgers | {config.placement.policy: round(measured, DIGITS)},
+        Spread(round(hashed.median, DIGITS), round(hashed.low, DIGITS), round(hashed.high, DIGITS)),
     )

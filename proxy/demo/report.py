@@ -12,10 +12,10 @@ from foreshard.proxy.placement import Spread
 
 
 class FunctionFigures(msgspec.Struct, frozen=True):
-    """Predicted against measured cost of one trigger function."""
+    """Predicted against measured cost of one trigger function on one operation."""
 
     calls: int
-    median_q: float | None  # q-error: predicted over measured or the inverse, whichever is above 1
+    median_q: float | None  # q-error of the last 256: predicted over measured or the inverse, whichever is above 1
     p95_q: float | None
     cpu_seconds: float
 
@@ -45,11 +45,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_shard: dict[str, int]
     cost_s_per_shard: dict[str, float]
     policy: str
-    balance_inserts: dict[str, float]  # of the first half of the documents, before any update
+    balance_inserts: dict[str, float] | None  # of the first half of the documents, before any update; None on reuse
     balance: dict[str, float]
-    key_hash_expected_inserts: Spread
+    key_hash_expected_inserts: Spread | None
     key_hash_expected: Spread
-    functions: dict[str, FunctionFigures]
+    functions: dict[str, FunctionFigures]  # by "function on operation"
 
     def failures(self) -> list[str]:
         """What is wrong, one line each; nothing when all is well."""
@@ -87,7 +87,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             for name, figures in self.functions.items()
         ]
         headings = ["function", "calls", "CPU, s", "median", "95th percentile"]
-        display.table("Predicted against measured cost (q-error: 1 is exact)", headings, functions)
+        display.table(
+            "Predicted against measured cost (q-error of the last 256 calls: 1 is exact)", headings, functions
+        )
         checks = [
             ("rows inserted and found again by key", f"{self.found:,} of {self.rows:,}"),
             ("rows not on exactly the shard their key names", f"{self.misplaced:,}"),
@@ -100,23 +102,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         display.table("Checked", ["", "count"], checks)
 
     def _show_balance(self, display: Display) -> None:
+        columns = [("at the end", self.balance, self.key_hash_expected)]
+        if self.balance_inserts is not None and self.key_hash_expected_inserts is not None:
+            columns.insert(0, ("first inserts", self.balance_inserts, self.key_hash_expected_inserts))
         rows = [
             (
                 policy,
-                ratio(self.balance_inserts.get(policy), 3),
-                ratio(value, 3),
+                *(ratio(figures.get(policy), 3) for _, figures, _ in columns),
                 "in use, measured" if policy == self.policy else "shadow",
             )
-            for policy, value in self.balance.items()
+            for policy in self.balance
         ]
-        first, last = self.key_hash_expected_inserts, self.key_hash_expected
         rows += [
-            ("key-hash, expected", f"{first.median:.3f}", f"{last.median:.3f}", "median of 1,000 draws of the keys"),
-            ("", f"{first.low:.2f}-{first.high:.2f}", f"{last.low:.2f}-{last.high:.2f}", "eight draws of ten"),
+            (
+                "key-hash, expected",
+                *(f"{spread.median:.3f}" for _, _, spread in columns),
+                "median of 1,000 draws of the keys",
+            ),
+            ("", *(f"{spread.low:.2f}-{spread.high:.2f}" for _, _, spread in columns), "eight draws of ten"),
         ]
         display.table(
             "Cost of the fullest shard over the mean: 1 is even (a shadow decides when an insert's work is done)",
-            ["policy", "first inserts", "at the end", ""],
+            ["policy", *(heading for heading, _, _ in columns), ""],
             rows,
         )
 

@@ -50,11 +50,13 @@ class Run:
             self.known = before.paths | self._read_journal()
             missing = self._missing()
             half = (len(missing) + 1) // 2
-            inserts_alone = await self._write(clients, missing[:half], 0, "Inserting documents")
+            inserts_alone: Balance | None = await self._write(clients, missing[:half], 0)
             updates = self._updates
             if updates is None:
                 updates = len(self.corpus.documents) // (2 if missing else 10)
-            balance = await self._write(clients, missing[half:], updates, "Inserting, and updating, zipfian")
+            balance = await self._write(clients, missing[half:], updates)
+            if before.paths:  # what there was has been updated: these are not the first inserts
+                inserts_alone = None
             found = await self._find(clients)
         placement = await read_placement(self.config, set(self.known))
         effects = await read_effects(self.config)
@@ -78,9 +80,9 @@ class Run:
             rows_per_shard={shard.name: rows for shard, rows in zip(self.config.shards, placement.rows, strict=True)},
             cost_s_per_shard=await figures.read_costs(self.config),
             policy=self.config.placement.policy,
-            balance_inserts=inserts_alone.by_policy,
+            balance_inserts=inserts_alone.by_policy if inserts_alone else None,
             balance=balance.by_policy,
-            key_hash_expected_inserts=inserts_alone.key_hash_expected,
+            key_hash_expected_inserts=inserts_alone.key_hash_expected if inserts_alone else None,
             key_hash_expected=balance.key_hash_expected,
             functions=await figures.read_functions(self.config),
         )
@@ -93,13 +95,12 @@ class Run:
             self.display.say("All documents are there already: reusing them.")
         return missing
 
-    async def _write(
-        self, clients: Sequence[Client], documents: Sequence[Document], updates: int, title: str
-    ) -> Balance:
+    async def _write(self, clients: Sequence[Client], documents: Sequence[Document], updates: int) -> Balance:
         """Insert the documents and update what is there, wait until all is worked on; the balance then."""
         if not documents and not updates:
             return await self._read_balance()
         done = 0
+        title = title_of(len(documents), updates)
         with self.journal.open("a") as journal, self.display.step(title, len(documents) + updates) as advance:
 
             def on_done(count: int = 1) -> None:
@@ -163,3 +164,10 @@ class Run:
             return {}
         whole = self.journal.read_text().rpartition("\n")[0].splitlines()
         return {int(key): path for key, path in (line.split("\t", 1) for line in whole)}
+
+
+def title_of(inserts: int, updates: int) -> str:
+    """What a step of the load does."""
+    if not updates:
+        return "Inserting documents"
+    return "Inserting, and updating, zipfian" if inserts else "Updating, zipfian"

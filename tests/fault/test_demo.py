@@ -71,15 +71,27 @@ def test_the_demo_finds_every_row_and_its_second_run_reuses_them(demo: Demo) -> 
     assert sum(figures["rows_per_shard"].values()) == 60
     assert {"bounded", "key-hash", "cost-hash"} <= set(figures["balance"])
     assert {name: entry["calls"] for name, entry in figures["functions"].items()} == {
-        "compress_document": 90,
-        "index_document": 90,
-        "shingle_document": 90,
+        f"{name}_document on {operation}": calls
+        for name in ("compress", "index", "shingle")
+        for operation, calls in (("insert", 60), ("update", 30))
     }
     assert "60 of 60" in said
+    assert "first inserts" in said
     again = demo.finish(demo.start(rows=60, updates=5))
     assert "reusing them" in again
     figures = demo.check_figures()
     assert (figures["rows"], figures["inserted"]) == (60, 0)
+    assert "first inserts" not in again
+    assert "Inserting" not in again
+    assert figures["balance_inserts"] is None
+    assert all(entry["median_q"] is not None for entry in figures["functions"].values())
+
+
+def test_ctrl_c_ends_the_demo_with_a_word_about_its_data(demo: Demo) -> None:
+    process = demo.start(rows=120, updates=40)
+    wait_until(lambda: demo.acknowledged() > 10)
+    process.send_signal(signal.SIGINT)
+    assert f"The data stays in {demo.data}" in demo.finish(process, 130).splitlines()[-1]
 
 
 def test_a_worker_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> None:

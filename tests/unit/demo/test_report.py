@@ -10,6 +10,7 @@ import pytest
 
 from foreshard.proxy.demo.display import Display
 from foreshard.proxy.demo.report import FunctionFigures, Report
+from foreshard.proxy.demo.run import title_of
 from foreshard.proxy.placement import Spread
 
 REPORT = Report(
@@ -32,7 +33,10 @@ REPORT = Report(
     balance={"bounded": 1.01, "key-hash": 1.3},
     key_hash_expected_inserts=Spread(1.25, 1.1, 1.5),
     key_hash_expected=Spread(1.2, 1.05, 1.4),
-    functions={"index_document": FunctionFigures(150, 1.1, 2.5, 3.25), "idle": FunctionFigures(0, None, None, 0.0)},
+    functions={
+        "index_document on insert": FunctionFigures(150, 1.1, 2.5, 3.25),
+        "idle": FunctionFigures(0, None, None, 0.0),
+    },
 )
 
 
@@ -63,7 +67,12 @@ def test_the_file_has_the_figures_by_name(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "report.json").read_text())
     assert {"rows", "found", "misplaced", "outbox_left", "dead_letters", "balance", "functions"} <= set(read)
     assert read["key_hash_expected"] == {"median": 1.2, "low": 1.05, "high": 1.4}
-    assert read["functions"]["index_document"] == {"calls": 150, "median_q": 1.1, "p95_q": 2.5, "cpu_seconds": 3.25}
+    assert read["functions"]["index_document on insert"] == {
+        "calls": 150,
+        "median_q": 1.1,
+        "p95_q": 2.5,
+        "cpu_seconds": 3.25,
+    }
 
 
 def test_tables_are_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,4 +81,20 @@ def test_tables_are_plain_lines_where_there_is_no_terminal(capsys: pytest.Captur
     assert "s1            40     3.00  75.0 %" in shown
     assert "key-hash, expected" in shown
     assert "1.05-1.40" in shown
+    assert "first inserts" in shown
     assert "\x1b" not in shown
+
+
+def test_a_run_over_what_is_there_tells_nothing_of_first_inserts(capsys: pytest.CaptureFixture[str]) -> None:
+    msgspec.structs.replace(REPORT, balance_inserts=None, key_hash_expected_inserts=None).show(Display())
+    shown = capsys.readouterr().out
+    assert "first inserts" not in shown
+    assert "key-hash" in shown
+
+
+@pytest.mark.parametrize(
+    ("inserts", "updates", "title"),
+    [(3, 0, "Inserting documents"), (3, 3, "Inserting, and updating, zipfian"), (0, 3, "Updating, zipfian")],
+)
+def test_steps_are_called_what_they_do(inserts: int, updates: int, title: str) -> None:
+    assert title_of(inserts, updates) == title
