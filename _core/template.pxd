@@ -102,6 +102,8 @@ cdef class Template:
     cdef readonly bint is_reset
     cdef readonly bint is_exact         # depends on the values of literals: cached for this very text only
     cdef readonly bint returns          # a write with RETURNING
+    # An INSERT that may be split by row: for each row the position of its key among `keys`. Empty for all others.
+    cdef readonly tuple row_keys
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
     cdef readonly tuple parameters      # type OIDs of $1, $2, ... when kind is ROUTE_EXPLAIN
@@ -117,6 +119,9 @@ cdef class Template:
     cdef int locate(self, Values literals, Values params, Buckets found) except -1
     # [rows, size, complexity, rows * rows] of a write (ARCHITECTURE.md, measurements and features).
     cdef int read_features(self, Values literals, Values params, double* features) except -1
+    # The same for each row of an INSERT with row_keys.
+    cdef list locate_rows(self, Values literals, Values params)
+    cdef int locate_at(self, int position, Values literals, Values params, Buckets found) except -1
     cdef int fill_arrays(self) except -1
     cdef int locate_array(self, const Value* value, int position, Buckets found) except -1
     cdef int locate_key(self, int64_t key, int flags, Buckets found) except -1

@@ -70,6 +70,7 @@ class Template:
     is_reset: bool
     is_exact: bool
     returns: bool
+    row_keys: tuple[int, ...]
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -100,6 +101,7 @@ class Template:
         is_reset: bool = False,
         is_exact: bool = False,
         returns: bool = False,
+        row_keys: tuple[int, ...] = (),
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

@@ -97,7 +97,7 @@ cdef class Template:
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
-        bint returns=False, str reason="",
+        bint returns=False, tuple row_keys=(), str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -122,6 +122,7 @@ cdef class Template:
         self.is_reset = is_reset
         self.is_exact = is_exact
         self.returns = returns
+        self.row_keys = row_keys
         self.reason = reason
         self.fill_arrays()
 
@@ -151,35 +152,43 @@ cdef class Template:
 
     cdef int locate(self, Values literals, Values params, Buckets found) except -1:
         """Fill `found` with the buckets of this execution's keys."""
-        cdef KeySource source
-        cdef Values values
-        cdef Value* value
-        cdef int64_t key
-        cdef int position
-        cdef int reading
+        cdef int position = 0
         found.clear()
-        position = -1
-        while position + 1 < self.key_count:
-            position += 1
-            source = self.key_sources[position]
-            if source.flags & TYPED:
-                position = self.locate_typed(position, literals, params, found)
-                continue
-            values = params if source.flags & KEY_PARAM else literals
-            if values is None or source.index >= values.count:
-                raise SqlError("08P01", f"bind message supplies no value for parameter ${source.index + 1}")
-            value = &values.items[source.index]
-            if source.flags & KEY_ARRAY:
-                self.locate_array(value, position, found)
-                continue
-            reading = read_key(value, source.flags & KEY_NEGATIVE, &key)
-            if reading == READ_KEY:
-                self.locate_key(key, source.flags, found)
-            else:
-                self.refuse_key(reading, value, position)
+        while position < self.key_count:
+            position = self.locate_at(position, literals, params, found) + 1
         if found.count == 0 and not found.every:
             found.add(0)
         return 0
+
+    cdef int locate_at(self, int position, Values literals, Values params, Buckets found) except -1:
+        """Add the buckets of the key that starts at a source; its last source."""
+        cdef KeySource source = self.key_sources[position]
+        cdef const Value* value
+        cdef int64_t key
+        cdef int reading
+        if source.flags & TYPED:
+            return self.locate_typed(position, literals, params, found)
+        value = self.read_source(position, literals, params)
+        if source.flags & KEY_ARRAY:
+            self.locate_array(value, position, found)
+            return position
+        reading = read_key(value, source.flags & KEY_NEGATIVE, &key)
+        if reading == READ_KEY:
+            self.locate_key(key, source.flags, found)
+        else:
+            self.refuse_key(reading, value, position)
+        return position
+
+    cdef list locate_rows(self, Values literals, Values params):
+        """The bucket of each row of an INSERT that may be split."""
+        cdef Buckets found = Buckets()
+        cdef int position
+        buckets = {}
+        for position in set(self.row_keys):
+            found.clear()
+            self.locate_at(position, literals, params, found)
+            buckets[position] = found.items[0]
+        return [buckets[position] for position in self.row_keys]
 
     cdef const Value* read_source(self, int position, Values literals, Values params) except NULL:
         """The value of a source."""
@@ -235,7 +244,7 @@ cdef class Template:
         cdef int flags = self.key_sources[position].flags
         cdef bint names_bucket = reading == READ_KEY and key.bucket >= 0 and not flags & KEY_PART
         if reading == READ_OTHER or (reading == READ_KEY and flags & KEY_PLACED and not names_bucket):
-            if self.is_write or self.one_shard_refusal is not None:
+            if flags & KEY_INSERTED or (self.one_shard_refusal is not None and not self.can_query):
                 raise malformed_key(READ_OTHER, type_of(flags), self.keys[position][2], quoted_of(value), False)
             found.every = True
             return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from foreshard._core.row_split import RowText
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.functions import check_shard_local, read_effects
+from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
 from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.rows import COMPUTED, Value, fired_profiles, inserted_values, shape_of
@@ -50,9 +51,30 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         profiles=fired_profiles(table, "insert"),
         values=values,
         rows=len(rows) if rows is not None else 1,
+        returns="returningList" in node,
+        row_keys=row_keys(collector, node, rows, uses, keys),
         is_exact=collector.text.is_exact,
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
+
+
+def row_keys(
+    collector: Collector,
+    node: Node,
+    rows: Rows | None,
+    uses: tuple[KeyUse, ...] | None,
+    keys: tuple[tuple[int, int, str], ...],
+) -> tuple[int, ...]:
+    """For each row the position of its key among `keys`; nothing where the rows may not be split by shard."""
+    if rows is None or uses is None or len(rows) < 2 or len(uses) != len(rows) or "withClause" in node:
+        return ()
+    sharded = [one for one in collector.references if one.kind is ReferenceKind.SHARDED]
+    if len(sharded) > 1 or any(is_unknown(call) for call in collector.calls):
+        return ()
+    if len(RowText(collector.text.sql).rows) != len(rows):
+        return ()
+    positions = {(index, flags): position for position, (index, flags, _) in enumerate(keys)}
+    return tuple(positions[use.index, use.flags] for use in uses)
 
 
 def insert_columns(table: Table, node: Node) -> list[str]:

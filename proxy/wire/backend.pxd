@@ -89,6 +89,7 @@ cdef class Backend(Endpoint):
     cdef int part_index                 # which of the shards of a merge it is
     cdef long long part_rows            # count of the CommandComplete that the filter kept
     cdef bytes part_tag
+    cdef list kept                      # rows of its part, for the owner to give in their order; None: relayed
     cdef bint part_suspended
     cdef bytes muted_error              # body of the ErrorResponse to a command whose answer was not shown
     cdef object deadlock                # SqlError to tell in place of the cancelled statement's; None: none

@@ -212,6 +212,7 @@ cdef class Backend(Endpoint):
         self.owner = None
         self.notify_drained = False
         self.notify_flushed = False
+        self.kept = None
         self.filter = FILTER_NONE
         self.hold = False
         return self.set_reading(True)
@@ -251,7 +252,8 @@ cdef class Backend(Endpoint):
                 self.lose(SqlError("08P01", "a shard sent a malformed message"))
                 return size
             if result == FRAME_PARTIAL and (
-                    CLASSES[<unsigned char> data[at]] != CLASS_ROW or self.filter == FILTER_MERGE):
+                    CLASSES[<unsigned char> data[at]] != CLASS_ROW or self.filter == FILTER_MERGE
+                    or self.kept is not None):
                 self.inbox_goal = total
                 break
             action = self.on_reply(data[at], data + at + 5, total - 5)
@@ -321,6 +323,9 @@ cdef class Backend(Endpoint):
         if class_ == CLASS_ROW:
             if self.filter == FILTER_MERGE and not is_ours and self.owner is not None:
                 return ACTION_MERGE
+            if self.kept is not None and not is_ours:
+                self.kept.append((body - 5)[:size + 5])
+                return ACTION_DROP
             return ACTION_DROP if is_ours or self.filter == FILTER_MUTE or self.owner is None else ACTION_RELAY
         if class_ == CLASS_READY:
             self.deadlock = None

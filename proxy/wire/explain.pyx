@@ -81,7 +81,7 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
         shards = sorted({hub.state.shard_of_bucket(bucket) for bucket in told["buckets"]})
         if buckets.every:
             shards = list(range(hub.shard_count))
-        if len(shards) > 1 and template.one_shard_refusal is not None:
+        if len(shards) > 1 and template.one_shard_refusal is not None and not template.row_keys:
             tell_refusal(told, template.one_shard_refusal)
     if template.is_write and kind in (ROUTE_KEYED, ROUTE_PLACE) and template.operation != 0:
         template.read_features(literals, params, features)

@@ -41,6 +41,8 @@ cdef class Extended(Gather):
     cdef int answer(self, int synthetic) except -1
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
+    cdef int split_bind(self, Portal portal, Statement statement, BindParts* parts) except -1
+    cdef int bind_split(self, Portal portal, int index, bint is_shown) except -1
     cdef int execute_part(self, Portal portal, int index, long long rows) except -1
     cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1
     cdef int execute_many(self, Portal portal, long long rows) except -1

@@ -29,6 +29,7 @@ from foreshard._core.replies cimport (
     SYNTHETIC_CLOSE,
     SYNTHETIC_PARSE,
 )
+from foreshard._core.row_split cimport RowText, bind_rest, order_of, parse_rest
 from foreshard._core.template cimport (
     ROUTE_DEFAULT,
     ROUTE_EXPLAIN,
@@ -239,9 +240,10 @@ cdef class Extended(Gather):
             if not self.attach_all(self.shards, template.is_write):
                 return RETRY
             if template.is_write:
-                for backend in [self.find_link(each) for each in self.shards]:
+                for index, backend in enumerate([self.find_link(each) for each in self.shards]):
                     self.mark(backend, template)
-                    self.charge(backend, template, statement.literals, self.hub.params)
+                    rows = 0 if self.split is None else len(self.split[index])
+                    self.charge(backend, template, statement.literals, self.hub.params, rows)
             portal = self.make_portal(parts.portal, parts.portal_size)
             return self.bind_many(portal, statement, &parts)
         backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
@@ -282,8 +284,38 @@ cdef class Extended(Gather):
         portal.is_unnamed = parts.statement_size == 0
         portal.parts = [self.find_link(shard) for shard in self.shards]
         self.active = portal.parts[0]
+        portal.texts = None
+        portal.row_order = None
+        if self.split is not None:
+            return self.split_bind(portal, statement, parts)
         self.ensure(self.active, statement, portal.is_unnamed, True)
         return self.send_bind(self.active, statement, parts, True)
+
+    cdef int split_bind(self, Portal portal, Statement statement, BindParts* parts) except -1:
+        """Bind an INSERT of which each shard gets some rows: every part has a text of its own."""
+        cdef RowText whole = RowText(statement.body[:statement.query_size])
+        cdef bytes declared = statement.body[statement.query_size + 1:]
+        portal.texts = []
+        for rows in self.split:
+            text, used = whole.part(rows)
+            portal.texts.append((parse_rest(text, declared, used), bind_rest(parts, self.hub.params, used)))
+        if statement.template.returns:
+            portal.row_order = order_of(self.split)
+        if self.deferred is statement and self.deferred_unnamed == portal.is_unnamed:
+            self.ensure(self.active, statement, portal.is_unnamed, True)    # the client's own Parse has its answer
+        return self.bind_split(portal, 0, True)
+
+    cdef int bind_split(self, Portal portal, int index, bint is_shown) except -1:
+        """Parse and Bind one part of a split INSERT."""
+        cdef Backend backend = portal.parts[index]
+        cdef bytes parse, body
+        parse, rest = portal.texts[index]
+        backend.write_parse(None, b"", <const char*> parse, len(parse), REPLY_PARSE | REPLY_SWALLOW)
+        backend.unnamed = None
+        body = portal.name + b"\0\0" + rest
+        backend.write_message(b"B", <const char*> body, len(body))
+        backend.replies.push(REPLY_BIND if is_shown else REPLY_BIND | REPLY_SWALLOW)
+        return 0
 
     # -- Describe, Execute, Close --------------------------------------------------------------------------------
 
@@ -400,6 +432,7 @@ cdef class Extended(Gather):
                 raise not_built("a row limit on a write of several shards", "Fetch all its rows at once.")
             rows = 0        # there are none to limit
         self.asked = portal
+        self.row_order = portal.row_order
         self.rows_left = rows
         for index in range(portal.part, portal.part + 1 if rows else len(portal.parts)):
             self.execute_part(portal, index, rows)
@@ -412,6 +445,9 @@ cdef class Extended(Gather):
         cdef Backend backend = portal.parts[index]
         if index >= portal.bound:
             portal.bound = index + 1
+            if portal.texts is not None:
+                self.bind_split(portal, index, False)
+                return self.send_execute(backend, portal.name, rows)
             parts.portal = <const char*> portal.name
             parts.portal_size = len(portal.name)
             parts.statement_size = 0 if portal.is_unnamed else 1

@@ -45,6 +45,7 @@ cdef class Gather(Transaction):
         cdef Hub hub = self.hub
         cdef double features[4]
         cdef int kind = template.kind
+        self.split = None
         if template.cursor is not None and template.text is not None and template.cursor in self.cursors:
             return self.cursors[template.cursor]
         if kind == ROUTE_DEFAULT:
@@ -116,6 +117,8 @@ cdef class Gather(Transaction):
                 return first
         if hub.shard_count == 1:
             return first
+        if template.row_keys:
+            return self.route_rows(template, literals, params)
         if template.can_query:
             return self.route_query(template.one_shard_refusal)
         if template.one_shard_refusal is not None:
@@ -125,6 +128,13 @@ cdef class Gather(Transaction):
         else:
             found = {hub.state.shard_of_bucket(buckets.items[index]) for index in range(buckets.count)}
             self.shards = sorted(found)
+        return ROUTE_MANY
+
+    cdef int route_rows(self, Template template, Values literals, Values params) except -3:
+        """Several shards, each for some of the rows of an INSERT: `split` says which."""
+        cdef list found = [self.hub.state.shard_of_bucket(each) for each in template.locate_rows(literals, params)]
+        self.shards = sorted(set(found))
+        self.split = [[row for row, shard in enumerate(found) if shard == each] for each in self.shards]
         return ROUTE_MANY
 
     cdef int written_shard(self) noexcept:
@@ -140,15 +150,23 @@ cdef class Gather(Transaction):
         self.any_turn = (self.any_turn + 1) % self.hub.shard_count
         return self.any_turn
 
-    cdef int charge(self, Backend backend, Template template, Values literals, Values params) except -1:
-        """Account for the statement just sent: bucket share of a placement, predicted cost of any other write."""
+    cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=0) except -1:
+        """Account for the statement just sent: bucket share of a placement, predicted cost of any other write.
+
+        `rows` is how many of an INSERT's rows were sent there; 0 means all.
+        """
         cdef double features[4]
+        cdef int index
         if self.decided_shard >= 0:
             backend.bucket_rows += self.decided_rows
             backend.bucket_cost += self.decided_cost
             self.decided_shard = -1
         elif template.profile_count and template.is_write:
             template.read_features(literals, params, features)
+            if rows:        # n rows of a statement fire a function once, which sees n rows
+                for index in range(3):
+                    features[index] *= <double> rows / template.rows
+                features[3] = <double> rows * rows
             self.hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
         return 0
 
@@ -192,6 +210,7 @@ cdef class Gather(Transaction):
             backend.part_rows = 0
             backend.part_suspended = False
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
+            backend.kept = None if self.row_order is None else []
             if parallel and index > first:
                 backend.set_hold(True)
         self.active = parts[first]
@@ -235,6 +254,8 @@ cdef class Gather(Transaction):
         cdef long long rows = 0
         cdef bytes word = b"SELECT"
         cdef bint is_counted = True
+        if self.row_order is not None:
+            self.push_kept()
         for backend in self.parts:
             rows += backend.part_rows
             if backend.part_tag:
@@ -260,6 +281,25 @@ cdef class Gather(Transaction):
         if self.parts_failed:
             self.skipping = True
         return self.resume()
+
+    cdef int push_kept(self) except -1:
+        """Give the rows that RETURNING made on each shard in the order in which the client gave them.
+
+        Where a shard returned fewer (ON CONFLICT DO NOTHING), nobody can tell whose are missing: shard by shard.
+        """
+        cdef Backend backend
+        cdef list kept = [(<Backend> each).kept for each in self.parts]
+        if not self.parts_failed:
+            if all(len(rows) == self.row_order.count(part) for part, rows in enumerate(kept)):
+                turns = [iter(rows) for rows in kept]
+                kept = [[next(turns[part]) for part in self.row_order]]
+            for rows in kept:
+                for row in rows:
+                    self.push_bytes(row)
+        for backend in self.parts:
+            backend.kept = None
+        self.row_order = None
+        return 0
 
     cdef int on_failed(self, Backend backend) except -1:
         """A shard answered with an error."""

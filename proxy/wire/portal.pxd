@@ -11,6 +11,8 @@ cdef class Portal:
     cdef int bound                  # how many of the parts have been sent the Bind
     cdef bytes name                 # of a concatenation: what Bind said, for the parts that hear it later
     cdef bytes rest
+    cdef list texts                 # of a split INSERT: each part's own (Parse, Bind) behind the names; None otherwise
+    cdef list row_order             # of a split INSERT with RETURNING: Gather.row_order
     cdef bint is_unnamed            # its statement is the unnamed one
     cdef Merger merger              # of a merged result; None for a plain concatenation
     cdef list states                # PartState of each part of a merged result; None before its first Execute

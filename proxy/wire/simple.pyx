@@ -7,6 +7,7 @@ there, and `several_at` says how far it is.
 """
 
 from foreshard._core.replies cimport REPLY_QUERY
+from foreshard._core.row_split cimport RowText, order_of
 from foreshard._core.template cimport (
     ROUTE_ANY,
     ROUTE_EMPTY,
@@ -128,15 +129,23 @@ cdef class Simple(Merging):
         """Send a Query to several shards and concatenate their rows."""
         cdef Backend backend
         cdef list parts
+        cdef bytes text
         if not self.attach_all(self.shards, template.is_write):
             return RETRY
         self.queries += 1
         parts = [self.find_link(shard) for shard in self.shards]
-        for backend in parts:
+        whole = None if self.split is None else RowText(message[5:total - 1])
+        self.row_order = order_of(self.split) if template.returns else None
+        for index, backend in enumerate(parts):
             if template.is_write:
                 self.mark(backend, template)
-                self.charge(backend, template, self.hub.literals, self.hub.params)
-            backend.outbox.append(message, total)
+                rows = 0 if self.split is None else len(self.split[index])
+                self.charge(backend, template, self.hub.literals, self.hub.params, rows)
+            if whole is None:
+                backend.outbox.append(message, total)
+            else:
+                text, _ = whole.part(self.split[index])
+                backend.write_message(b"Q", <const char*> text, len(text) + 1)
             backend.unnamed = None
             backend.replies.push(REPLY_QUERY)
         self.rows_left = 0

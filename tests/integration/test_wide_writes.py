@@ -59,6 +59,35 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         *("BEGIN", "UPDATE root SET n = 4", "SAVEPOINT s", "UPDATE root SET n = 1 / (id - {b})", "SELECT 1"),
         *("ROLLBACK TO s", "UPDATE root SET n = 6 WHERE id IN ({a}, {b})", "COMMIT", "SELECT n FROM root"),
     ],
+    "rows of several shards": [
+        "INSERT INTO root (id, tag, n) VALUES (1001, 'new', 1), (1002, 'it''s (', 2), (1003, NULL, 3), (1004, 'é', 4)",
+        "SELECT id, tag, n FROM root WHERE id > 1000", "DELETE FROM root WHERE id > 1000",
+    ],
+    "rows returned in their order": [
+        "INSERT INTO root (id, tag) VALUES (1004, 'd'), (1001, 'a'), (1003, 'c'), (1002, 'b'), (1009, 'i') RETURNING *",
+        "INSERT INTO root (id, tag) VALUES (1004, 'D'), (1001, 'A'), (1005, 'E') ON CONFLICT DO NOTHING RETURNING id",
+        "INSERT INTO root (id, tag) VALUES (1004, 'D'), (1002, 'A'), (1006, 'F'), (1007, 'G') "
+        "ON CONFLICT (id) DO UPDATE SET tag = excluded.tag RETURNING id, tag",
+        "DELETE FROM root WHERE id > 1000",
+    ],
+    "rows of several parents": [
+        "INSERT INTO child (root_id, tag) VALUES ({a}, 'x'), ({b}, 'x'), ({d}, 'y'), ({c}, 'x'), ({a}, 'z')"
+        " RETURNING root_id, tag",
+        "SELECT root_id, tag FROM child", "UPDATE child SET tag = tag || '!' RETURNING tag",
+        "DELETE FROM child RETURNING root_id",
+    ],
+    "a row that is there, on the second shard": [
+        "INSERT INTO root (id, tag) VALUES (1001, 'x'), (1002, 'x'), (1003, 'x'), (1004, 'x'), ({b}, 'x')",
+        "SELECT id FROM root WHERE id > 1000",
+    ],
+    "a parent that is not there": ["INSERT INTO child (root_id, tag) VALUES ({a}, 'x'), ({b}, 'x'), (77777, 'x')"],
+    "a value that is none": ["INSERT INTO root (id, n) VALUES (1001, 1), (1002, 2), (1003, 'three'), (1004, 4)"],
+    "split in a transaction": [
+        *("BEGIN", "INSERT INTO root (id) VALUES (1001), (1002), (1003), (1004)", "SAVEPOINT s"),
+        *("INSERT INTO root (id) VALUES (1005), (1006), (1007), ({b})", "ROLLBACK TO s"),
+        *("INSERT INTO root (id) VALUES (1005), (1006), (1007), (1008) RETURNING id", "COMMIT"),
+        *("SELECT id FROM root WHERE id > 1000", "DELETE FROM root WHERE id > 1000"),
+    ],
     "read only": ["BEGIN READ ONLY", "UPDATE root SET n = 4", "ROLLBACK"],
 }  # fmt: skip
 
@@ -104,6 +133,45 @@ def test_parameters_reach_every_shard(pair: Twins) -> None:
             told += client.ask(bind([b"8", keys], name="s"), execute(), SYNC)
             answers.append(comparable(told))
         assert answers[0] == answers[1]
+
+
+def test_rows_with_parameters_go_where_they_belong(pair: Twins) -> None:
+    sql = (
+        "INSERT INTO root (id, tag, n) VALUES ($1, $2, $9), ($3, 'text', $4), ($5, $2, 3), ($6, $7, $8), ($10, $2, $9)"
+        " ON CONFLICT (id) DO UPDATE SET n = $11 RETURNING id, tag, n"
+    )
+    number = [int(key).to_bytes(8, "big") for key in (1001, 1002, 1003, 1004, 1005)]
+    values = [number[0], b"two", number[1], b"4", number[2], number[3], None, b"8", b"9", number[4], b"11"]
+    formats = [1, 0, 1, 0, 1, 1, 0, 0, 0, 1, 0]
+    with pair.connect() as both:
+        answers = []
+        for client in both:
+            told = client.ask(
+                parse(sql, "s"), bind(values, name="s", formats=formats), describe_portal(), execute(), SYNC
+            )
+            for results in ([0], [1]):
+                told += client.ask(bind(values, name="s", formats=formats, results=results), execute(), SYNC)
+            told += client.query("SELECT id, tag, n FROM root WHERE id IN (1001, 1002, 1003, 1004, 1005)")
+            told += client.query("DELETE FROM root WHERE id > 1000")
+            answers.append(comparable(told))
+        assert answers[0] == answers[1]
+
+
+def test_rows_come_back_in_the_order_in_which_they_were_given(pair: Twins) -> None:
+    keys = [1000 + 7 * index % 101 for index in range(1, 101)]
+    sql = f"INSERT INTO root (id) VALUES {', '.join(f'({key})' for key in keys)} RETURNING id"
+    with pair.deployed.server.connect() as client:
+        for asked in (query(sql), extended(sql) + SYNC):
+            told = client.ask(asked)
+            assert [int(message.values[0] or 0) for message in told if message.kind == b"D"] == keys
+            assert client.query("DELETE FROM root WHERE id > 1000")[0].body == b"DELETE 100\0"
+
+
+def test_an_error_says_where_it_is_in_the_clients_text(pair: Twins) -> None:
+    sql = "INSERT INTO root (id, n) VALUES (1001, 1), (1002, 2), (1003, 'é'), (1004, 4), (1005, 5), (1006, 6)"
+    with pair.connect() as both:
+        told = [error_of(client.query(sql)) for client in both]
+        assert told[0]["P"] == told[1]["P"]
 
 
 def test_a_row_limit_means_nothing_without_rows_and_is_refused_with_them(pair: Twins) -> None:

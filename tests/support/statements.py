@@ -29,7 +29,6 @@ OIDS = {"bigint": 20, "integer": 23, "text": 25, "bigint[]": 1016}
 MALFORMED = "SELEC 1"
 MERGE = "needs merging over shards"
 EXPLICIT_CHILD = "explicit child key"
-SEVERAL_PARENTS = "rows of several parents"
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,6 @@ def insert_symbols(draw: random.Random, world: World) -> Statement:
         keyed_sql=f"INSERT INTO symbol (id, document_id, name) VALUES {', '.join(['({}, {}, {})'] * rows)} {tail}",
         row_values=2,
         rows=rows,
-        refusable=SEVERAL_PARENTS if len({parent.value for parent in parents}) > 1 else None,
     )
 
 

@@ -1,0 +1,6 @@
+class RowText:
+    sql: bytes
+    rows: list[tuple[int, int]]
+    params: list[tuple[int, int, int]]
+    def __init__(self, sql: bytes) -> None: ...
+    def part(self, chosen: list[int]) -> tuple[bytes, list[int]]: ...

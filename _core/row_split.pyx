@@ -1,0 +1,212 @@
+"""The rows of an INSERT ... VALUES in its text, and texts that hold only some of them.
+
+Rows are found by PostgreSQL's lexical rules alone: VALUES outside of parentheses, then parenthesised rows between
+commas. The planner has compared their number with the parser's for this text, and texts that share its Template differ
+in literals, comments and white space only, so what is found at run time is right for them, too.
+
+1. A part is the client's own bytes less the rows left out; of `$n` only the number changes, in the order of numbers.
+2. A part of a text up to PLACED_BYTES_MAX has each kept character where the client has it (blanks in place of the
+   rest), so that positions in errors are right.
+"""
+
+cimport cython
+
+from foreshard._core.frames cimport BindParts, Cursor, read_bytes, read_int16, read_int32
+from foreshard._core.lexer cimport Lexer
+from foreshard._core.values cimport VALUE_BINARY, Values
+
+cdef enum:
+    PLACED_BYTES_MAX = 65536    # chosen, not measured: blanks for each shard cost less than a missing position
+
+
+cdef inline bint starts_identifier(char byte) noexcept:
+    cdef unsigned char code = <unsigned char> byte
+    return code >= 128 or code == 95 or 65 <= code <= 90 or 97 <= code <= 122
+
+
+cdef inline bint is_digit(char byte) noexcept:
+    return b"0" <= byte <= b"9"
+
+
+cdef inline bint continues_identifier(char byte) noexcept:
+    return starts_identifier(byte) or is_digit(byte) or byte == b"$"
+
+
+@cython.final
+cdef class RowText:
+    """One text cut into rows. Made for one statement at hand."""
+
+    def __init__(self, bytes sql):
+        self.sql = sql
+        self.rows = []
+        self.params = []
+        self.cut()
+
+    cdef int cut(self) except -1:
+        """Find rows and parameters."""
+        cdef Lexer lexer = Lexer()
+        cdef Values literals = Values()
+        cdef const char* base = self.sql
+        cdef Py_ssize_t at = 0, size = len(self.sql), start, row = 0, literal, depth = 0, index = 0
+        cdef bint in_values = False, is_over = False
+        lexer.scan(base, size, literals)
+        while at < size:
+            literal = literals.items[index].data - base if index < literals.count else size
+            if at == literal:
+                at += literals.items[index].size
+                index += 1
+                continue
+            if base[at] == b"-" and at + 1 < size and base[at + 1] == b"-":
+                at = end_of_line(base, at, size)
+            elif base[at] == b"/" and at + 1 < size and base[at + 1] == b"*":
+                at = end_of_comment(base, at, size)
+            elif base[at] == b'"':
+                at = self.sql.find(b'"', at + 1) + 1 or size
+                is_over = is_over or (in_values and depth == 0)
+            elif starts_identifier(base[at]):
+                start = at
+                while at < size and at != literal and continues_identifier(base[at]):
+                    at += 1
+                if depth == 0 and not is_over:
+                    is_over = in_values
+                    in_values = in_values or self.sql[start:at].lower() == b"values"
+            elif base[at] == b"$" and at + 1 < size and at + 1 != literal and is_digit(base[at + 1]):
+                start = at
+                at += 1
+                while at < size and is_digit(base[at]):
+                    at += 1
+                self.params.append((start, at, int(self.sql[start + 1:at])))
+            else:
+                if base[at] == b"(":
+                    if depth == 0:
+                        row = at
+                    depth += 1
+                elif base[at] == b")":
+                    depth -= 1
+                    if depth == 0 and in_values and not is_over:
+                        self.rows.append((row, at + 1))
+                elif depth == 0 and in_values and base[at] not in b", \t\n\r\f\v":
+                    is_over = True
+                at += 1
+        return 0
+
+    def part(self, list chosen) -> tuple[bytes, list[int]]:
+        """The text with the chosen rows (ascending), and the parameters it has: `$1` of it is the first of these."""
+        cdef Py_ssize_t index, start, stop, end
+        cdef bint places = len(self.sql) <= PLACED_BYTES_MAX
+        kept = set(chosen)
+        left_out = [span for index, span in enumerate(self.rows) if index not in kept]
+        used = sorted({number for start, _, number in self.params if not is_within(start, left_out)})
+        ranks = {number: b"$%d" % (rank + 1) for rank, number in enumerate(used)}
+        pieces = [self.copy_of(0, self.rows[0][0], ranks)]
+        for index, (start, stop) in enumerate(self.rows):
+            end = self.rows[index + 1][0] if index + 1 < len(self.rows) else stop
+            if index not in kept:
+                pieces.append(blanks(self.sql, start, end) if places else b"")
+                continue
+            pieces.append(self.copy_of(start, stop, ranks))
+            if index < chosen[-1]:
+                pieces.append(b",")
+                stop += 1
+            pieces.append(blanks(self.sql, stop, end) if places else b"")
+        pieces.append(self.copy_of(self.rows[-1][1], len(self.sql), ranks))
+        return b"".join(pieces), [number - 1 for number in used]
+
+    cdef bytes copy_of(self, Py_ssize_t start, Py_ssize_t stop, dict ranks):
+        """A range of the text with its parameters renumbered, as long as it was."""
+        pieces = []
+        for at, end, number in self.params:
+            if start <= at < stop:
+                pieces += (self.sql[start:at], ranks[number].ljust(end - at))
+                start = end
+        pieces.append(self.sql[start:stop])
+        return b"".join(pieces)
+
+
+cdef Py_ssize_t end_of_line(const char* base, Py_ssize_t at, Py_ssize_t size) noexcept:
+    while at < size and base[at] != b"\n" and base[at] != b"\r":
+        at += 1
+    return at
+
+
+cdef Py_ssize_t end_of_comment(const char* base, Py_ssize_t at, Py_ssize_t size) noexcept:
+    """After a block comment, those nested in it included."""
+    cdef Py_ssize_t depth = 0
+    while at + 1 < size:
+        if base[at] == b"/" and base[at + 1] == b"*":
+            depth += 1
+            at += 2
+        elif base[at] == b"*" and base[at + 1] == b"/":
+            depth -= 1
+            at += 2
+            if depth == 0:
+                return at
+        else:
+            at += 1
+    return size
+
+
+cdef bint is_within(Py_ssize_t at, list spans) except -1:
+    """Whether a position is in one of the spans, which are ascending."""
+    cdef Py_ssize_t low = 0, high = len(spans), middle
+    while low < high:
+        middle = (low + high) // 2
+        if spans[middle][1] <= at:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(spans) and spans[low][0] <= at
+
+
+cdef bytes blanks(bytes sql, Py_ssize_t start, Py_ssize_t stop):
+    """As many blanks as there are characters (of UTF-8) in a range."""
+    cdef const unsigned char* data = sql
+    cdef Py_ssize_t at, count = 0
+    for at in range(start, stop):
+        if data[at] & 0xC0 != 0x80:
+            count += 1
+    return b" " * count
+
+
+cdef bytes bind_rest(BindParts* parts, Values params, list used):
+    """What follows the names in a Bind that gives only the used parameters of another, whose values are in `params`."""
+    cdef Cursor cursor
+    cdef int _, count
+    cursor.at = parts.rest
+    cursor.end = parts.rest + parts.rest_size
+    cursor.is_bad = False
+    count = read_int16(&cursor)
+    read_bytes(&cursor, <Py_ssize_t> count * 2)
+    count = read_int16(&cursor) & 0xFFFF
+    for _ in range(count):
+        read_bytes(&cursor, max(read_int32(&cursor), 0))
+    size = len(used).to_bytes(2, "big")
+    pieces = [size]
+    pieces += [b"\0\1" if params.items[<int> index].format == VALUE_BINARY else b"\0\0" for index in used]
+    pieces.append(size)
+    for index in used:
+        if params.items[index].size < 0:
+            pieces.append(b"\xff\xff\xff\xff")
+        else:
+            pieces.append(int(params.items[index].size).to_bytes(4, "big"))
+            pieces.append(params.items[index].data[:params.items[index].size])
+    pieces.append(cursor.at[:cursor.end - cursor.at])
+    return b"".join(pieces)
+
+
+cdef bytes parse_rest(bytes text, bytes declared, list used):
+    """What follows the name in a Parse of a part; `declared` are the parameter types of the whole as Parse has them."""
+    count = int.from_bytes(declared[:2], "big")
+    types = [declared[2 + 4 * index:6 + 4 * index] if index < count else b"\0\0\0\0" for index in used]
+    return text + b"\0" + len(types).to_bytes(2, "big") + b"".join(types)
+
+
+cdef list order_of(list split):
+    """For each row the index of the part that it is in; None when nothing was split."""
+    if split is None:
+        return None
+    order = [0] * sum(len(rows) for rows in split)
+    for part, rows in enumerate(split):
+        for row in rows:
+            order[row] = part
+    return order
