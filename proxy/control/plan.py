@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from foreshard._core.buckets import PLACED_FLAG, initial_map
+from foreshard._core.two_phase import gid_prefix
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
@@ -37,6 +38,9 @@ APPLY_LOCK = 0x666F7265  # advisory lock of whoever plans or applies on a databa
 SCHEMA_FILE = "schema file"
 # One text per database: which server process serves it, and its name.
 DATABASE_IDENTITY = "SELECT pg_postmaster_start_time()::text || ' ' || current_database()"
+IS_PREPARED = """
+SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1))
+"""
 # Whether the transaction that took the lock is still the one that is open.
 HOLDS_LOCK = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory')"
 
@@ -139,7 +143,8 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
         control = await _control_work(stack, config, shards)
         cluster = await _plan_control(config, control)
         for index, work in enumerate(shards):
-            await _check_identity(config, work, index, cluster)
+            if await _check_identity(config, work, index, cluster):
+                await _check_names(config, index, shards, cluster)
             _check_stray(config, _facts(work))
             await _check_rows(config, catalog, work, index)
             steps = shard_steps(config, catalog, _facts(work), index, cluster)
@@ -220,13 +225,13 @@ async def _plan_control(config: Config, control: Work) -> str:
     return cluster
 
 
-async def _check_identity(config: Config, work: Work, index: int, cluster: str) -> None:
-    """Refuse a database that is another shard, or one of another cluster."""
+async def _check_identity(config: Config, work: Work, index: int, cluster: str) -> bool:
+    """Refuse a database that is another shard, or one of another cluster; whether the shard has a new name."""
     if not await work.connection.fetchval("SELECT to_regclass('foreshard.shard_info') IS NOT NULL"):
-        return
+        return False
     row = await work.connection.fetchrow("SELECT name, index, cluster FROM foreshard.shard_info")
     if row is None:
-        return
+        return False
     place = f"{config.path}: shards[{index}]: the database {work.place}"
     if row["cluster"] != cluster:
         raise ConfigError(
@@ -242,6 +247,20 @@ async def _check_identity(config: Config, work: Work, index: int, cluster: str) 
                 "restore the order of `shards`"
             ]
         )
+    return bool(row["name"] != config.shards[index].name)
+
+
+async def _check_names(config: Config, index: int, shards: list[Work], cluster: str) -> None:
+    """Refuse a new name for a shard while transactions are prepared that may name it by the old one."""
+    for work in shards:
+        if await work.connection.fetchval(IS_PREPARED, gid_prefix(cluster)):
+            raise ConfigError(
+                [
+                    f"{config.path}: shards[{index}]: {config.shards[index].name} is a new name, and transactions over "
+                    f"several shards are prepared on {work.place}, which may name it by the old one: restore that "
+                    "until a controller has ended them (SHOW TWO_PHASE)"
+                ]
+            )
 
 
 def _check_stray(config: Config, facts: Facts) -> None:

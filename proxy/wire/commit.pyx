@@ -26,6 +26,7 @@ from foreshard._core.two_phase import make_gid, new_id
 
 CONTROL_POINTS = ("commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished")
 CRASH_AT = os.environ.get("FORESHARD_CRASH_AT", "")
+STOP_AT = os.environ.get("FORESHARD_STOP_AT", "")
 
 # A decision must not be lost by a crash of its shard, whatever the client has set.
 cdef bytes DECIDE = (
@@ -39,9 +40,13 @@ ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
 
 
 cdef int control_point(str name) except -1:
-    """End this process here, as by kill -9, when a test has armed the place (FORESHARD_CRASH_AT)."""
+    """A place that a test has armed: end this process as by kill -9, or (once) stop it until SIGCONT."""
+    global STOP_AT
     if name == CRASH_AT:
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == STOP_AT:
+        STOP_AT = ""
+        os.kill(os.getpid(), signal.SIGSTOP)
     return 0
 
 

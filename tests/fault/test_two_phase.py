@@ -22,9 +22,10 @@ from foreshard.proxy.config import load_config
 from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.placement import attach_state
 from foreshard.proxy.wire.commit import CONTROL_POINTS
+from tests.support.messages import query
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy, command_line
-from tests.support.raw import Closed, RawConnection
+from tests.support.raw import Closed, RawConnection, error_of, kinds
 from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
@@ -32,9 +33,11 @@ from tests.support.waiting import wait_until
 RUN_S = float(os.environ.get("FORESHARD_FAULT_S", "12"))
 SEED = int(os.environ.get("FORESHARD_FAULT_SEED", "1"))
 CLIENTS = 6
+POOL_SIZE = 3  # fewer than clients: transactions under way join shards beyond it
 ACCOUNTS = 30
 OPENING = 1000
 KILLS_MAX = max(4, RUN_S // 15)  # the supervisor waits longer before each start
+FIRST_KEY = "SELECT min(id) FROM root"
 ANY_BACKEND = """
 SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 AND backend_type = 'client backend' ORDER BY random() LIMIT 1
@@ -61,33 +64,79 @@ async def recover(proxy: Proxy, shards: Shards) -> list[str]:
     return said
 
 
+@contextlib.contextmanager
+def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
+    """A router alone: what recovers is up to the test."""
+    shards.execute(SCHEMA)
+    proxy = Proxy(shards.dsns, folder, tables=TABLES, command="router", environment=environment)
+    (folder / "run").mkdir()
+    attach_state(load_config(proxy.configuration))
+    proxy.start()
+    try:
+        with proxy.server.connect() as client:
+            for key in range(1, ACCOUNTS + 1):
+                client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def change_on_every_shard(client: RawConnection, shards: Shards) -> None:
+    """A transaction that writes a row of each shard, open."""
+    client.rows("BEGIN")
+    for shard in range(SHARD_COUNT):
+        client.rows(f"UPDATE root SET tag = 'after' WHERE id = {shards.query(FIRST_KEY, on=shard)[0][0]}")
+
+
+def changed(shards: Shards) -> list[object]:
+    """On how many rows of each shard that transaction has happened."""
+    sql = "SELECT count(*) FROM root WHERE tag = 'after'"
+    return [shards.query(sql, on=shard)[0][0] for shard in range(SHARD_COUNT)]
+
+
 @pytest.mark.parametrize("point", CONTROL_POINTS)
 def test_a_router_killed_at_any_step_of_commit_leaves_all_or_nothing(
     three_shards: Shards, tmp_path: Path, point: str
 ) -> None:
-    three_shards.execute(SCHEMA)
-    environment = {"FORESHARD_CRASH_AT": point}
-    proxy = Proxy(three_shards.dsns, tmp_path, tables=TABLES, command="router", environment=environment)
-    (tmp_path / "run").mkdir()
-    attach_state(load_config(proxy.configuration))
-    proxy.start()
-    with proxy.server.connect() as client:
-        for key in range(1, ACCOUNTS + 1):
-            client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
-    keys = [three_shards.query("SELECT min(id) FROM root", on=shard)[0][0] for shard in range(SHARD_COUNT)]
-    with proxy.server.connect() as client:
-        client.rows("BEGIN")
-        for key in keys:
-            client.rows(f"UPDATE root SET tag = 'after' WHERE id = {key}")
-        with pytest.raises(Closed):
-            client.query("COMMIT")
-    assert proxy.wait_for_end() == -signal.SIGKILL
+    with router(three_shards, tmp_path, FORESHARD_CRASH_AT=point) as proxy:
+        with proxy.server.connect() as client:
+            change_on_every_shard(client, three_shards)
+            with pytest.raises(Closed):
+                client.query("COMMIT")
+        assert proxy.wait_for_end() == -signal.SIGKILL
     wait_until(lambda: not open_transactions(three_shards))
     asyncio.run(recover(proxy, three_shards))
-    changed = [three_shards.query("SELECT count(*) FROM root WHERE tag = 'after'", on=shard) for shard in range(3)]
     happened = {"commit-voting": [0], "commit-prepared": [0], "commit-decided": [1], "commit-finished": [1]}
-    assert len({str(count) for count in changed}) == 1
-    assert changed[0][0][0] in happened.get(point, [0, 1])
+    assert changed(three_shards) in [[count] * SHARD_COUNT for count in happened.get(point, [0, 1])]
+
+
+@pytest.mark.parametrize("point", CONTROL_POINTS)
+def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
+    three_shards: Shards, tmp_path: Path, point: str
+) -> None:
+    with router(three_shards, tmp_path, FORESHARD_STOP_AT=point) as proxy, proxy.server.connect() as client:
+        change_on_every_shard(client, three_shards)
+        client.send(query("COMMIT"))
+        (pid,) = proxy.router_pids()
+        wait_until(lambda: process_state(pid) == "T")
+        if point == "commit-deciding":  # what it has sent arrives
+            wait_until(lambda: not open_transactions(three_shards))
+        asyncio.run(recover(proxy, three_shards))
+        os.kill(pid, signal.SIGCONT)
+        answer = client.read_until()
+        if point == "commit-prepared":
+            assert error_of(answer)["C"] == "40001"
+            assert changed(three_shards) == [0] * SHARD_COUNT
+        else:
+            assert kinds(answer) == "CZ"
+            assert changed(three_shards) == [1] * SHARD_COUNT
+        assert prepared_count(three_shards) == 0
+        assert client.value("SELECT 1") == "1"
+
+
+def process_state(pid: int) -> str:
+    """R running, S sleeping, T stopped ... as /proc has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def open_transactions(shards: Shards) -> bool:
@@ -190,7 +239,7 @@ class Killer:
 def bank(test_instances: TestInstances, tmp_path: Path) -> Iterator[tuple[Proxy, Shards, list[int]]]:
     shards = test_instances.create(SHARD_COUNT)
     shards.execute(SCHEMA)
-    with Proxy(shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}) as proxy:
+    with Proxy(shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}, pool={"size": POOL_SIZE}) as proxy:
         with proxy.server.connect() as client:
             for key in range(1, ACCOUNTS + 1):
                 client.rows(f"INSERT INTO root (id, n) VALUES ({key}, {OPENING})")

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 import pytest_asyncio
@@ -15,6 +16,7 @@ from foreshard.proxy.config import Config
 from foreshard.proxy.control import apply
 from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.control.recovery_shard import Finish, Prepared
+from foreshard.proxy.errors import ConfigError
 from tests.support.controlled import Gate, with_dsns
 from tests.support.postgres import Shards
 from tests.support.two_phase import TwoPhaseWorld
@@ -260,6 +262,18 @@ async def test_another_roles_transaction_is_ended_by_becoming_that_role(
     finally:
         recovery.close()
         three_shards.execute("DROP OWNED BY recoverer, client; DROP ROLE recoverer, client")
+
+
+async def test_a_shard_gets_no_new_name_while_something_is_prepared(
+    config: Config, world: TwoPhaseWorld, recovery: Recovery
+) -> None:
+    world.prepare([1])
+    renamed = msgspec.structs.replace(config.shards[0], name="first")
+    changed = msgspec.structs.replace(config, shards=(renamed, *config.shards[1:]))
+    with pytest.raises(ConfigError, match=r"first is a new name, and transactions over several shards are prepared on"):
+        await apply(changed)
+    assert await recovery.run_round() == 1
+    assert await apply(changed) > 0
 
 
 @pytest.mark.parametrize("seed", range(3))
