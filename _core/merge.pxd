@@ -60,6 +60,8 @@ cdef class Merger:
     cdef list sorted                # rows of groups that are sorted last
     cdef Py_ssize_t sorted_bytes
     cdef bint is_done
+    cdef tuple labels               # of the inputs of an EXPLAIN
+    cdef int labelled               # the input whose label was written last
 
     cdef bytes describe(self, const char* body, Py_ssize_t size)
     cdef int add(self, int input, const char* body, Py_ssize_t size) except -1
@@ -74,6 +76,8 @@ cdef class Merger:
     cdef int combine(self, Row row) except -1
     cdef int start_group(self, Row row) except -1
     cdef int finish_group(self, Buffer out) except -1
+    cdef bint passes(self, list fields) except -1
+    cdef int label(self, int input, Buffer out) except -1
     cdef int finish(self, Buffer out) except -1
     cdef int sort_groups(self) except -1
     cdef int emit(self, const char* data, Py_ssize_t size, Buffer out) except -1

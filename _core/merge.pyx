@@ -17,7 +17,7 @@ from foreshard._core.buffer cimport Buffer
 from foreshard._core.combine cimport combine_partials, odd_value, read_partial, write_average, write_result
 from foreshard._core.frames cimport Cursor, read_bytes, read_cstring, read_int16, read_int32, read_uint32
 from foreshard._core.merge_plan cimport COMBINE_AVG, COMBINE_TEXT, MergePlan
-from foreshard._core.sort_keys cimport SORT_UNKNOWN, SortKey, compare_keys, decode_key, sort_class
+from foreshard._core.sort_keys cimport SORT_UNKNOWN, SortKey, compare_keys, compare_values, decode_key, sort_class
 
 import functools
 
@@ -105,7 +105,7 @@ cdef class Row:
 cdef class Merger:
     """One execution of a plan. Made when the shards are asked, thrown away when the client has its rows."""
 
-    def __cinit__(self, MergePlan plan, int count, int64_t limit=-1, int64_t offset=0):
+    def __cinit__(self, MergePlan plan, int count, int64_t limit=-1, int64_t offset=0, tuple labels=()):
         cdef int index
         self.plan = plan
         self.count = count
@@ -125,6 +125,8 @@ cdef class Merger:
             (<Row> self.rows[index]).input = index
             self.empty[index] = index
         self.sorted = []
+        self.labels = labels
+        self.labelled = -1
 
     def __dealloc__(self):
         free(self.ended)
@@ -235,7 +237,7 @@ cdef class Merger:
                 spec.sort, spec.binary, spec.down, spec.nulls_first, &one.keys[index], &other.keys[index])
             if found:
                 return found
-        return 0
+        return one.input - other.input if self.plan.is_plan else 0
 
     cdef void push_heap(self, int input) noexcept:
         """Add an input by its row."""
@@ -269,6 +271,8 @@ cdef class Merger:
 
     cdef int take(self, Row row, Buffer out) except -1:
         """The next row of all."""
+        if self.plan.is_plan and row.input != self.labelled:
+            self.label(row.input, out)
         if self.plan.group < 0:
             return self.emit(row.held.data + row.shown, row.held.end - row.shown, out)
         if self.has_group and self.compare(row, self.current, self.plan.group) == 0:
@@ -315,7 +319,7 @@ cdef class Merger:
         cdef int index
         cdef list fields
         self.has_group = False
-        if not self.plan.combines and not self.plan.order:
+        if not self.plan.combines and not self.plan.order and not self.plan.filters:
             return self.emit(
                 self.current.held.data + self.current.shown, self.current.held.end - self.current.shown, out)
         fields = self.current.fields()
@@ -328,6 +332,8 @@ cdef class Merger:
                 fields[number] = None if self.totals[index] is None else extra.join(self.totals[index])
             else:
                 fields[number] = write_result(kind, column.oid, column.binary, self.totals[index])
+        if self.plan.filters and not self.passes(fields):
+            return 0
         shown = b"".join([encode_field(field) for field in fields[self.plan.hidden:]])
         if not self.plan.order:
             return self.emit(<const char*> <bytes> shown, len(shown), out)
@@ -341,6 +347,30 @@ cdef class Merger:
                 "53200", "too many groups to sort by an aggregate over several shards",
                 f"more than {SORTED_BYTES_MAX} bytes", "Add a LIMIT, or sort by the group's own columns.")
         return 0
+
+    cdef bint passes(self, list fields) except -1:
+        """Whether a group meets HAVING."""
+        cdef SortKey first
+        cdef SortKey second
+        cdef Column column
+        cdef int found
+        for one, operator, other in self.plan.filters:
+            column = self.columns[one]
+            read_field(column, fields[one], &first)
+            read_field(self.columns[other], fields[other], &second)
+            if first.data == NULL or second.data == NULL:
+                return False
+            found = compare_values(column.sort, column.binary, &first, &second)
+            if operator not in ("<", "<=", "<>") if found < 0 else (
+                    operator not in ("=", "<=", ">=") if found == 0 else operator not in (">", ">=", "<>")):
+                return False
+        return True
+
+    cdef int label(self, int input, Buffer out) except -1:
+        """A row of our own above the plan of a shard."""
+        cdef bytes text = encode_field(self.labels[input])
+        self.labelled = input
+        return self.emit(<const char*> text, len(text), out)
 
     cdef int finish(self, Buffer out) except -1:
         """No input has a row any more."""

@@ -33,7 +33,10 @@ cdef class MergePlan:
     cdef readonly tuple order       # (column, descending, nulls first) of the groups; empty: they come in order
     cdef readonly tuple limit       # (LimitSource, number)
     cdef readonly tuple offset
+    cdef readonly tuple filters     # (column, operator, column) that a group must meet: HAVING
     cdef readonly bint is_text      # a key is compared as a string of the client's encoding
+    cdef readonly bint is_float     # a key is a float, whose text must be exact
+    cdef readonly bint is_plan      # of EXPLAIN: rows shard by shard, each under its name
 
     cdef bytes text(self, Values literals)
     cdef int64_t read_limit(self, Values literals, Values params) except? -2

@@ -28,7 +28,10 @@ class MergePlan:
     order: tuple[tuple[int, bool, bool], ...]
     limit: tuple[int, int]
     offset: tuple[int, int]
+    filters: tuple[tuple[int, str, int], ...]
     is_text: bool
+    is_float: bool
+    is_plan: bool
     def __init__(
         self,
         pieces: tuple[bytes | int, ...],
@@ -40,6 +43,9 @@ class MergePlan:
         order: tuple[tuple[int, bool, bool], ...] = (),
         limit: tuple[int, int] = (0, 0),
         offset: tuple[int, int] = (0, 0),
+        filters: tuple[tuple[int, str, int], ...] = (),
         is_text: bool = False,
+        is_float: bool = False,
+        is_plan: bool = False,
     ) -> None: ...
     def check_text(self, sql: bytes, literals: list[tuple[int, int, int]]) -> bytes: ...

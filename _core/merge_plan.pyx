@@ -20,7 +20,8 @@ cdef class MergePlan:
 
     def __cinit__(
         self, tuple pieces, *, int hidden=0, tuple keys=(), int group=-1, tuple combines=(), tuple order=(),
-        tuple limit=(0, 0), tuple offset=(0, 0), bint is_text=False,
+        tuple limit=(0, 0), tuple offset=(0, 0), tuple filters=(), bint is_text=False, bint is_float=False,
+        bint is_plan=False,
     ):
         self.pieces = pieces
         self.hidden = hidden
@@ -30,7 +31,10 @@ cdef class MergePlan:
         self.order = order
         self.limit = limit
         self.offset = offset
+        self.filters = filters
         self.is_text = is_text
+        self.is_float = is_float
+        self.is_plan = is_plan
 
     cdef bytes text(self, Values literals):
         """The shards' text, with the literals of this very text."""

@@ -17,9 +17,10 @@ from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.locate import merging
 from foreshard.proxy.routing.scope import Place
 from foreshard.proxy.routing.select_list import Expression, SelectList, is_star
-from foreshard.proxy.routing.tokens import OddText, Piece, joined
-from foreshard.proxy.routing.tree import Node, unwrap
-from foreshard.proxy.routing.types import BOOL, INTEGERS, STRINGS, Type
+from foreshard.proxy.routing.text import Text
+from foreshard.proxy.routing.tokens import OddText, Piece, Tokens, joined
+from foreshard.proxy.routing.tree import Node, operator_name, unwrap
+from foreshard.proxy.routing.types import BOOL, FLOAT4, FLOAT8, INTEGERS, NAMES, NUMERIC, STRINGS, Type
 
 COMBINES = {
     "count": Combine.COMBINE_SUM,
@@ -37,6 +38,8 @@ COMBINES = {
 }
 MERGED = frozenset(("DISTINCT", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "OFFSET", "aggregates"))
 TAIL = (b"order", b"limit", b"offset", b"fetch", b"for")
+FLIPPED = {"=": "=", "<>": "<>", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+TYPE_NAMES = {oid: name for name, oid in NAMES.items()}
 LIMIT_MAX = b"9223372036854775807"
 Source = tuple[int, int]
 
@@ -74,7 +77,9 @@ class Merger:
         self.group = -1
         self.combines: list[tuple[int, int, object]] = []  # columns of the client's own are below 0: -1 is the first
         self.order: list[tuple[int, bool, bool]] = []
+        self.filters: list[tuple[int, str, int]] = []
         self.is_text = False
+        self.is_float = False
 
     def plan(self) -> MergePlan:
         """The plan; NotMergeable or OddText."""
@@ -104,7 +109,9 @@ class Merger:
             order=tuple(self.order),
             limit=limit,
             offset=offset,
+            filters=tuple(self.filters),
             is_text=self.is_text,
+            is_float=self.is_float,
         )
 
     # Sorting
@@ -114,6 +121,11 @@ class Merger:
         self.hidden.append(joined(pieces))
         return len(self.hidden) - 1
 
+    def caution(self, known: Type | None) -> None:
+        """Note what the comparison of a type's values asks of the session's settings."""
+        self.is_text = self.is_text or (known is not None and known.oid in STRINGS)
+        self.is_float = self.is_float or (known is not None and known.oid in (FLOAT4, FLOAT8))
+
     def add_key(self, expression: Expression, down: bool = False, nulls_first: bool = False) -> Type:
         """Add a key that the shards sort by, and that the client asked for."""
         known = self.select.type_of(expression.node)
@@ -121,7 +133,7 @@ class Merger:
             raise NotMergeable("ORDER BY of values whose order only a shard knows")
         self.hide(self.select.pieces(expression))
         self.keys.append((down, nulls_first))
-        self.is_text = self.is_text or known.oid in STRINGS
+        self.caution(known)
         return known
 
     def add_group_key(self, expression: Expression) -> None:
@@ -134,7 +146,7 @@ class Merger:
             pieces = [b"(", *pieces, b') COLLATE pg_catalog."C"']
         self.hide(pieces)
         self.keys.append((False, False))
-        self.is_text = self.is_text or known.oid in STRINGS
+        self.caution(known)
 
     def sort_by_items(self) -> None:
         """The client's ORDER BY, and nothing to put together."""
@@ -185,8 +197,6 @@ class Merger:
 
     def merge_groups(self) -> None:
         """Partial results of each group become one row."""
-        if self.select.has_aggregate(self.node.get("havingClause")):
-            raise NotMergeable("HAVING of aggregates")
         in_order = not any(self.select.has_aggregate(item.node) for item, _, _ in self.items)
         if in_order and self.groups:
             self.sort_by_items()
@@ -196,6 +206,8 @@ class Merger:
         if self.groups and not in_order:
             for item, down, nulls_first in self.items:
                 self.order_groups(item, down, nulls_first)
+        if self.select.has_aggregate(self.node.get("havingClause")):
+            self.filter_groups()
         for index, target in enumerate(self.select.targets):
             if self.select.has_aggregate(target.node):
                 self.combine(target, -1 - index)
@@ -215,10 +227,28 @@ class Merger:
         if known is None or not known.is_sortable:
             raise NotMergeable("ORDER BY of values whose order only a shard knows")
         column = self.hide(self.select.pieces(item))
-        self.is_text = self.is_text or known.oid in STRINGS
+        self.caution(known)
         self.order.append((column, down, nulls_first))
         if self.select.has_aggregate(item.node):
             self.combine(item, column)
+
+    def filter_groups(self) -> None:
+        """HAVING of aggregates and constants: both become hidden columns, compared when the group is whole."""
+        for condition, place in self.select.having_items():
+            kind, fields = unwrap(condition)
+            operator = operator_name(fields) if fields.get("kind") == "AEXPR_OP" else ""
+            if kind != "A_Expr" or operator not in FLIPPED:
+                raise NotMergeable("such a HAVING")
+            left, right = self.select.sides(fields, place)
+            if not self.select.has_aggregate(left.node):
+                left, right, operator = right, left, FLIPPED[operator]
+            known = self.select.type_of(left.node)
+            if known is None or not known.is_sortable or not fits(right.node, known):
+                raise NotMergeable("HAVING of such values")
+            column = self.hide(self.select.pieces(left))
+            self.combine(left, column)
+            cast = b")::pg_catalog." + TYPE_NAMES[known.oid].encode()
+            self.filters.append((column, operator, self.hide([b"(", *self.select.pieces(right), cast])))
 
     def combine(self, expression: Expression, column: int) -> None:
         """Add how a column that is an aggregate is put together."""
@@ -241,7 +271,7 @@ class Merger:
             raise NotMergeable(f"the aggregate {name}")
         if name in ("bool_and", "bool_or", "every") and known != Type(BOOL):
             raise NotMergeable(f"the aggregate {name}")
-        self.is_text = self.is_text or (known is not None and known.oid in STRINGS)
+        self.caution(known)
         extra = self.parts_of_avg(expression) if name == "avg" else None
         self.combines.append((column, COMBINES[name], extra))
 
@@ -297,7 +327,7 @@ class Merger:
                 for index, (down, nulls_first) in enumerate(self.keys)
             ]
             pieces.append(b" ORDER BY " + b", ".join(words))
-        if limit[0] != LimitSource.LIMIT_NONE and not self.order and self.group != 0:
+        if limit[0] != LimitSource.LIMIT_NONE and not self.order and not self.filters and self.group != 0:
             pieces += [b" LIMIT ", *self.limit_pieces(limit, offset)]
             return joined(pieces)
         # Every parameter that the client binds must stand in the text.
@@ -309,7 +339,9 @@ class Merger:
 
     def body(self, first: int, stop: int) -> list[Piece]:
         """From the targets to the end of HAVING; numbers of targets in GROUP BY count the hidden columns in."""
-        if "group" not in (name.decode() for name in self.tokens.clauses):
+        if self.filters:
+            stop = self.tokens.start_of(b"having")  # nothing but WINDOW may stand behind it, which is not merged
+        if b"group" not in self.tokens.clauses:
             return self.tokens.pieces(first, stop)
         start, end = self.tokens.clauses[b"group"]
         pieces = self.tokens.pieces(first, start)
@@ -329,6 +361,28 @@ class Merger:
         ]
 
 
+def fits(node: Node | None, known: Type) -> bool:
+    """Whether a constant takes a type when it is compared with a value of it."""
+    kind, fields = unwrap(node)
+    if kind == "ParamRef":
+        return True
+    if kind != "A_Const":
+        return False
+    if "ival" in fields:
+        return known.oid in (*INTEGERS, NUMERIC)
+    return "sval" in fields or ("fval" in fields and known.oid == NUMERIC)
+
+
+def plan_of_shards(text: Text, merge: MergePlan | None) -> MergePlan | None:
+    """How the plans that an EXPLAIN asks of several shards are shown; None: one behind the other."""
+    try:
+        tokens = Tokens(text)
+    except OddText:
+        return None
+    pieces = tokens.joined(0, len(tokens.items)) if merge is None else merge.pieces
+    return MergePlan(pieces, is_plan=True)
+
+
 def number_pieces(source: Source) -> list[Piece]:
     """The text of a number."""
     kind, number = source
@@ -337,4 +391,4 @@ def number_pieces(source: Source) -> list[Piece]:
     return [number] if kind == LimitSource.LIMIT_LITERAL else [b"%d" % number]
 
 
-__all__ = ["plan_merge"]
+__all__ = ["plan_merge", "plan_of_shards"]

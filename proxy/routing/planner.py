@@ -14,6 +14,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.inserts import plan_insert
+from foreshard.proxy.routing.merge import plan_of_shards
 from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import fall_back, is_queryable
 from foreshard.proxy.routing.reads import plan_select
@@ -152,8 +153,13 @@ class Planner:
                 is_exact=text.is_exact,
                 reason="about a route",
             )
-        inner = copy_of(self.plan_node(text, own, kind, query), merge=None)
-        return inner if "analyze" in options and is_on(text, options["analyze"]) else explained(inner)
+        inner = self.plan_node(text, own, kind, query)
+        if not ("analyze" in options and is_on(text, options["analyze"])):
+            inner = explained(inner)
+        is_text = unwrap(options.get("format"))[1].get("sval", "text").lower() == "text"
+        if not is_text or inner.is_write or inner.kind not in (RouteKind.ROUTE_KEYED, RouteKind.ROUTE_SCATTER):
+            return copy_of(inner, merge=None)
+        return copy_of(inner, merge=plan_of_shards(text, inner.merge))
 
     def plan_cursor(self, text: Text, own: bytes, node: Node) -> Template:
         """DECLARE: on the one shard where its query runs."""

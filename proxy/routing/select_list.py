@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foreshard.proxy.routing.collect import Collector, Level
+from foreshard.proxy.routing.facts import conjuncts
 from foreshard.proxy.routing.tokens import OddText, Piece, Tokens
 from foreshard.proxy.routing.tree import Node, column_path, strings, unwrap, walk
 from foreshard.proxy.routing.types import Type, Typer
 
 UNNAMED = "?column?"
+SIGNS = (b"<", b">", b"=", b"!")
 FIXED_NAMES = {"CoalesceExpr": "coalesce", "A_ArrayExpr": "array", "RowExpr": "row"}
 
 
@@ -112,6 +114,26 @@ class SelectList:
         if any(unwrap(node)[0] == "GroupingSet" for node in nodes):
             raise OddText
         return [self.resolve(Expression(node, *place), False) for node, place in zip(nodes, ranges, strict=True)]
+
+    def having_items(self) -> list[tuple[Node, tuple[int, int]]]:
+        """The conditions of HAVING that must all hold, and where they stand."""
+        nodes = conjuncts(self.node.get("havingClause"))
+        start, stop = self.tokens.clauses[b"having"]
+        ranges = self.tokens.split(start, stop, b"and")
+        if len(ranges) != len(nodes):
+            raise OddText
+        return list(zip(nodes, ranges, strict=True))
+
+    def sides(self, fields: Node, place: tuple[int, int]) -> tuple[Expression, Expression]:
+        """Left and right of a comparison."""
+        items, (start, stop) = self.tokens.items, place
+        signs = [index for index in range(start, stop) if items[index].depth == 0 and items[index].word in SIGNS]
+        if not signs or signs[-1] - signs[0] != len(signs) - 1:
+            raise OddText
+        return (
+            Expression(fields.get("lexpr"), start, signs[0]),
+            Expression(fields.get("rexpr"), signs[-1] + 1, stop),
+        )
 
     def resolve(self, item: Expression, prefers_targets: bool) -> Expression:
         """What an item of ORDER BY or GROUP BY means: a target by number or name, or itself."""

@@ -115,18 +115,18 @@ class Tokens:
             return len(self.items)
         return self.clauses[clause][0] - (2 if clause in (b"group", b"order") else 1)
 
-    def end_of_item(self, index: int, stop: int) -> int:
-        """The comma, or the end of the clause, behind a list item that starts at a token."""
+    def end_of_item(self, index: int, stop: int, separator: bytes) -> int:
+        """The separator, or the end of the clause, behind a list item that starts at a token."""
         depth = self.items[index].depth
-        while index < stop and not (self.items[index].word == b"," and self.items[index].depth == depth):
+        while index < stop and not (self.items[index].word == separator and self.items[index].depth == depth):
             index += 1
         return index
 
-    def split(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def split(self, start: int, stop: int, separator: bytes = b",") -> list[tuple[int, int]]:
         """The items of a list between two tokens."""
         found = []
         while start < stop:
-            end = self.end_of_item(start, stop)
+            end = self.end_of_item(start, stop, separator)
             found.append((start, end))
             start = end + 1
         return found

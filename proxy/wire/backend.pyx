@@ -351,6 +351,9 @@ cdef class Backend(Endpoint):
                 self.last_words = decode_error(body[:size])
             elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
                 self.muted_error = body[:size]
+            elif self.filter == FILTER_MERGE and self.owner is not None:
+                self.owner.on_merge_input(self, type, body, size)
+                return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
             if self.deadlock is not None:
                 return self.on_deadlock(head, body[:size])
             return self.on_error_reply(head)

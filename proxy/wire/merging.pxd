@@ -25,6 +25,8 @@ cdef class Merging(Segment):
     cdef int query_merged(self, Template template) except -1
     cdef int check_encoding(self, MergePlan plan, Backend backend) except -1
     cdef int begin_merge(self, list parts, Merger merger, list states) except -1
+    cdef tuple labels(self)
+    cdef int fail_merge(self, Backend current, object error) except -1
     cdef int advance(self, Backend current) except -1
     cdef bint advance_once(self, Backend current) except -1
     cdef int wake(self, Backend current) except -1

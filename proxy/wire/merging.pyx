@@ -53,7 +53,8 @@ cdef class Merging(Segment):
         cdef Backend backend
         cdef bytes text = plan.text(self.hub.literals)
         cdef Merger merger = Merger(
-            plan, len(self.shards), plan.read_limit(self.hub.literals, None), plan.read_offset(self.hub.literals, None))
+            plan, len(self.shards), plan.read_limit(self.hub.literals, None),
+            plan.read_offset(self.hub.literals, None), self.labels())
         cdef list parts
         if not self.attach_all(self.shards, False):
             return RETRY
@@ -65,8 +66,13 @@ cdef class Merging(Segment):
         return self.begin_merge(parts, merger, [PART_RUNNING] * len(parts))
 
     cdef int check_encoding(self, MergePlan plan, Backend backend) except -1:
-        """Strings are compared as the client gets them: in the server's encoding."""
+        """Strings are compared as the client gets them: in the server's encoding. Floats need all of their digits."""
         cdef object client
+        if plan.is_float:
+            texts = [*self.script, *[text for _, text, _ in self.history]]
+            texts += [value.encode() for name, value in self.parameters if name == "options"]
+            if any([b"float_digits" in text.lower() for text in texts]):
+                raise not_built("merging floats whose digits the session has set", "Leave extra_float_digits as it is.")
         if not plan.is_text:
             return 0
         client = backend.parameters.get("client_encoding")
@@ -75,6 +81,10 @@ cdef class Merging(Segment):
             raise not_built("sorting strings of several shards in another encoding than the database's",
                             "Leave client_encoding as the database has it.")
         return 0
+
+    cdef tuple labels(self):
+        """What stands above each shard's rows in an EXPLAIN."""
+        return tuple([f"Shard {self.hub.shard_names[shard]}:".encode() for shard in self.shards])
 
     # -- the merge -----------------------------------------------------------------------------------------------
 
@@ -106,19 +116,34 @@ cdef class Merging(Segment):
         cdef Portal portal
         cdef bytes shown
         cdef bint is_shown = True
+        if type == b"E":
+            return self.push_bytes(without_position(body[:size]))
         if type == b"T":
             if self.describing:
                 portal, is_shown = self.describing.pop(0)
                 merger = portal.merger
             elif merger is None or merger.described:
                 return 0
-            shown = merger.describe(body, size)
+            try:
+                shown = merger.describe(body, size)
+            except SqlError as error:
+                return self.fail_merge(backend, error)
             return self.push_bytes(b"T" + (len(shown) + 4).to_bytes(4, "big") + shown) if is_shown else 0
         if merger is None:
             return 0
         merger.add(backend.part_index, body, size)
         if self.chunk == 0 and merger.queued(backend.part_index) > QUEUE_HIGH_BYTES:
             backend.set_hold(True)
+        return 0
+
+    cdef int fail_merge(self, Backend current, object error) except -1:
+        """The shards' rows cannot be merged after all: a type has changed since the catalog was read."""
+        self.push_bytes(error.encode())
+        if self.waiting == WAIT_MERGE:
+            self.parts_failed = True
+            return self.mute(current)
+        self.skipping = not self.simple
+        self.failed = self.explicit
         return 0
 
     cdef int on_merge_pause(self, Backend backend) except -1:
@@ -138,9 +163,7 @@ cdef class Merging(Segment):
                     self.merge_state != MERGE_ROWS and self.fd >= 0:
                 self.has_news = self.advance_once(current)
         except SqlError as error:
-            self.parts_failed = True
-            self.push_bytes(error.encode())
-            self.mute(current)
+            self.fail_merge(current, error)
         finally:
             self.is_advancing = False
         return self.settle_merge(merger)
@@ -222,6 +245,7 @@ cdef class Merging(Segment):
         """Complete the client's result."""
         cdef Backend backend
         cdef long long rows = self.merger.emitted - self.rows_before
+        cdef bint is_plan = self.merger.plan.is_plan
         self.merger = None
         self.chunk = 0
         for backend in self.parts:
@@ -233,7 +257,7 @@ cdef class Merging(Segment):
             if self.merge_state == MERGE_ROWS:
                 self.push_bytes(b"s\0\0\0\4")
             else:
-                self.push_complete(b"SELECT %d" % rows)
+                self.push_complete(b"EXPLAIN" if is_plan else b"SELECT %d" % rows)
         if self.simple:
             self.parts = []
             self.settle_status()
@@ -272,7 +296,7 @@ cdef class Merging(Segment):
         self.check_encoding(plan, backends[0])
         portal.merger = Merger(
             plan, len(backends), plan.read_limit(statement.literals, self.hub.params),
-            plan.read_offset(statement.literals, self.hub.params))
+            plan.read_offset(statement.literals, self.hub.params), self.labels())
         portal.states = None
         portal.statement = self.statement_for_shards(statement)
         portal.backend = None
@@ -352,6 +376,13 @@ cdef int release(Backend backend, Backend current) except -1:
         return backend.set_hold(False)
     backend.hold = False
     return backend.set_reading(True)
+
+
+cdef bytes without_position(bytes body):
+    """An ErrorResponse less the place in a text that the client does not know."""
+    cdef list fields = [field for field in body.split(b"\0") if field and field[:1] != b"P"]
+    cdef bytes shown = b"\0".join(fields) + b"\0\0"
+    return b"E" + (len(shown) + 4).to_bytes(4, "big") + shown
 
 
 cdef bytes widen_formats(BindParts* parts, int hidden):

@@ -22,8 +22,8 @@ QUESTIONS = 200
 
 @pytest.fixture(scope="module")
 def sides(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """One database with all rows, and the proxy over four shards that hold the same."""
-    shards, reference = test_instances.create(4), test_instances.create(1)
+    """One database with all rows, and the proxy over three shards that hold the same."""
+    shards, reference = test_instances.create(3), test_instances.create(1)
     shards.execute(SCHEMA)
     reference.execute(SCHEMA)
     with Proxy(shards.dsns, tmp_path_factory.mktemp("merge"), tables=TABLES, pool={"size": 3}) as proxy:
@@ -84,3 +84,104 @@ def test_random_selects_are_merged_as_one_database_answers(sides: Pair, seed: in
             assert found == expected, f"seed {seed} {question} form {form}"
     print(f"seed {seed}: {refused} of {QUESTIONS} refused")
     assert refused <= QUESTIONS // 20
+
+
+def test_row_limits_take_the_rows_in_turns_while_other_statements_come_in_between(sides: Pair) -> None:
+    sql = "SELECT d.id, s.id, title FROM document d, symbol s WHERE document_id = d.id ORDER BY title, s.id OFFSET 3"
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        expected = direct.rows(sql)
+        proxied.query("BEGIN")
+        proxied.ask(parse(sql, "statement") + bind(name="statement", portal="p", results=[TEXT]) + SYNC)
+        found: list[list[bytes | None]] = []
+        for size in (1, 7, 0, 20, 300, 1000):
+            if size == 0:
+                assert proxied.rows("SELECT count(*) FROM symbol") == direct.rows("SELECT count(*) FROM symbol")
+                continue
+            answer = proxied.ask(execute("p", size) + SYNC)
+            rows = [message.values for message in answer if message.kind == b"D"]
+            left = len(expected) - len(found)
+            assert len(rows) == min(size, left)
+            assert ("s" in kinds(answer)) == (size <= left)
+            found += rows
+        assert found == expected
+        proxied.query("COMMIT")
+
+
+def test_a_limit_on_a_portal_that_is_never_finished_leaves_the_session_usable(sides: Pair) -> None:
+    with sides.proxied.connect() as proxied:
+        for _ in range(3):
+            answer = proxied.ask(parse("SELECT id FROM symbol ORDER BY id") + bind() + execute("", 5) + SYNC)
+            assert kinds(answer) == "12DDDDDsZ"
+            assert proxied.rows("SELECT count(*) FROM document") == [[str(DOCUMENTS).encode()]]
+
+
+def test_a_transaction_sees_its_own_writes_in_merged_reads(sides: Pair) -> None:
+    with sides.proxied.connect() as proxied:
+        proxied.query("BEGIN")
+        proxied.rows("INSERT INTO document (n, title) VALUES (777777, 'ü')")
+        assert proxied.rows("SELECT title FROM document ORDER BY title DESC NULLS LAST LIMIT 1") == [["ü".encode()]]
+        assert proxied.rows("SELECT count(*) FROM document") == [[str(DOCUMENTS + 1).encode()]]
+        proxied.query("ROLLBACK")
+        assert proxied.rows("SELECT count(*) FROM document") == [[str(DOCUMENTS).encode()]]
+
+
+@pytest.mark.parametrize("form", [None, TEXT, BINARY])
+def test_an_error_on_one_shard_is_the_answer_and_the_session_goes_on(sides: Pair, form: int | None) -> None:
+    """Rows of other shards may come before the error, as they may from one PostgreSQL."""
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        [[key]] = direct.rows("SELECT max(id) FROM document")
+        assert key is not None
+        question = Question(f"SELECT d.n / (d.id - {key.decode()}) AS x FROM document d ORDER BY d.id LIMIT 1000")
+        answer = ask(proxied, question, form)
+        assert error_of(answer)["C"] == "22012"
+        assert "P" not in error_of(answer)
+        assert kinds(answer).endswith("EZ")
+        for sql in ("SELECT missing FROM document ORDER BY 1", "SELECT id FROM document ORDER BY id LIMIT -1"):
+            codes = [error_of(ask(side, Question(sql), form))["C"] for side in (direct, proxied)]
+            assert codes[0] == codes[1] or codes[1] == "0A000"
+        assert proxied.rows("SELECT count(*) FROM document") == [[str(DOCUMENTS).encode()]]
+
+
+def test_large_results_are_merged_with_little_memory_while_the_client_reads_slowly(sides: Pair) -> None:
+    """Each shard gives megabytes; sorted by the text's own bytes."""
+    sql = "SELECT d.id, repeat(d.title || 'x', 20000) FROM document d ORDER BY d.title DESC NULLS FIRST, d.id"
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        expected = direct.rows(sql)
+        assert proxied.rows(sql) == expected
+        assert sum(len(row[1] or b"") for row in expected) > 1_000_000
+
+
+def test_explain_shows_the_plan_of_each_shard(sides: Pair) -> None:
+    with sides.proxied.connect() as proxied:
+        for sql in (
+            "SELECT id FROM document ORDER BY n LIMIT 3",
+            "SELECT * FROM document",
+            "SELECT count(*) FROM symbol",
+        ):
+            answer = proxied.query(f"EXPLAIN (COSTS OFF) {sql}")
+            lines = [(message.values[0] or b"").decode() for message in answer if message.kind == b"D"]
+            heads = [line for line in lines if line.startswith("Shard ")]
+            assert len(heads) == 3, lines
+            assert lines[0] == heads[0]
+            assert len(set(heads)) == 3
+            assert sum("Scan" in line for line in lines) == 3
+            assert answer[-2].body == b"EXPLAIN\0"
+
+
+def test_texts_with_one_key_share_a_plan_whatever_their_literals(sides: Pair) -> None:
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        for title, limit in (("a", 3), ("o''clock", 20), ("", 0), ("Zebra", 100)):
+            sql = f"SELECT id /* {title} */ FROM document WHERE title <> '{title}' ORDER BY n - 10, id LIMIT {limit}"
+            assert proxied.rows(sql) == direct.rows(sql)
+
+
+def test_settings_that_change_how_values_look_refuse_or_keep_the_order(sides: Pair) -> None:
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        for side in (direct, proxied):
+            side.rows("SET DateStyle = 'SQL, DMY'")
+        for sql in ("SELECT day FROM document ORDER BY day, id", "SELECT id FROM document ORDER BY n, id"):
+            answers = [ask(side, Question(sql), None) for side in (direct, proxied)]
+            if "E" in kinds(answers[1]):
+                assert error_of(answers[1])["C"] == "0A000"
+            else:
+                assert comparable(answers[1], True) == comparable(answers[0], True)

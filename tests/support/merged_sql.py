@@ -195,6 +195,9 @@ class Drawer:
         shown = [*keys, *(self.aggregate(columns) for _ in range(self.draw.randint(0, 3)))]
         self.draw.shuffle(shown)
         having = f" HAVING {keys[0]} IS NOT NULL" if self.draw.random() < 0.1 else ""
+        if self.draw.random() < 0.25:
+            having = f" HAVING count(*) {self.draw.choice(['>', '>=', '<>', '=', '<'])} {self.parameter(2)}"
+            having += f" AND {self.draw.choice([0, -3])} < max({keys[0]})" if keys[0] in ("d.n", "d.small") else ""
         sql = f"SELECT {', '.join(shown)} FROM {source}{where} GROUP BY {', '.join(keys)}{having}"
         if self.draw.random() < 0.3:
             return sql, False
