@@ -39,7 +39,7 @@ async def wait_settled(config: Config) -> None:
         await asyncio.sleep(SETTLE_POLL_S)
 
 
-async def read_functions(config: Config) -> dict[str, FunctionFigures]:
+async def read_profiles(config: Config) -> dict[str, FunctionFigures]:
     """What is known of each function and operation, by "function on operation"."""
     return {
         f"{row['function']} on {row['operation']}": FunctionFigures(

@@ -49,7 +49,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     balance: dict[str, float]
     key_hash_expected_inserts: Spread | None
     key_hash_expected: Spread
-    functions: dict[str, FunctionFigures]  # by "function on operation"
+    functions: dict[str, FunctionFigures]  # over all operations: sums, and the worse q-errors
+    profiles: dict[str, FunctionFigures]  # by "function on operation"
 
     def failures(self) -> list[str]:
         """What is wrong, one line each; nothing when all is well."""
@@ -84,7 +85,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         self._show_balance(display)
         functions = [
             (name, f"{figures.calls:,}", f"{figures.cpu_seconds:.2f}", ratio(figures.median_q), ratio(figures.p95_q))
-            for name, figures in self.functions.items()
+            for name, figures in self.profiles.items()
         ]
         headings = ["function", "calls", "CPU, s", "median", "95th percentile"]
         display.table(
@@ -126,6 +127,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             ["policy", *(heading for heading, _, _ in columns), ""],
             rows,
         )
+
+
+def by_function(profiles: dict[str, FunctionFigures]) -> dict[str, FunctionFigures]:
+    """Figures by function, of those by "function on operation"."""
+    found: dict[str, FunctionFigures] = {}
+    for name, figures in profiles.items():
+        function = name.partition(" on ")[0]
+        other = found.get(function, FunctionFigures(0, None, None, 0.0))
+        found[function] = FunctionFigures(
+            calls=figures.calls + other.calls,
+            median_q=worse(figures.median_q, other.median_q),
+            p95_q=worse(figures.p95_q, other.p95_q),
+            cpu_seconds=round(figures.cpu_seconds + other.cpu_seconds, 3),
+        )
+    return found
+
+
+def worse(one: float | None, other: float | None) -> float | None:
+    """The greater of two q-errors, as far as they are known."""
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def ratio(value: float | None, digits: int = 2) -> str:

@@ -20,7 +20,7 @@ from foreshard.proxy.demo.corpus import Corpus, Document, zipfian_ranks
 from foreshard.proxy.demo.display import Display
 from foreshard.proxy.demo.load import Updates, open_clients, read_all, split_units, write_all
 from foreshard.proxy.demo.pace import Pace
-from foreshard.proxy.demo.report import Balance, Report
+from foreshard.proxy.demo.report import Balance, Report, by_function
 from foreshard.proxy.demo.verify import Drain, read_effects, read_outbox, read_placement
 
 JOURNAL = "acknowledged.tsv"
@@ -61,6 +61,7 @@ class Run:
         placement = await read_placement(self.config, set(self.known))
         effects = await read_effects(self.config)
         outbox = await read_outbox(self.config)
+        profiles = await figures.read_profiles(self.config)
         verdict = await verify(self.config)
         if not verdict.is_clean:
             self.display.say("\n".join(verdict_lines(verdict)))
@@ -84,7 +85,8 @@ class Run:
             balance=balance.by_policy,
             key_hash_expected_inserts=inserts_alone.key_hash_expected if inserts_alone else None,
             key_hash_expected=balance.key_hash_expected,
-            functions=await figures.read_functions(self.config),
+            functions=by_function(profiles),
+            profiles=profiles,
         )
 
     def _missing(self) -> list[Document]:

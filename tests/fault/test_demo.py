@@ -71,6 +71,9 @@ def test_the_demo_finds_every_row_and_its_second_run_reuses_them(demo: Demo) -> 
     assert sum(figures["rows_per_shard"].values()) == 60
     assert {"bounded", "key-hash", "cost-hash"} <= set(figures["balance"])
     assert {name: entry["calls"] for name, entry in figures["functions"].items()} == {
+        f"{name}_document": 90 for name in ("compress", "index", "shingle")
+    }
+    assert {name: entry["calls"] for name, entry in figures["profiles"].items()} == {
         f"{name}_document on {operation}": calls
         for name in ("compress", "index", "shingle")
         for operation, calls in (("insert", 60), ("update", 30))

@@ -9,10 +9,15 @@ import msgspec
 import pytest
 
 from foreshard.proxy.demo.display import Display
-from foreshard.proxy.demo.report import FunctionFigures, Report
+from foreshard.proxy.demo.report import FunctionFigures, Report, by_function
 from foreshard.proxy.demo.run import title_of
 from foreshard.proxy.placement import Spread
 
+PROFILES = {
+    "index_document on insert": FunctionFigures(150, 1.1, 2.5, 3.25),
+    "index_document on update": FunctionFigures(50, 1.2, 2.4, 1.0),
+    "idle on insert": FunctionFigures(0, None, None, 0.0),
+}
 REPORT = Report(
     rows=100,
     inserted=100,
@@ -33,10 +38,8 @@ REPORT = Report(
     balance={"bounded": 1.01, "key-hash": 1.3},
     key_hash_expected_inserts=Spread(1.25, 1.1, 1.5),
     key_hash_expected=Spread(1.2, 1.05, 1.4),
-    functions={
-        "index_document on insert": FunctionFigures(150, 1.1, 2.5, 3.25),
-        "idle": FunctionFigures(0, None, None, 0.0),
-    },
+    functions=by_function(PROFILES),
+    profiles=PROFILES,
 )
 
 
@@ -67,12 +70,8 @@ def test_the_file_has_the_figures_by_name(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "report.json").read_text())
     assert {"rows", "found", "misplaced", "outbox_left", "dead_letters", "balance", "functions"} <= set(read)
     assert read["key_hash_expected"] == {"median": 1.2, "low": 1.05, "high": 1.4}
-    assert read["functions"]["index_document on insert"] == {
-        "calls": 150,
-        "median_q": 1.1,
-        "p95_q": 2.5,
-        "cpu_seconds": 3.25,
-    }
+    assert read["functions"]["index_document"] == {"calls": 200, "median_q": 1.2, "p95_q": 2.5, "cpu_seconds": 4.25}
+    assert read["profiles"]["index_document on insert"]["calls"] == 150
 
 
 def test_tables_are_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
