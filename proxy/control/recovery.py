@@ -26,7 +26,7 @@ import msgspec
 from foreshard._core.two_phase import Gid, parse_gid
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.kept import ShardDown
-from foreshard.proxy.control.recovery_shard import ABORT, COMMIT, Finish, Prepared, ShardLink
+from foreshard.proxy.control.recovery_shard import ABORT, COMMIT, DECISIONS_MAX, Finish, Prepared, ShardLink
 from foreshard.proxy.control.retry import pause
 from foreshard.proxy.triggers.points import control_point
 
@@ -78,6 +78,8 @@ class Recovery:
         if now_s >= self._clean_at_s:
             self._clean_at_s = now_s + self.clean_interval_s
             decisions = await self._ask_all(ShardLink.read_old_decisions)  # before the shards are listed: rule 2
+            if any(len(outcomes) > DECISIONS_MAX // 2 for outcomes in decisions.values()):
+                self._clean_at_s = now_s  # many: there are more
         listed = await self._ask_all(ShardLink.list_prepared)
         parts = self._parts(listed)
         self._doubts, before = {}, self._doubts

@@ -24,7 +24,7 @@ from foreshard.proxy.triggers.points import control_point
 COMMIT, ABORT = "commit", "abort"
 OPEN_DECISION_WAIT_MS = 250  # for a decision whose transaction has not ended: it is asked for again in the next round
 RETENTION_S = 60  # of a commit decision, so that a participant that fails over to a late replica still finds it
-ROWS_MAX = 10_000  # decisions looked at per cleaning
+DECISIONS_MAX = 10_000  # decisions looked at per cleaning
 
 SETTINGS = {
     "default_transaction_isolation": "read committed",  # what was decided meanwhile must be seen
@@ -42,7 +42,7 @@ OUTCOMES = "SELECT id, outcome FROM foreshard.decision WHERE id = ANY ($1::text[
 INSERT_ABORT = "INSERT INTO foreshard.decision (id, outcome) VALUES ($1, 'abort') ON CONFLICT (id) DO NOTHING"
 OLD_DECISIONS = f"""
 SELECT id, outcome FROM foreshard.decision
-WHERE outcome = 'abort' OR decided_at < clock_timestamp() - interval '{RETENTION_S} seconds' LIMIT {ROWS_MAX}
+WHERE outcome = 'abort' OR decided_at < clock_timestamp() - interval '{RETENTION_S} seconds' LIMIT {DECISIONS_MAX}
 """
 # Every transaction holds its own virtual id, also one that has written nothing yet.
 OPEN_TRANSACTIONS = """
