@@ -51,7 +51,8 @@ HASH_SQL = {
     int(TYPE_TIMESTAMPTZ): "pg_catalog.timestamp_hash_extended(pg_catalog.timezone('UTC', key), seed)",
 }
 SCALAR_OIDS = {
-    int(TYPE_INT8): (20, 21, 23), int(TYPE_INT4): (20, 21, 23), int(TYPE_INT2): (20, 21, 23), int(TYPE_TEXT): (25, 1043),
+    int(TYPE_INT8): (20, 21, 23), int(TYPE_INT4): (20, 21, 23), int(TYPE_INT2): (20, 21, 23),
+    int(TYPE_TEXT): (25, 1043),
     int(TYPE_UUID): (2950,), int(TYPE_BYTEA): (17,), int(TYPE_DATE): (1082,), int(TYPE_TIMESTAMP): (1114,),
     int(TYPE_TIMESTAMPTZ): (1184,),
 }

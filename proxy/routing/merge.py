@@ -92,8 +92,13 @@ class Merger:
             if distinct:
                 raise NotMergeable("DISTINCT of groups")
             self.merge_groups()
-        elif distinct and not self.is_local_distinct():
-            self.merge_distinct()
+        elif distinct:
+            if not self.select.distinct_on:
+                self.check_order_of_distinct()
+            if self.is_local_distinct():
+                self.sort_by_items()
+            else:
+                self.merge_distinct()
         else:
             self.sort_by_items()
         limit, offset = self.source(node.get("limitCount")), self.source(node.get("limitOffset"))
@@ -173,6 +178,16 @@ class Merger:
         bare = any(is_star(one.node) and len(unwrap(one.node)[1]["fields"]) == 1 for one in self.select.targets)
         return bare or any(self.is_routing(one) for one in self.select.targets)
 
+    def check_order_of_distinct(self) -> None:
+        """What DISTINCT is sorted by must be selected, or hidden columns would change what is distinct."""
+        bare = any(is_star(one.node) for one in self.select.targets)
+        texts = {self.tokens.joined(one.start, one.stop) for one in self.select.targets}
+        places = {self.place_of(one.node) for one in self.select.targets} - {None}
+        for item, _, _ in self.items:
+            place = self.place_of(item.node)
+            if not (self.tokens.joined(item.start, item.stop) in texts or place in places or (bare and place)):
+                raise NotMergeable("DISTINCT sorted by what is not selected")
+
     def merge_distinct(self) -> None:
         """Rows that are equal come one after the other, and the first of them stays."""
         self.sort_by_items()
@@ -197,6 +212,8 @@ class Merger:
 
     def merge_groups(self) -> None:
         """Partial results of each group become one row."""
+        if not self.groups and not all(item.ordinal for item, _, _ in self.items):
+            raise NotMergeable("ORDER BY of a single row")
         in_order = not any(self.select.has_aggregate(item.node) for item, _, _ in self.items)
         if in_order and self.groups:
             self.sort_by_items()
@@ -295,7 +312,10 @@ class Merger:
         if known is None or known.oid not in STRINGS or kind != "A_Const" or "sval" not in fields:
             raise NotMergeable("string_agg with such a delimiter")
         self.is_text = True
-        return str(self.collector.text.value_of(call["args"][1])).encode()
+        written = str(self.collector.text.value_of(call["args"][1]))
+        if not written.isascii():
+            raise NotMergeable("string_agg with such a delimiter")
+        return written.encode()
 
     # The shards' text
 
@@ -349,7 +369,8 @@ class Merger:
             pieces.append(b", " if index else b" ")
             number = b"%d" % (item.ordinal + len(self.hidden))
             pieces += [number] if item.ordinal else self.tokens.pieces(*place)
-        return [*pieces, b" ", *self.tokens.pieces(end, stop)]
+        rest = self.tokens.pieces(end, stop)
+        return [*pieces, b" ", *rest] if rest else pieces
 
     def limit_pieces(self, limit: Source, offset: Source) -> list[Piece]:
         """The rows that any shard may have to give: those before the offset, too."""

@@ -136,7 +136,14 @@ def test_an_error_on_one_shard_is_the_answer_and_the_session_goes_on(sides: Pair
         assert error_of(answer)["C"] == "22012"
         assert "P" not in error_of(answer)
         assert kinds(answer).endswith("EZ")
-        for sql in ("SELECT missing FROM document ORDER BY 1", "SELECT id FROM document ORDER BY id LIMIT -1"):
+        for sql in (
+            "SELECT missing FROM document ORDER BY 1",
+            "SELECT id FROM document ORDER BY id LIMIT -1",
+            "SELECT DISTINCT n FROM document ORDER BY price",
+            "SELECT count(*) FROM document ORDER BY n",
+            "SELECT n, count(*) FROM document GROUP BY title",
+            "SELECT id FROM document ORDER BY 2",
+        ):
             codes = [error_of(ask(side, Question(sql), form))["C"] for side in (direct, proxied)]
             assert codes[0] == codes[1] or codes[1] == "0A000"
         assert proxied.rows("SELECT count(*) FROM document") == [[str(DOCUMENTS).encode()]]
