@@ -80,6 +80,7 @@ cdef class Template:
     cdef readonly bint chain            # COMMIT/ROLLBACK AND CHAIN
     cdef readonly int operation         # Operation
     cdef readonly bint is_write         # changes rows, locks them, or may (unknown functions count as writes)
+    cdef readonly bint alters           # changes the schema, or may: what is known of plain tables is in doubt
     cdef readonly str pin               # why this statement ties the session to its backend; None when it does not
     cdef readonly str table             # schema-qualified name of the declared table it works on; None when none
     cdef readonly bytes text            # BEGIN with its options / the savepoint's statement, to replay on late joiners

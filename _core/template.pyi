@@ -65,6 +65,7 @@ class Template:
     one_shard_refusal: SqlError | None
     can_query: bool
     merge: MergePlan | None
+    alters: bool
     cursor: str | None
     parameters: tuple[int, ...]
     is_reset: bool
@@ -96,6 +97,7 @@ class Template:
         one_shard_refusal: SqlError | None = None,
         can_query: bool = False,
         merge: MergePlan | None = None,
+        alters: bool = False,
         cursor: str | None = None,
         parameters: tuple[int, ...] = (),
         is_reset: bool = False,

@@ -43,8 +43,9 @@ from foreshard.proxy.admin import (
 from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_query_node, read_two_phase
+from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
+from foreshard.proxy.control.query_watch import QueryWatch, Seen
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
@@ -139,6 +140,7 @@ class Router:
         self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
         self.two_phase = two_phase
         self.is_asking_doubt = False
+        self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.stopped = loop.create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -159,6 +161,7 @@ class Router:
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         if self.catalog.tables:
             self._keep(self.deadlocks.run())
+        self._keep(self.query_watch.run())
 
     def accept(self) -> None:
         """Take every connection that waits."""
@@ -238,6 +241,7 @@ class Router:
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
         self.deadlocks.close()
+        self.query_watch.close()
         self.reactor.stop()
         self.hub.waker.stop()
 
@@ -370,6 +374,17 @@ class Router:
         """The RowDescription of EXPLAIN (FORESHARD)."""
         return encode_row_description((Column("QUERY PLAN"),))
 
+    def follow_query_node(self, seen: Seen) -> None:
+        """From now on the query node is asked what it has now."""
+        self.catalog = msgspec.structs.replace(self.catalog, query_node=seen.node, version=self.catalog.version + 1)
+        self.cache.invalidate(Planner(self.catalog).plan, self.catalog.version)
+        self.hub.statements.clear()
+        self.hub.query_types = seen.types
+
+    def doubt_schema(self) -> None:
+        """A client changes the schema, or has just done so."""
+        self.query_watch.doubt()
+
     def _keep(self, work: Any) -> None:
         task = self.loop.create_task(work)
         self.tasks.add(task)
@@ -479,8 +494,9 @@ def stamp(seconds: float) -> str:
 async def serve(config: Config) -> int:
     """Route until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    catalog = msgspec.structs.replace(await read_catalog(config), query_node=await read_query_node(config))
+    catalog = await read_catalog(config)
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
+    await router.query_watch.look()
     router.start()
     finished = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -99,8 +99,12 @@ async def list_lacking(config: Config) -> list[str]:
 
 
 async def is_applied(config: Config) -> bool:
-    """Whether every database has what the configuration asks for. ConfigError when it asks for what cannot be."""
-    return not await list_lacking(config)
+    """Whether control database and shards have what the configuration asks for. ConfigError when that cannot be.
+
+    The query node may lag behind: the controller keeps it current, and reads that it cannot answer are refused.
+    """
+    async with planned(config) as plan:
+        return not any(work.all_lacking for work in plan.works)
 
 
 async def apply(config: Config, say: Callable[[str], None] = lambda line: None) -> int:

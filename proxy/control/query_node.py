@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from foreshard.proxy.catalog import Catalog, QueryNode
+from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, QueryNodeConfig
 from foreshard.proxy.config.kinds import NAME_BYTES_MAX
 from foreshard.proxy.control.connect import connected, described, shown_dsn
@@ -27,7 +27,9 @@ from foreshard.proxy.errors import ConfigError, ForeshardError
 NAME = "query node"
 SUFFIX = "_foreshard_query"
 LOCK_TIMEOUT = "10s"  # apply waits this long for statements that run there, then gives up without a change
+MAKE_LOCK = 0x71756572  # advisory lock of whoever makes it; the bytes of "quer"
 CREATION = "database"
+LEFT_OUT = "left out: "  # before the label of an object that could not be made
 # Objects of the node's own, without which there is none; all others may be left out.
 NEEDED = ("clearing", "schema foreshard", "table foreshard.applied", "database settings", "extension postgres_fdw")
 MAY_MAKE = """
@@ -54,11 +56,6 @@ SELECT label FROM unnest($1::text[]) AS label
 WHERE label LIKE 'relation %' AND NOT EXISTS (
   SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE 'relation ' || n.nspname || '.' || c.relname = label)
-"""
-RELATIONS = """
-SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'f', 'v') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'foreshard')
-  AND EXISTS (SELECT FROM foreshard.applied WHERE object = 'relation ' || n.nspname || '.' || c.relname)
 """
 
 
@@ -156,9 +153,6 @@ async def _find_lacking(config: Config, work: NodeWork, connection: Connection) 
         work.all_lacking = changed or work.steps
 
 
-LEFT_OUT = "left out: "
-
-
 def left_out(applied: dict[str, str]) -> list[str]:
     """Objects that could not be made when the node was."""
     return [label.removeprefix(LEFT_OUT) for label in applied if label.startswith(LEFT_OUT)]
@@ -174,11 +168,12 @@ async def make_query_node(work: NodeWork, say: Callable[[str], None]) -> None:
                 await server.execute(work.creation.sql)
     async with connected(NAME, work.dsn) as connection:
         await connection.execute(
-            f"BEGIN READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL client_min_messages = warning;"
-            " SET LOCAL search_path = pg_catalog; SET LOCAL check_function_bodies = off"
+            f"BEGIN READ WRITE; SELECT pg_advisory_xact_lock({MAKE_LOCK}); SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';"
+            " SET LOCAL client_min_messages = warning; SET LOCAL search_path = pg_catalog;"
+            " SET LOCAL check_function_bodies = off"
         )
         failed = await run_all(connection, work.steps)
-        await connection.execute("TRUNCATE foreshard.applied")
+        await connection.execute("DELETE FROM foreshard.applied")
         await record_steps(connection, [*work.steps, *(Step(LEFT_OUT + label, "") for label in failed)])
         await connection.execute("COMMIT")
     for label, reason in failed.items():
@@ -207,33 +202,12 @@ async def run_all(connection: Connection, steps: list[Step]) -> dict[str, str]:
     return failed
 
 
-async def read_query_node(config: Config) -> QueryNode | None:
-    """What the query node has; None when there is none, or it has not been applied."""
-    if len(config.shards) == 1:
-        return QueryNode(is_only_shard=True)
-    dsn = query_node_dsn(config)
-    if dsn is None:
-        return None
-    try:
-        connection: Connection = await asyncpg.connect(dsn, timeout=10)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return None
-    try:
-        if not await connection.fetchval("SELECT to_regclass('foreshard.applied') IS NOT NULL"):
-            return None
-        return QueryNode(relations=frozenset(row[0] for row in await connection.fetch(RELATIONS)))
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return None
-    finally:
-        await connection.close()
-
-
 __all__ = [
     "NodeWork",
     "database_of",
+    "left_out",
     "make_query_node",
     "plan_query_node",
     "query_node_dsn",
-    "read_query_node",
     "with_database",
 ]

@@ -19,6 +19,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, ShardConfig
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.steps import Step
+from foreshard.proxy.routing.query import may_run_there
 from foreshard.proxy.triggers.capture import quote_name, quote_text
 
 FETCH_ROWS = 1000  # that a foreign scan asks for at a time; chosen, not measured
@@ -114,6 +115,22 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND {OU
   AND {NO_EXTENSION.format("'pg_class'::regclass", "c.oid")}
 ORDER BY n.nspname, c.relname
 """
+# Functions that only read, and of whose users no one was excluded.
+FUNCTIONS = f"""
+SELECT format('function %s.%s', n.nspname, p.oid::regprocedure) AS label, p.prosrc AS body,
+       pg_get_functiondef(p.oid) AS definition, p.oid::regprocedure::text AS signature,
+       pg_get_userbyid(p.proowner) AS owner
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+WHERE p.prokind = 'f' AND p.provolatile IN ('i', 's') AND l.lanname IN ('sql', 'plpgsql') AND p.proacl IS NULL
+  AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype) AND {OURS}
+  AND {NO_EXTENSION.format("'pg_proc'::regclass", "p.oid")}
+ORDER BY 1
+"""
+# Every function by its name, to tell which names have others than those.
+FUNCTION_NAMES = f"""
+SELECT n.nspname || '.' || p.proname AS name, format('function %s.%s', n.nspname, p.oid::regprocedure) AS label
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {OURS}
+"""
 SETTINGS = """
 SELECT split_part(item, '=', 1) AS name, substr(item, strpos(item, '=') + 1) AS value
 FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS item
@@ -154,9 +171,28 @@ async def query_node_steps(config: Config, catalog: Catalog, shard: Connection, 
             step = relation_step(config, catalog, row, number)
             if step is not None:
                 found.append(step)
+        found += [
+            Step(
+                row["label"],
+                f"{row['definition'].rstrip()};\n"
+                f"ALTER FUNCTION {row['signature']} OWNER TO {quote_name(row['owner'])};",
+            )
+            for row in await shard.fetch(FUNCTIONS)
+            if may_run_there(row["definition"])
+        ]
         return found
     finally:
         await shard.execute("ROLLBACK TO query_node; RELEASE query_node")
+
+
+async def read_function_names(shard: Connection) -> dict[str, set[str]]:
+    """The labels of all functions of one name, as the steps have them."""
+    found: dict[str, set[str]] = {}
+    await shard.execute("SAVEPOINT query_node; SET LOCAL search_path = pg_catalog")
+    for row in await shard.fetch(FUNCTION_NAMES):
+        found.setdefault(row["name"], set()).add(row["label"])
+    await shard.execute("ROLLBACK TO query_node; RELEASE query_node")
+    return found
 
 
 async def _settings_step(shard: Connection, database: str) -> Step:
@@ -229,7 +265,8 @@ def relation_step(config: Config, catalog: Catalog, row: Any, number: int) -> St
     table = catalog.tables.get(qualified)
     place = f"{quote_name(row['schema'])}.{quote_name(row['name'])}"
     if qualified in catalog.views:
-        return _view_step(row, qualified, place) if row["kind"] == "v" else None
+        may_be = row["kind"] == "v" and may_run_there(row["definition"])
+        return _view_step(row, qualified, place) if may_be else None
     shards = config.shards if table is not None and table.is_sharded else config.shards[:1]
     if row["kind"] in ("r", "p"):
         sql = _table_sql(row, place, shards, number)

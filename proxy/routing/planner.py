@@ -29,7 +29,7 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "reason"),
+    *("returns", "row_keys", "alters", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -121,6 +121,7 @@ class Planner:
             return Template(
                 RouteKind.ROUTE_DEFAULT,
                 is_write=any(part.is_write for part in parts),
+                alters=any(part.alters for part in parts),
                 pin=pin,
                 is_exact=any(part.is_exact for part in parts),
                 reason="no declared table in any of the statements",
@@ -128,6 +129,7 @@ class Planner:
         return Template(
             RouteKind.ROUTE_MULTI,
             is_write=any(part.is_write for part in parts),
+            alters=any(part.alters for part in parts),
             pin=pin,
             parts=tuple(copy_of(part, pin=pin) for part in parts),
             is_reset=pin is not None and all(part.is_reset for part in parts if part.pin),
@@ -212,6 +214,7 @@ class Planner:
         return Template(
             RouteKind.ROUTE_DEFAULT,
             is_write=True,
+            alters=True,
             pin="a statement that was not understood" if state or several else None,
             is_exact=True,
             reason="not understood, and names no declared table",

@@ -7,15 +7,17 @@ proven means no: the refusal stands.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError
-from foreshard.proxy.routing.builtins import AGGREGATES, PURE, WINDOWS, names_in
+from foreshard.proxy.routing.builtins import AGGREGATES, DYNAMIC, LOCAL, PURE, WINDOWS, WRITES, names_in
 from foreshard.proxy.routing.tree import Node, strings
 
 REFUSED = "0A000"
+WORD = re.compile(r"[a-z_]\w*")
 # Changes or locks rows, or looks at where they are stored.
 FORBIDDEN_NODES = frozenset(
     names_in("InsertStmt UpdateStmt DeleteStmt MergeStmt LockingClause RangeTableSample CurrentOfExpr")
@@ -35,9 +37,11 @@ TELLING_PREFIXES = ("pg_", "has_", "txid_")
 HARMLESS = names_in(
     """
     pg_collation_for pg_input_error_info pg_input_is_valid pg_lsn pg_size_bytes pg_size_pretty pg_sleep pg_sleep_for
-    pg_sleep_until pg_typeof
+    pg_sleep_until
     """
 )
+# What a user's function may call, as far as words in its body tell, in addition to other users' functions.
+UNSAFE_WORDS = (WRITES | LOCAL | DYNAMIC | (PURE & TELLING)) - names_in("regclass")
 SAFE = frozenset(
     name
     for name in AGGREGATES | WINDOWS | PURE
@@ -61,6 +65,14 @@ def fall_back(catalog: Catalog, query: Node, refusal: SqlError, is_exact: bool) 
         refusal=late,
         is_exact=is_exact,
         reason=f"the query node answers it: {refusal.message}",
+    )
+
+
+def may_run_there(body: str) -> bool:
+    """Whether a function's or view's text names nothing that tells of a session, a server or its catalogs."""
+    return not any(
+        word in UNSAFE_WORDS or (word.startswith(TELLING_PREFIXES) and word not in HARMLESS)
+        for word in WORD.findall(body.lower())
     )
 
 

@@ -26,6 +26,8 @@ HINTS = {
     "RefreshMatViewStmt": ("REFRESH MATERIALIZED VIEW", "Connect to each shard."),
 }
 NEW_RELATIONS = ("CreateStmt", "CreateTableAsStmt", "ViewStmt", "CreateForeignTableStmt", "CreateSeqStmt")
+# What may make a known table, view or function another one. What is new is not known yet.
+ALTERING = ("Alter", "Rename", "Drop", "View", "CreateFunction", "Grant", "Do", "Call")
 OWNER_WIDE = ("DropOwnedStmt", "ReassignOwnedStmt")
 STATE_WORDS = frozenset(
     (
@@ -72,7 +74,14 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     if catalog.tables:
         check_names(collector, kind, node)
     is_write = not (kind == "CopyStmt" and not node.get("is_from"))
-    return Template(RouteKind.ROUTE_DEFAULT, is_write=is_write, pin=pin, is_exact=True, reason="no declared table")
+    return Template(
+        RouteKind.ROUTE_DEFAULT,
+        is_write=is_write,
+        alters=kind.startswith(ALTERING),
+        pin=pin,
+        is_exact=True,
+        reason="no declared table",
+    )
 
 
 def plan_copy_query(collector: Collector, node: Node) -> Template:

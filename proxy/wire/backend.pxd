@@ -75,6 +75,7 @@ cdef class Backend(Endpoint):
     cdef double bucket_cost
     cdef bint bucket_tentative          # set inside the transaction: unknown after it
 
+    cdef object types                   # of the query node's backends: the hub, whose query_types translate oids
     cdef set prepared                   # ids of the server-side prepared statements it has
     cdef list parsing                   # statements whose ParseComplete is owed, oldest first
     cdef object unnamed                 # what its unnamed statement holds; None: unknown

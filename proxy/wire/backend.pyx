@@ -14,6 +14,7 @@ Rules:
 cimport cython
 from libc.string cimport memchr
 
+from foreshard._core.descriptions cimport translate_oids
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
 from foreshard._core.replies cimport (
     REPLY_BIND,
@@ -370,6 +371,11 @@ cdef class Backend(Endpoint):
             if (kind == REPLY_DESCRIBE_MERGED or (kind == REPLY_QUERY and self.filter == FILTER_MERGE)) and \
                     type == b"T" and self.owner is not None:
                 return ACTION_MERGE
+            if self.types is not None and type == b"T":
+                translate_oids(type, <char*> body, size, self.types.query_types)
+        elif class_ == CLASS_PARAMETERS:
+            if self.types is not None:
+                translate_oids(type, <char*> body, size, self.types.query_types)
         elif class_ == CLASS_COPY_IN:
             return ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:

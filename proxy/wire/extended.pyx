@@ -149,15 +149,15 @@ cdef class Extended(Gather):
         """See that the backend has the statement; a deferred Parse is answered by this one if it is to be shown."""
         cdef bint is_due = is_shown and self.deferred is statement and self.deferred_unnamed == is_unnamed
         cdef int entry = REPLY_PARSE if is_due else REPLY_PARSE | REPLY_SWALLOW
+        cdef bytes body = statement.body if backend.types is None else statement.body_with(self.hub.query_types)
         if is_due:
             self.deferred = None
         if is_unnamed:
             if is_due or backend.unnamed is not statement:
-                backend.write_parse(statement, b"", <const char*> statement.body, len(statement.body), entry)
+                backend.write_parse(statement, b"", <const char*> body, len(body), entry)
                 backend.unnamed = statement
         elif statement.id not in backend.prepared:
-            backend.write_parse(
-                statement, statement.server_name, <const char*> statement.body, len(statement.body), entry)
+            backend.write_parse(statement, statement.server_name, <const char*> body, len(body), entry)
         elif is_due:
             self.answer(SYNTHETIC_PARSE)
         return 0

@@ -86,6 +86,9 @@ cdef class Gather(Transaction):
         cdef Backend backend
         if self.hub.shard_count == 1:
             return 0
+        if self.has_temporary:
+            raise not_built("reads over several groups in a session with temporary tables",
+                            "Send them in another session, or DISCARD ALL before.", "One might hide a table.")
         for backend in self.links:
             if backend.wrote:
                 raise refusal

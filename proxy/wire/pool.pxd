@@ -20,6 +20,7 @@ cdef class Hub:
     cdef readonly Placer placer
     cdef readonly object services           # what router.py offers: console, explain, cancel, log
     cdef readonly list addresses            # per shard, and the query node's: (family, address, database, user)
+    cdef public dict query_types            # of users' types: oid on the query node -> oid on the default shard
     cdef readonly list shard_names          # those of the addresses
     cdef readonly int shard_count
     cdef readonly int query_shard           # the query node's place, behind the shards; a single shard is its own

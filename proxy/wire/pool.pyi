@@ -17,6 +17,8 @@ class Hub:
     waker: Waker
     shard_count: int
     shard_names: list[str]
+    query_types: dict[int, int]
+    statements: dict[bytes, Any]
     sessions: dict[tuple[int, bytes], Any]
     pools: dict[tuple[int, tuple[tuple[str, str], ...]], Pool]
     is_stopping: bool

@@ -78,6 +78,7 @@ cdef class Hub:
         self.cluster = cluster
         self.is_sharded = is_sharded
         self.message_bytes_max = config.limits.message_bytes_max
+        self.query_types = {}
         self.pools = {}
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
@@ -318,6 +319,8 @@ cdef class Pool(BackendHome):
         backend.home = self
         backend.shard = self.shard
         backend.startup = self.startup
+        if self.shard == self.hub.query_shard and self.hub.shard_count > 1:
+            backend.types = self.hub
         backend.connected_at = time.time()
         backend.idle_since = monotonic()
         self.backends.add(backend)

@@ -37,6 +37,8 @@ cdef class Session(Owner):
     cdef list script                    # settings to replay on backends that a pinned session gets later
     cdef int waiting                    # Waiting
     cdef int pending                    # backends still to report while waiting
+    cdef bint alters                    # the transaction changes the schema
+    cdef bint has_temporary             # the session has temporary tables, or may
     cdef bint simple                    # the statement under way came as a simple Query
     cdef bint skipping                  # extended query failed: messages are dropped until Sync
     cdef bint copying                   # COPY data goes to the active backend

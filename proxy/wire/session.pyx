@@ -33,6 +33,7 @@ from foreshard._core.errors import SqlError, not_built
 cdef enum:
     OUTBOX_LOW_BYTES = 65536        # a lagging client's backend goes on below this
 
+HIDING = frozenset(("temporary table", "DO", "a statement that was not understood"))     # pins that may hide tables
 ISOLATION = re.compile(rb"repeatable|serializable", re.IGNORECASE)      # in BEGIN, SET, or the client's parameters
 
 cdef bytes SET_BUCKET = b"SELECT pg_catalog.set_config('foreshard.bucket', $1, false)\0\0\0"
@@ -303,12 +304,16 @@ cdef class Session(Owner):
             backend.wrote = True
             if template.profile_count:
                 backend.captured = True
+            if template.alters:
+                self.alters = True
+                self.hub.services.doubt_schema()
         if template.cursor is not None and template.text is None:
             self.cursors[template.cursor] = backend.shard       # DECLARE; FETCH and the like carry their text
         if template.is_reset:
             self.mark_reset(backend, template)
         elif template.pin is not None:
             self.pinned = self.pinned or template.pin
+            self.has_temporary = self.has_temporary or template.pin in HIDING
             backend.is_unpreparable = True      # or a setting: that costs nothing but another decision shard
         if template.text is not None and template.text[:6].upper() == b"NOTIFY":
             backend.is_unpreparable = True
@@ -388,6 +393,9 @@ cdef class Session(Owner):
         if self.history:
             self.history = []
         self.failed = False
+        if self.alters:
+            self.alters = False
+            self.hub.services.doubt_schema()
         for backend in links:
             backend.transactions += 1
             if backend.captured:

@@ -8,6 +8,7 @@ cdef class Statement:
     cdef Py_ssize_t query_size
     cdef readonly bytes server_name     # what backends know it by
     cdef readonly Template template
+    cdef bytes body_with(self, dict oids)
     cdef Values literals                # of the query text, which `body` holds
     cdef Statement merged               # with the text that the shards of a merge run; None: not made yet
     cdef public bint is_validated       # some backend has parsed it without error

@@ -9,6 +9,7 @@ from foreshard._core.values cimport Values
 
 cdef enum:
     TEXT_OID = 25
+    USER_OID_MIN = 16384        # PostgreSQL's FirstNormalObjectId
 
 
 cdef list parameter_types(bytes declared):
@@ -55,3 +56,11 @@ cdef class Statement:
         ]
         body = len(types).to_bytes(2, "big") + b"".join([oid.to_bytes(4, "big") for oid in types])
         return b"t" + (len(body) + 4).to_bytes(4, "big") + body
+    cdef bytes body_with(self, dict oids):
+        """The body with the parameters' types named as the query node names them; `oids` translates the other way."""
+        declared = parameter_types(self.body[self.query_size + 1:])
+        if not declared or max(declared) < USER_OID_MIN:
+            return self.body
+        theirs = {ours: oid for oid, ours in oids.items()}
+        types = b"".join([(<object> theirs.get(oid, oid)).to_bytes(4, "big") for oid in declared])
+        return self.body[:len(self.body) - len(types)] + types

@@ -283,6 +283,7 @@ cdef class Transaction(Commit):
         if template.name == "DISCARD ALL":     # nothing is left of the session's state
             self.script.clear()
             self.pinned = None
+            self.has_temporary = False
         elif template.name is None or template.name == "DEALLOCATE ALL":
             return 0                            # nothing that a fresh backend lacks
         elif self.explicit:

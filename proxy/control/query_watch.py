@@ -1,0 +1,192 @@
+"""Keeps what is known of the query node true: what routers may ask it, and what the controller makes anew.
+
+Plain tables change while Foreshard runs. A foreign table that is not as its table is would answer wrongly, so a router
+asks the node only about relations whose SQL, made now from the default shard, has the digest that the node was made
+with. Both sides are looked at each second, by one cheap query as long as nothing changes; what a client of the router
+itself changes is in doubt from that moment on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from foreshard.proxy.catalog import Catalog, QueryNode
+from foreshard.proxy.config import Config
+from foreshard.proxy.control.derive import build_catalog
+from foreshard.proxy.control.introspect import Connection, introspect
+from foreshard.proxy.control.query_node import database_of, left_out, make_query_node, plan_query_node, query_node_dsn
+from foreshard.proxy.control.query_schema import query_node_steps, read_function_names
+from foreshard.proxy.control.retry import LOST, connect, pause
+from foreshard.proxy.control.steps import read_applied
+from foreshard.proxy.errors import ForeshardError
+
+LOOK_INTERVAL_S = 1.0
+USER_OID_MIN = 16384  # PostgreSQL's FirstNormalObjectId
+CATALOGS = {
+    "pg_class": "oid",
+    "pg_attribute": "attrelid",
+    "pg_type": "oid",
+    "pg_proc": "oid",
+    "pg_rewrite": "oid",
+    "pg_constraint": "oid",
+    "pg_enum": "oid",
+    "pg_namespace": "oid",
+    "pg_collation": "oid",
+    "pg_extension": "oid",
+    "pg_db_role_setting": "16384 + setdatabase",
+}
+# Another text whenever a row of these catalogs was added, changed or removed.
+STATE = "SELECT concat_ws(' ', {})".format(
+    ", ".join(
+        f"(SELECT count(*) || '/' || sum(xmin::text::bigint) FROM {name} WHERE {column}::bigint >= {USER_OID_MIN})"
+        for name, column in CATALOGS.items()
+    )
+)
+NODE_STATE = "SELECT count(*) || ' ' || max(applied_at) FROM foreshard.applied"
+PRESENT = """
+SELECT n.nspname || '.' || c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'f', 'v') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'foreshard')
+"""
+TYPES = f"""
+SELECT n.nspname || '.' || t.typname AS name, t.oid::bigint AS oid
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE t.oid >= {USER_OID_MIN} AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'foreshard')
+"""
+
+
+@dataclass
+class Seen:
+    """What one look has found."""
+
+    node: QueryNode | None = None
+    types: dict[int, int] = field(default_factory=dict)  # of users' types: oid on the node -> on the default shard
+
+
+class QueryWatch:
+    """Looks at node and default shard for one router, and tells it of every change. Owns two connections."""
+
+    def __init__(self, config: Config, catalog: Catalog, tell: Callable[[Seen], None]) -> None:
+        self.config = config
+        self.catalog = catalog
+        self.dsn = query_node_dsn(config)
+        self._tell = tell
+        self._seen = Seen()
+        self._state: tuple[str, str] | None = None
+        self._doubts = 0
+        self._shard: Connection | None = None
+        self._node: Connection | None = None
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while self.dsn is not None:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            await self.look()
+
+    def doubt(self) -> None:
+        """Someone changes the schema: until the next look, only declared tables are sure to be as they were."""
+        self._doubts += 1
+        self._state = None
+        if self._seen.node is not None and not self._seen.node.is_only_shard:
+            sure = QueryNode(relations=self._seen.node.relations & self.catalog.tables.keys())
+            self._report(Seen(sure, self._seen.types))
+
+    async def look(self) -> None:
+        """Look once. What cannot be reached is not there."""
+        if len(self.config.shards) == 1:
+            return self._report(Seen(QueryNode(is_only_shard=True)))
+        if self.dsn is None:
+            return None
+        doubts = self._doubts
+        try:
+            found = await self._read(self.dsn)
+        except LOST:
+            self.close()
+            self._state, found = None, Seen()
+        if found is not None and doubts == self._doubts:
+            self._report(found)
+        return None
+
+    def close(self) -> None:
+        """Give the connections up."""
+        for connection in (self._shard, self._node):
+            if connection is not None:
+                connection.terminate()
+        self._shard = self._node = None
+
+    def _report(self, found: Seen) -> None:
+        if found != self._seen:
+            self._seen = found
+            self._tell(found)
+
+    async def _read(self, dsn: str) -> Seen | None:
+        """What is there; None when nothing has changed since the last look."""
+        if self._shard is None or self._node is None:
+            self.close()
+            self._shard = await connect(self.config.shards[0].dsn)
+            self._node = await connect(dsn)
+        state = await self._shard.fetchval(STATE), await self._node.fetchval(NODE_STATE)
+        if state == self._state:
+            return None
+        async with self._shard.transaction(readonly=True, isolation="repeatable_read"):
+            steps = await query_node_steps(self.config, self.catalog, self._shard, database_of(dsn))
+            functions = await read_function_names(self._shard)
+            types = {row["name"]: row["oid"] for row in await self._shard.fetch(TYPES)}
+        async with self._node.transaction(readonly=True, isolation="repeatable_read"):
+            applied = await read_applied(self._node)
+            present = {row["name"] for row in await self._node.fetch(PRESENT)}
+            oids = {row["oid"]: types[row["name"]] for row in await self._node.fetch(TYPES) if row["name"] in types}
+        self._state = state
+        current = {step.object for step in steps if applied.get(step.object) == step.digest}
+        relations = frozenset(name for name in present if f"relation {name}" in current)
+        if len(current) < len(steps):  # what a view or function reads may have changed, although it did not itself
+            return Seen(QueryNode(relations=relations - self.catalog.views.keys()), oids)
+        made = current - set(left_out(applied))
+        safe = frozenset(name for name, labels in functions.items() if labels <= made)
+        return Seen(QueryNode(relations=relations, functions=safe), oids)
+
+
+class QueryKeeper:
+    """Makes the query node anew when the default shard has changed. Run by the controller; makes no database."""
+
+    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+        self.config = config
+        self.dsn = query_node_dsn(config)
+        self._report = report
+        self._state = ""
+        self._said = ""
+        self._shard: Connection | None = None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Keep it current until `stopping` is set."""
+        while self.dsn is not None and not stopping.is_set():
+            try:
+                await self._keep()
+                self._said = ""
+            except (*LOST, ForeshardError) as error:
+                self._lose()
+                if str(error) != self._said:
+                    self._said = str(error)
+                    self._report(f"the query node is not kept current: {self._said}")
+            await pause(stopping, LOOK_INTERVAL_S)
+        self._lose()
+
+    def _lose(self) -> None:
+        if self._shard is not None:
+            self._shard.terminate()
+        self._shard, self._state = None, ""
+
+    async def _keep(self) -> None:
+        if self._shard is None:
+            self._shard = await connect(self.config.shards[0].dsn)
+        state = await self._shard.fetchval(STATE)
+        if state == self._state:
+            return
+        async with self._shard.transaction(readonly=True, isolation="repeatable_read"):
+            catalog = build_catalog(self.config, await introspect(self._shard, self.config, self.config.shards[0].name))
+            work, _ = await plan_query_node(self.config, catalog, self._shard)
+        if work is not None and work.creation is None and work.all_lacking:
+            await make_query_node(work, self._report)
+            self._report("the query node has been made anew")
+        self._state = state
