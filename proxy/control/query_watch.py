@@ -23,6 +23,7 @@ from foreshard.proxy.control.steps import read_applied
 from foreshard.proxy.errors import ForeshardError
 
 LOOK_INTERVAL_S = 1.0
+SHOWN_MAX = 5  # objects named when the node was made anew
 USER_OID_MIN = 16384  # PostgreSQL's FirstNormalObjectId
 CATALOGS = {
     "pg_class": "oid",
@@ -188,5 +189,7 @@ class QueryKeeper:
             work, _ = await plan_query_node(self.config, catalog, self._shard)
         if work is not None and work.creation is None and work.all_lacking:
             await make_query_node(work, self._report)
-            self._report("the query node has been made anew")
+            changed = [step.object for step in work.all_lacking]
+            more = f" and {len(changed) - SHOWN_MAX} more" if len(changed) > SHOWN_MAX else ""
+            self._report(f"the query node has been made anew: {', '.join(changed[:SHOWN_MAX])}{more}")
         self._state = state
