@@ -371,11 +371,6 @@ cdef class Backend(Endpoint):
             if (kind == REPLY_DESCRIBE_MERGED or (kind == REPLY_QUERY and self.filter == FILTER_MERGE)) and \
                     type == b"T" and self.owner is not None:
                 return ACTION_MERGE
-            if self.types is not None and type == b"T":
-                translate_oids(type, <char*> body, size, self.types.query_types)
-        elif class_ == CLASS_PARAMETERS:
-            if self.types is not None:
-                translate_oids(type, <char*> body, size, self.types.query_types)
         elif class_ == CLASS_COPY_IN:
             return ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:
