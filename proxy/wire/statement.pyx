@@ -56,6 +56,7 @@ cdef class Statement:
         ]
         body = len(types).to_bytes(2, "big") + b"".join([oid.to_bytes(4, "big") for oid in types])
         return b"t" + (len(body) + 4).to_bytes(4, "big") + body
+
     cdef bytes body_with(self, dict oids):
         """The body with the parameters' types named as the query node names them; `oids` translates the other way."""
         declared = parameter_types(self.body[self.query_size + 1:])
