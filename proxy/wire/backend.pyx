@@ -257,6 +257,8 @@ cdef class Backend(Endpoint):
                     or self.kept is not None):
                 self.inbox_goal = total
                 break
+            if self.types is not None and (data[at] == b"T" or data[at] == b"t"):
+                translate_oids(data[at], <char*> data + at + 5, total - 5, self.types.query_types)
             action = self.on_reply(data[at], data + at + 5, total - 5)
             if action & 1 and run < at:
                 self.owner_push(data + run, at - run)
@@ -321,8 +323,6 @@ cdef class Backend(Endpoint):
         cdef int kind = head & REPLY_KIND_MASK
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
-        if self.types is not None and (class_ == CLASS_DESCRIPTION or class_ == CLASS_PARAMETERS):
-            translate_oids(type, <char*> body, size, self.types.query_types)
         if class_ == CLASS_ROW:
             if self.filter == FILTER_MERGE and not is_ours and self.owner is not None:
                 return ACTION_MERGE
