@@ -14,6 +14,7 @@ from foreshard.proxy.errors import ForeshardError
 COMMANDS: dict[str, tuple[str, str | None]] = {
     "serve": ("foreshard.proxy.server", "start the proxy, its controller and its workers"),
     "demo": ("foreshard.proxy.demo.command", "run the demo on embedded shards"),
+    "adopt": ("foreshard.proxy.control.command_adopt", "propose how an existing database could be sharded"),
     "plan": ("foreshard.proxy.control.command_plan", "show what the shards lack, as SQL"),
     "apply": ("foreshard.proxy.control.command_apply", "make what plan shows"),
     "check": ("foreshard.proxy.control.command_check", "look at versions, settings, privileges and clocks"),

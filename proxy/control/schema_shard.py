@@ -16,6 +16,7 @@ from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
+from foreshard.proxy.control.lineage import bucket_of_child, looks_further
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
     OPERATIONS,
@@ -124,7 +125,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
-        steps += _key_steps(table, facts)
+        steps += _key_steps(catalog, table, facts)
         steps += bucket_index_steps(catalog, table)
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]
         if triggers or facts.tables[name].captured:
@@ -144,14 +145,14 @@ def _identity(name: str, index: int, cluster: str) -> Step:
     )
 
 
-def _key_steps(table: Table, facts: Facts) -> Iterator[Step]:
+def _key_steps(catalog: Catalog, table: Table, facts: Facts) -> Iterator[Step]:
     """The generated key of a root or child table; nothing when clients supply it."""
     source = facts.tables[table.qualified].sources.get(table.key)
     if table.type_of(table.key) is KeyType.TYPE_UUID:
         if source is not None and table.kind is TableKind.ROOT:
             yield _root_step(table, "foreshard.next_uuid()")
         elif table.generates_key:
-            yield _child_step(table, f"foreshard.child_uuid({_parent_bucket(table)})")
+            yield _child_step(catalog, table, f"foreshard.child_uuid({bucket_of_child(catalog, table, 'NEW')})")
         return
     if source is None or not source.sequence:
         return
@@ -162,12 +163,7 @@ def _key_steps(table: Table, facts: Facts) -> Iterator[Step]:
     if table.kind is TableKind.ROOT:
         yield _root_step(table, f"foreshard.next_key({sequence})")
     else:
-        yield _child_step(table, f"foreshard.child_key({_parent_bucket(table)}, {sequence})")
-
-
-def _parent_bucket(table: Table) -> str:
-    """The bucket of a new child's parent, in the trigger that fills its key."""
-    return f"foreshard.bucket_of(NEW.{quote_name(table.via or '')})"
+        yield _child_step(catalog, table, f"foreshard.child_key({bucket_of_child(catalog, table, 'NEW')}, {sequence})")
 
 
 def _identity_step(table: Table, sequence: str) -> Step:
@@ -208,15 +204,17 @@ def _root_step(table: Table, default: str) -> Step:
     )
 
 
-def _child_step(table: Table, new_key: str) -> Step:
+def _child_step(catalog: Catalog, table: Table, new_key: str) -> Step:
     digest = hashlib.md5(table.qualified.encode(), usedforsecurity=False).hexdigest()[:8]
     readable = "".join(letter for letter in table.name if letter.isascii() and (letter.isalnum() or letter == "_"))
     function = f"foreshard.{quote_name(f'fill_key_{readable[:36]}_{digest}')}"
     key = quote_name(table.key)
+    # Whoever inserts need not be allowed to read the parent's rows, no more than for a foreign key.
+    rights = " SECURITY DEFINER SET search_path = pg_catalog, pg_temp" if looks_further(catalog, table) else ""
     return Step(
         key_object(table),
         f"""\
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $body$
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql{rights} AS $body$
 BEGIN
   NEW.{key} := {new_key};
   RETURN NEW;

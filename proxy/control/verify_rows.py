@@ -70,7 +70,7 @@ class TableVerification:
         owners = await self._read_owners()
         for reader in self._readers.values():
             seen = self.seen[reader.index]
-            if self._ask.is_placed:
+            if self._ask.has_counter:
                 ranges = await reader.rows(self._ask.placed_ranges())
                 seen.counter = max((row["counter"] for row in ranges), default=None)
                 wrong: list[tuple[str, str | None]] = [

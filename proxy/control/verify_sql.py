@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.control.lineage import bucket_of_child, names_bucket
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
 CHUNK_ROWS = 50_000
 SUSPECTS_MAX = 1000  # keys of one kind, table and shard that are looked at again; more are only counted
-PLACED_END = 2 * PLACED_FLAG
 COUNTER_MASK = (1 << COUNTER_BITS) - 1
 
 
@@ -25,9 +26,11 @@ class RowQuestions:
         self.table = table
         self.key = KeyText(table)
         self.parent = catalog.tables[table.parent] if table.parent else None
-        self.is_placed = table.key_type == "bigint"
+        self.has_counter = table.type_of(table.key) is KeyType.TYPE_INT8
         self._wants_free = wants_free  # keys that do not carry their bucket, to be looked for on other shards
         self._via = quote_name(table.via) if table.via else "NULL"
+        self._bucket = bucket_of_child(catalog, table, "chunk") if table.via else "NULL"
+        self._names_bucket = names_bucket(table, table.key, f"chunk.{self.key.columns}")
 
     def first_chunk(self) -> str:
         """$1 owners, $2 shard index, $3 rows of a chunk."""
@@ -78,16 +81,14 @@ class RowQuestions:
             f", ARRAY(SELECT ARRAY[key, via] FROM judged WHERE {name} LIMIT {SUSPECTS_MAX}) AS {name}"
             for name in wrong
         )
-        name = self.key.columns
-        is_placed = f"{name} >= {PLACED_FLAG} AND {name} < {PLACED_END}" if self.is_placed else "false"
-        counter = f"{name} & {COUNTER_MASK}" if self.is_placed else "0"
+        counter = f"{self.key.columns} & {COUNTER_MASK}" if self.has_counter else "NULL::bigint"
         free = "ARRAY(SELECT key FROM judged WHERE NOT is_placed)" if self._wants_free else "'{}'::text[]"
         return f"""
         WITH place AS (SELECT $1::int[] AS owners, $2::int AS shard), chunk AS MATERIALIZED (
-          SELECT {self.key.columns}, {self._via}::text AS via_text{self._via_column()} FROM {quote_table(self.table)}
+          SELECT {self.key.columns}, {self._via}::text AS via_text{self._more_columns()} FROM {quote_table(self.table)}
           {source}
         ), judged AS MATERIALIZED (
-          SELECT {self.key.text} AS key, via_text AS via, {is_placed} AS is_placed, {counter} AS counter{flags}
+          SELECT {self.key.text} AS key, via_text AS via, {self._names_bucket} AS is_placed, {counter} AS counter{flags}
           FROM chunk
         )
         SELECT (SELECT count(*) FROM judged) AS rows,
@@ -97,39 +98,31 @@ class RowQuestions:
                {free} AS free{arrays}
         """
 
-    def _via_column(self) -> str:
-        return f", {self._via} AS via_value" if self.table.via else ""
+    def _more_columns(self) -> str:
+        return f", {self._via}" if self.table.via else ""
 
     def _owner(self, value: str) -> str:
         return f"((SELECT owners FROM place))[1 + foreshard.bucket_of({value})]"
 
     def _misplaced(self) -> str:
         """By its key a row is elsewhere. A child with a free key is found through its parent."""
-        name = self.key.columns
-        wrong = f"{self._owner(name)} <> (SELECT shard FROM place)"
-        if self.table.kind is TableKind.ROOT:
-            return wrong
-        return f"{name} >= {PLACED_FLAG} AND {name} < {PLACED_END} AND {wrong}" if self.is_placed else "false"
+        wrong = f"{self._owner(self.key.columns)} <> (SELECT shard FROM place)"
+        return wrong if self.table.kind is TableKind.ROOT else f"{self._names_bucket} AND {wrong}"
 
     def _orphan(self) -> str:
         if self.parent is None:
             return "false"
         parent_key = f"parent.{KeyText(self.parent).columns}"
         return (
-            f"via_value IS NOT NULL AND NOT EXISTS (SELECT FROM {quote_table(self.parent)} AS parent "
-            f"WHERE {parent_key} = chunk.via_value)"
+            f"chunk.{self._via} IS NOT NULL AND NOT EXISTS (SELECT FROM {quote_table(self.parent)} AS parent "
+            f"WHERE {parent_key} = chunk.{self._via})"
         )
 
     def _other_bucket(self) -> str:
         """A child's placed key carries its parent's bucket, or a move of that would leave it behind."""
-        if self.parent is None or not self.is_placed:
+        if self.parent is None:
             return "false"
-        name = self.key.columns
-        placed = f"{name} >= {PLACED_FLAG} AND {name} < {PLACED_END}"
-        known = "true"
-        if self.parent.kind is not TableKind.ROOT:  # a free key of a child says nothing about its bucket
-            known = f"via_value >= {PLACED_FLAG} AND via_value < {PLACED_END}"
-        return f"{placed} AND {known} AND foreshard.bucket_of({name}) <> foreshard.bucket_of(via_value)"
+        return f"{self._names_bucket} AND foreshard.bucket_of({self.key.columns}) <> {self._bucket}"
 
 
 class KeyText:

@@ -15,6 +15,7 @@ from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.inserts import plan_insert
 from foreshard.proxy.routing.merge import plan_of_shards
+from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import fall_back, is_queryable
 from foreshard.proxy.routing.reads import plan_select
@@ -66,6 +67,13 @@ class Planner:
 
     def plan_node(self, text: Text, own: bytes, kind: str, node: Node) -> Template:
         """The Template of a parse tree; `own` is the text of this statement alone."""
+        try:
+            return self.plan_kind(text, own, kind, node)
+        except SqlError as refusal:
+            return stay(self.catalog, kind, node, refusal, text.is_exact)
+
+    def plan_kind(self, text: Text, own: bytes, kind: str, node: Node) -> Template:
+        """The same with every shard in mind."""
         collector = Collector(self.catalog, text)
         if kind == "SelectStmt":
             return self.plan_read(collector, node)

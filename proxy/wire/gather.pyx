@@ -108,6 +108,8 @@ cdef class Gather(Transaction):
         cdef Buckets buckets = hub.buckets
         cdef Py_ssize_t index
         cdef int shard, first
+        if hub.shard_count == 1:    # it has every bucket, and the rows whose keys name none
+            return 0
         buckets.clear()
         template.locate(literals, params, buckets)
         first = hub.state.shard_of_bucket(buckets.items[0])
@@ -118,8 +120,6 @@ cdef class Gather(Transaction):
                     break
             else:
                 return first
-        if hub.shard_count == 1:
-            return first
         if template.row_keys:
             return self.route_rows(template, literals, params)
         if template.can_query:

@@ -9,8 +9,10 @@ import psycopg
 import pytest
 
 from foreshard._core.buckets import BUCKET_COUNT, bucket_of, make_placed_key
+from foreshard.proxy.config import TableConfig
 from tests.support.deployment import TABLES, apply_now, make_config, make_demo_config
 from tests.support.postgres import Shards
+from tests.support.verified import assert_verified
 
 COUNTER_MAX = (1 << 40) - 1
 
@@ -192,3 +194,26 @@ def test_tables_whose_keys_clients_supply_are_left_as_they_are(one_shard: Shards
         with pytest.raises(psycopg.errors.NotNullViolation):
             connection.execute("INSERT INTO document DEFAULT VALUES")
         connection.execute("INSERT INTO document VALUES (1)")
+
+
+def test_a_grandchild_of_a_row_with_an_older_key_carries_the_roots_bucket(two_shards: Shards, tmp_path: Path) -> None:
+    only = Shards(two_shards.shards[:1])
+    only.execute(
+        "CREATE TABLE a (id bigserial PRIMARY KEY);"
+        "CREATE TABLE b (id bigserial PRIMARY KEY, a_id bigint REFERENCES a);"
+        "CREATE TABLE c (id bigserial PRIMARY KEY, b_id bigint REFERENCES b);"
+        "CREATE TABLE d (id bigserial PRIMARY KEY, c_id bigint REFERENCES c);"
+        "INSERT INTO a VALUES (5); INSERT INTO b VALUES (6, 5); INSERT INTO c VALUES (7, 6)"
+    )
+    config = make_config(only, tmp_path, tables=tuple(TableConfig(name=name, key="id") for name in "abcd"))
+    apply_now(config)
+    only.execute(
+        "INSERT INTO b (a_id) VALUES (5); INSERT INTO c (b_id) VALUES (6); INSERT INTO d (c_id) VALUES (7);"
+        "INSERT INTO d (c_id) SELECT max(id) FROM c"
+    )
+    keys = [int(str(row[0])) for table in "bcd" for row in only.query(f"SELECT id FROM {table} WHERE id > 100")]
+    assert len(keys) == 4
+    assert {bucket_of(key) for key in keys} == {bucket_of(5)}
+    assert_verified(config)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        only.execute("INSERT INTO d (c_id) VALUES (8)")
