@@ -15,6 +15,8 @@ from foreshard._core.frames cimport BindParts, Cursor, read_bytes, read_int16, r
 from foreshard._core.lexer cimport Lexer
 from foreshard._core.values cimport VALUE_BINARY, Values
 
+import bisect
+
 cdef enum:
     PLACED_BYTES_MAX = 65536    # chosen, not measured: blanks for each shard cost less than a missing position
 
@@ -114,11 +116,13 @@ cdef class RowText:
 
     cdef bytes copy_of(self, Py_ssize_t start, Py_ssize_t stop, dict ranks):
         """A range of the text with its parameters renumbered, as long as it was."""
+        cdef Py_ssize_t index = bisect.bisect_left(self.params, (start,))
         pieces = []
-        for at, end, number in self.params:
-            if start <= at < stop:
-                pieces += (self.sql[start:at], ranks[number].ljust(end - at))
-                start = end
+        while index < len(self.params) and self.params[index][0] < stop:
+            at, end, number = self.params[index]
+            pieces += (self.sql[start:at], ranks[number].ljust(end - at))
+            start = end
+            index += 1
         pieces.append(self.sql[start:stop])
         return b"".join(pieces)
 

@@ -105,6 +105,8 @@ cdef class Template:
     cdef readonly bint returns          # a write with RETURNING
     # An INSERT that may be split by row: for each row the position of its key among `keys`. Empty for all others.
     cdef readonly tuple row_keys
+    # A write that every shard does, one after the other, with the same result (reference tables): what it locks.
+    cdef readonly bytes lock
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
     cdef readonly tuple parameters      # type OIDs of $1, $2, ... when kind is ROUTE_EXPLAIN

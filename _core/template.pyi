@@ -72,6 +72,7 @@ class Template:
     is_exact: bool
     returns: bool
     row_keys: tuple[int, ...]
+    lock: bytes | None
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -104,6 +105,7 @@ class Template:
         is_exact: bool = False,
         returns: bool = False,
         row_keys: tuple[int, ...] = (),
+        lock: bytes | None = None,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

@@ -98,7 +98,8 @@ cdef class Template:
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
-        bint returns=False, tuple row_keys=(), str reason="",
+        bint returns=False, tuple row_keys=(),
+        bytes lock=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -125,6 +126,7 @@ cdef class Template:
         self.is_exact = is_exact
         self.returns = returns
         self.row_keys = row_keys
+        self.lock = lock
         self.reason = reason
         self.fill_arrays()
 

@@ -196,6 +196,7 @@ def _column(row: Any) -> Column:
         not_null=row["not_null"],
         collation=row["collation"] or "",
         has_default=bool(row["default_text"] or row["identity"]),
+        default_text=row["default_text"] or "",
         is_generated=bool(row["generated"]) or row["identity"] == "a",
         modifier=row["modifier"],
     )

@@ -12,6 +12,7 @@ from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
 from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
 from foreshard.proxy.routing.reads import check_no_plain
+from foreshard.proxy.routing.references import plan_reference
 from foreshard.proxy.routing.rows import COMPUTED, Value, fired_profiles, inserted_values, shape_of
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node, strings, unwrap
@@ -29,7 +30,9 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     table = target.declared
     if table is None:
         return plain_write(collector, "InsertStmt", effects)
-    check_target(collector, target, table)
+    if target.kind is ReferenceKind.REFERENCE:
+        return plan_reference(collector, "InsertStmt", node, table)
+    check_target(collector)
     check_conflict(table, node.get("onConflictClause"))
     check_no_plain(collector)
     check_shard_local(collector)

@@ -9,6 +9,7 @@ from foreshard._core.template import RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.copies import plan_copy
 from foreshard.proxy.routing.functions import check_declared, read_effects
 from foreshard.proxy.routing.reads import check_new_name, route_read
 from foreshard.proxy.routing.tree import Node, range_vars, strings, unwrap, walk
@@ -57,6 +58,10 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     pin = None
     if kind == "CopyStmt" and "query" in node:
         return plan_copy_query(collector, node)
+    if kind == "CopyStmt":
+        found = plan_copy(collector, node)
+        if found is not None:
+            return found
     if kind == "CreateTableAsStmt" and unwrap(node["query"])[0] == "SelectStmt":
         collector.select(unwrap(node["query"])[1])
         collector.into = node["into"]

@@ -9,6 +9,7 @@ from foreshard.proxy.routing.collect import EVERYWHERE, Collector, Level
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
 from foreshard.proxy.routing.locate import Locator, distinct
 from foreshard.proxy.routing.reads import check_no_plain
+from foreshard.proxy.routing.references import plan_reference
 from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node
@@ -37,7 +38,9 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
     table = target.declared
     if table is None:
         return plain_write(collector, kind, effects)
-    check_target(collector, target, table)
+    if target.kind is ReferenceKind.REFERENCE:
+        return plan_reference(collector, kind, node, table)
+    check_target(collector)
     if kind == "MergeStmt":
         raise not_built("MERGE into declared tables", "Use INSERT ... ON CONFLICT, or UPDATE and INSERT.")
     if "WHERE CURRENT OF" in level.merges:
@@ -85,14 +88,8 @@ def plain_write(collector: Collector, kind: str, effects: Effects) -> Template:
     )
 
 
-def check_target(collector: Collector, target: Reference, table: Table) -> None:
-    """Refuse targets that cannot be written yet."""
-    if target.kind is ReferenceKind.REFERENCE:
-        raise not_built(
-            f'writing the reference table "{table.name}"',
-            "Write it on every shard directly.",
-            "Every shard has its rows.",
-        )
+def check_target(collector: Collector) -> None:
+    """Refuse writes that do more than one thing."""
     if collector.writes_within:
         raise not_built("data-modifying CTEs beside declared tables", "Send the two statements one after the other.")
 

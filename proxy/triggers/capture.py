@@ -255,12 +255,12 @@ def _whole_body(table: Table, triggers: Sequence[TriggerConfig], operation: str)
     functions = _text_array(trigger.name for trigger in triggers if operation in trigger.on)
     is_insert = operation == "insert"
     image = f"""\
-    SELECT r.{quote_name(table.key)}::text AS row_key, '{operation}' AS operation,
+    SELECT foreshard_row.{quote_name(table.key)}::text AS row_key, '{operation}' AS operation,
            {functions} AS functions, count(*) OVER () AS volume,
-           {"NULL::jsonb" if is_insert else "to_jsonb(r)"} AS old_image,
-           {"to_jsonb(r)" if is_insert else "NULL::jsonb"} AS new_image,
-           pg_column_size(r) AS size
-    FROM {"new_rows" if is_insert else "old_rows"} AS r
+           {"NULL::jsonb" if is_insert else "to_jsonb(foreshard_row)"} AS old_image,
+           {"to_jsonb(foreshard_row)" if is_insert else "NULL::jsonb"} AS new_image,
+           pg_column_size(foreshard_row) AS size
+    FROM {"new_rows" if is_insert else "old_rows"} AS foreshard_row
 """
     return _body(table, "", image)
 
@@ -288,8 +288,10 @@ def _update_body(table: Table, triggers: Sequence[TriggerConfig]) -> str:
            ]::text[], NULL) END AS functions,
            count(new_key) OVER () AS volume
     FROM (
-      SELECT o AS old_row, n AS new_row, o.{key} AS old_key, n.{key} AS new_key{compared}
-      FROM old_rows AS o FULL JOIN new_rows AS n ON o.{key} = n.{key} OFFSET 0
+      SELECT foreshard_old AS old_row, foreshard_new AS new_row, foreshard_old.{key} AS old_key,
+             foreshard_new.{key} AS new_key{compared}
+      FROM old_rows AS foreshard_old FULL JOIN new_rows AS foreshard_new
+           ON foreshard_old.{key} = foreshard_new.{key} OFFSET 0
     ) AS compared
   ),
 """
@@ -335,8 +337,8 @@ END
 
 def _changed(columns: Sequence[str]) -> str:
     """Whether the bytes of any of these columns changed (rule 4); of rows without a partner it says nothing of use."""
-    old = ", ".join(f"o.{quote_name(column)}" for column in columns)
-    new = ", ".join(f"n.{quote_name(column)}" for column in columns)
+    old = ", ".join(f"foreshard_old.{quote_name(column)}" for column in columns)
+    new = ", ".join(f"foreshard_new.{quote_name(column)}" for column in columns)
     return f"ROW({old})::record *<> ROW({new})::record"
 
 

@@ -324,12 +324,7 @@ cdef class Backend(Endpoint):
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
         if class_ == CLASS_ROW:
-            if self.filter == FILTER_MERGE and not is_ours and self.owner is not None:
-                return ACTION_MERGE
-            if self.kept is not None and not is_ours:
-                self.kept.append((body - 5)[:size + 5])
-                return ACTION_DROP
-            return ACTION_DROP if is_ours or self.filter == FILTER_MUTE or self.owner is None else ACTION_RELAY
+            return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP
         if class_ == CLASS_READY:
             self.deadlock = None
             self.status = body[0]
@@ -583,6 +578,20 @@ cdef class Backend(Endpoint):
             "08006", f"the connection to the shard was lost{what}",
             hint="The outcome of the statement that was running is unknown; look before trying again.",
         ))
+
+
+cdef int row_action(Backend backend, char type, const char* body, Py_ssize_t size) except -1:
+    """What to do with a row, or a message of COPY, that somebody waits for."""
+    if backend.filter == FILTER_NONE:
+        return ACTION_RELAY
+    if backend.filter == FILTER_MERGE:
+        return ACTION_MERGE
+    if type == b"c" or (type == b"H" and backend.filter >= FILTER_REST):
+        return ACTION_DROP      # one CopyOutResponse and one CopyDone for the parts of all shards
+    if backend.kept is not None:
+        backend.kept.append((body - 5)[:size + 5])
+        return ACTION_DROP
+    return ACTION_DROP if backend.filter == FILTER_MUTE else ACTION_RELAY
 
 
 def decode_error(bytes body) -> SqlError:

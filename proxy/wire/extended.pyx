@@ -434,9 +434,12 @@ cdef class Extended(Gather):
         self.asked = portal
         self.row_order = portal.row_order
         self.rows_left = rows
-        for index in range(portal.part, portal.part + 1 if rows else len(portal.parts)):
+        self.lock = portal.statement.template.lock
+        if self.lock is not None:
+            self.lock_on(self.active, self.lock)
+        for index in range(portal.part, portal.part + 1 if self.asks_in_turn() else len(portal.parts)):
             self.execute_part(portal, index, rows)
-        self.start_parts(portal.parts, portal.part, rows == 0)
+        self.start_parts(portal.parts, portal.part, not self.asks_in_turn())
         return HANDLED
 
     cdef int execute_part(self, Portal portal, int index, long long rows) except -1:
@@ -469,6 +472,8 @@ cdef class Extended(Gather):
     cdef int ask_part(self, Backend backend) except -1:
         """The next shard of a limited Execute."""
         self.asked.part = self.part
+        if self.lock is not None:
+            self.lock_on(backend, self.lock)
         self.execute_part(self.asked, self.part, self.rows_left)
         return backend.flush()
 

@@ -11,6 +11,7 @@ cdef enum:
 cdef class Gather(Transaction):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
     cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
+    cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none
     cdef list shards                    # of the read that route() found to go to many
     cdef int any_turn
     cdef int decided_rows               # of the placement at hand
@@ -24,6 +25,8 @@ cdef class Gather(Transaction):
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
     cdef int route_rows(self, Template template, Values literals, Values params) except -3
     cdef int push_kept(self) except -1
+    cdef int settle_same(self) except -1
+    cdef bint asks_in_turn(self) noexcept
     cdef bint attach_all(self, list shards, bint is_write) except -1
     cdef int start_parts(self, list parts, int first, bint parallel) except -1
     cdef int next_part(self) except -1

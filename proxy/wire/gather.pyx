@@ -18,7 +18,7 @@ from foreshard._core.template cimport (
     Buckets,
     Template,
 )
-from foreshard._core.values cimport Values
+from foreshard._core.values cimport VALUE_BINARY, Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
     FILTER_FIRST,
@@ -32,6 +32,11 @@ from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL, 
 from foreshard.proxy.wire.transaction cimport Transaction
 
 from foreshard._core.errors import SqlError, not_built
+
+cdef enum:
+    MOMENT_BYTES_MAX = 64
+
+cdef frozenset MOMENTS = frozenset((b"now", b"today", b"tomorrow", b"yesterday"))
 
 
 cdef class Gather(Transaction):
@@ -73,6 +78,9 @@ cdef class Gather(Transaction):
         if kind == ROUTE_SCATTER:
             if hub.shard_count == 1:
                 return 0
+            if template.lock is not None:
+                check_moments(literals)
+                check_moments(params)
             self.shards = list(range(hub.shard_count))
             return ROUTE_MANY
         if kind == ROUTE_QUERY:
@@ -213,7 +221,8 @@ cdef class Gather(Transaction):
             backend.part_rows = 0
             backend.part_suspended = False
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
-            backend.kept = None if self.row_order is None else []
+            # The shards' rows are the same where there is a lock: the first's are enough.
+            backend.kept = [] if self.row_order is not None or (self.lock is not None and index) else None
             if parallel and index > first:
                 backend.set_hold(True)
         self.active = parts[first]
@@ -235,7 +244,7 @@ cdef class Gather(Transaction):
         if self.rows_left:
             self.rows_left -= backend.part_rows
         self.part += 1
-        if self.part >= len(self.parts) or (self.parts_failed and self.rows_left):
+        if self.part >= len(self.parts) or (self.parts_failed and self.asks_in_turn()):
             return self.finish_parts(False)
         backend = self.parts[self.part]
         if backend.phase != BACKEND_READY:
@@ -243,9 +252,13 @@ cdef class Gather(Transaction):
         if self.parts_failed:
             backend.filter = FILTER_MUTE
         self.active = backend
-        if self.rows_left:
+        if self.asks_in_turn():
             return self.ask_part(backend)
         return backend.set_hold(False)
+
+    cdef bint asks_in_turn(self) noexcept:
+        """Each shard is asked when the one before has answered."""
+        return self.rows_left > 0 or self.lock is not None
 
     cdef int ask_part(self, Backend backend) except -1:
         """Execute with what is left of the row limit; the frontend knows the portal."""
@@ -259,6 +272,8 @@ cdef class Gather(Transaction):
         cdef bint is_counted = True
         if self.row_order is not None:
             self.push_kept()
+        if self.lock is not None:
+            self.settle_same()
         for backend in self.parts:
             rows += backend.part_rows
             if backend.part_tag:
@@ -274,6 +289,8 @@ cdef class Gather(Transaction):
         if suspended:
             self.push_bytes(b"s\0\0\0\4")
         elif not self.parts_failed:
+            if word == b"COPY":
+                self.push(b"c\x00\x00\x00\x04", 5)
             self.push_complete(word + b" %d" % rows if is_counted else word)     # EXPLAIN has no count
         self.rows_left = 0
         if self.simple:
@@ -284,6 +301,24 @@ cdef class Gather(Transaction):
         if self.parts_failed:
             self.skipping = True
         return self.resume()
+
+    cdef int settle_same(self) except -1:
+        """Every shard has done the same: the client hears the first's answer; another count of rows is an error."""
+        cdef Backend backend
+        cdef Backend first = self.parts[0]
+        for backend in self.parts:
+            backend.kept = None
+            if backend.part_rows != first.part_rows and not self.parts_failed:
+                self.parts_failed = True
+                self.push_bytes(SqlError(
+                    "XX001", "the shards do not have the same rows of the reference table",
+                    f"{self.hub.shard_names[first.shard]} changed {first.part_rows} rows, "
+                    f"{self.hub.shard_names[backend.shard]} {backend.part_rows}",
+                    "`foreshard verify` tells which rows differ.").encode())
+            if backend is not first:
+                backend.part_rows = 0
+        self.lock = None
+        return 0
 
     cdef int push_kept(self) except -1:
         """Give the rows that RETURNING made on each shard in the order in which the client gave them.
@@ -323,3 +358,18 @@ cdef class Gather(Transaction):
             if self.waiting == WAIT_SHARD:
                 return self.resume()
         return 0
+
+
+cdef int check_moments(Values values) except -1:
+    """Refuse values that mean the time of their reading, which is another one on each shard."""
+    cdef Py_ssize_t index
+    if values is None:
+        return 0
+    for index in range(values.count):
+        if 3 <= values.items[index].size <= MOMENT_BYTES_MAX and values.items[index].format != VALUE_BINARY:
+            written = values.items[index].data[:values.items[index].size].strip().lower()
+            if written.split(b" ")[0] in MOMENTS:
+                raise not_built(
+                    f'the value "{written.decode("utf-8", "replace")}" in a write of a reference table',
+                    "Give the time itself.", "It may mean another time on each shard.")
+    return 0

@@ -69,6 +69,7 @@ cdef class Session(Owner):
     cdef int note_isolation(self, bytes text) except -1
     cdef int leave_gate(self) except -1
     cdef int write_own(self, Backend backend, bytes parse, bytes bind) except -1
+    cdef int lock_on(self, Backend backend, bytes name) except -1
     cdef int join(self, Backend backend, bint places) except -1
     cdef int refresh(self, Backend backend) except -1
     cdef bint has_open_portal(self, int shard) except -1

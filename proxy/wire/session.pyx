@@ -19,6 +19,7 @@ from foreshard._core.replies cimport (
     REPLY_PARSE,
     REPLY_QUERY,
     REPLY_SWALLOW,
+    REPLY_SYNC,
 )
 from foreshard._core.placement cimport BUCKET_ROWS_SHARE
 from foreshard._core.template cimport Template
@@ -37,6 +38,7 @@ HIDING = frozenset(("temporary table", "DO", "a statement that was not understoo
 ISOLATION = re.compile(rb"repeatable|serializable", re.IGNORECASE)      # in BEGIN, SET, or the client's parameters
 
 cdef bytes SET_BUCKET = b"SELECT pg_catalog.set_config('foreshard.bucket', $1, false)\0\0\0"
+cdef bytes LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 7))\0\0\0"
 cdef bytes BEGIN = b"BEGIN\0\0\0"
 cdef bytes EMPTY_BIND = b"foreshard\0\0\0\0\0\0\0\0"
 
@@ -233,6 +235,16 @@ cdef class Session(Owner):
         backend.replies.push(REPLY_EXECUTE | REPLY_SWALLOW)
         backend.write_message(b"C", b"Pforeshard\0", 11)
         backend.replies.push(REPLY_CLOSE | REPLY_SWALLOW)
+        return 0
+
+    cdef int lock_on(self, Backend backend, bytes name) except -1:
+        """Have the transaction hold the named lock on a shard; it is given back when the transaction ends there."""
+        bind = b"foreshard\0\0\0\0\0\1" + len(name).to_bytes(4, "big") + name + b"\0\0"
+        self.write_own(backend, LOCK, bind)
+        if self.simple:
+            backend.unsynced = False
+            backend.executed = False
+            backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
         return 0
 
     cdef int join(self, Backend backend, bint places) except -1:

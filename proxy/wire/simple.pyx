@@ -136,6 +136,10 @@ cdef class Simple(Merging):
         parts = [self.find_link(shard) for shard in self.shards]
         whole = None if self.split is None else RowText(message[5:total - 1])
         self.row_order = order_of(self.split) if template.returns else None
+        self.rows_left = 0
+        self.lock = template.lock
+        if self.lock is not None:
+            return self.query_same(template, parts, message[:total])
         for index, backend in enumerate(parts):
             if template.is_write:
                 self.mark(backend, template)
@@ -148,9 +152,26 @@ cdef class Simple(Merging):
                 backend.write_message(b"Q", <const char*> text, len(text) + 1)
             backend.unnamed = None
             backend.replies.push(REPLY_QUERY)
-        self.rows_left = 0
         self.start_parts(parts, 0, True)
         return 0
+
+    cdef int query_same(self, Template template, list parts, bytes message) except -1:
+        """Send a Query to every shard, to each when the one before has answered."""
+        cdef Backend backend
+        self.message = message
+        for backend in parts:
+            self.mark(backend, template)
+        self.start_parts(parts, 0, False)
+        return self.ask_part(parts[0])
+
+    cdef int ask_part(self, Backend backend) except -1:
+        if not self.simple:
+            return Merging.ask_part(self, backend)
+        self.lock_on(backend, self.lock)
+        backend.outbox.append(<const char*> self.message, len(self.message))
+        backend.unnamed = None
+        backend.replies.push(REPLY_QUERY)
+        return backend.flush()
 
     cdef int explain_query(self, Template template) except -1:
         """EXPLAIN (FORESHARD): answered here."""

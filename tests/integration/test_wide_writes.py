@@ -9,6 +9,7 @@ import pytest
 from tests.support.messages import SYNC, bind, describe_portal, execute, extended, parse, query
 from tests.support.postgres import TestInstances
 from tests.support.raw import error_of, kinds
+from tests.support.sharded import ROOTS, SHARD_COUNT
 from tests.support.twins import Twins, comparable, twins
 
 
@@ -197,3 +198,33 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(pair: Twins) -> None:
     with pair.connect() as (proxied, direct):
         if proxied.value(pair.fill_in("SELECT n FROM root WHERE id = {a}")) == "-3":  # the first was quick enough
             direct.rows("UPDATE root SET n = -3")
+
+
+def test_every_row_of_a_wide_write_becomes_one_event(
+    test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    functions = {"seen": {"table": "root", "on": ["insert", "update", "delete"], "function": "functions:seen"}}
+    folder = tmp_path_factory.mktemp("events")
+    (folder / "functions.py").write_text("def seen(event):\n    pass\n")
+    with twins(test_instances, folder, triggers=functions) as made:
+        made.deployed.shards.execute("DELETE FROM foreshard.outbox; DELETE FROM foreshard.outbox_image")
+        with made.deployed.server.connect() as client:
+            client.rows(
+                "INSERT INTO root (id, tag) VALUES (1001, 'x'), (1002, 'x'), (1003, 'x'), (1004, 'x'), (1005, 'x')"
+            )
+            client.rows("UPDATE root SET n = n + 1")
+            assert kinds(client.ask(extended("DELETE FROM root WHERE tag = 'x'") + SYNC)) == "12nCZ"
+            client.query("BEGIN; UPDATE root SET n = 0; ROLLBACK")
+            client.query(made.fill_in("UPDATE root SET n = 1 / (id - {b})"))
+        found: dict[str, list[str]] = {}
+        for shard in range(SHARD_COUNT):
+            sql = "SELECT operation, row_key FROM foreshard.outbox"
+            for operation, key in made.deployed.shards.query(sql, on=shard):
+                found.setdefault(str(operation), []).append(str(key))
+        new = ["1001", "1002", "1003", "1004", "1005"]
+        kept = [str(key) for key in range(1, ROOTS + 1)]
+        assert {operation: sorted(keys) for operation, keys in found.items()} == {
+            "insert": new,
+            "update": sorted(new + kept),
+            "delete": new,
+        }

@@ -158,6 +158,8 @@ def describe(template: Template) -> str:
         words.append("merge")
     if template.rows > 1:
         words.append(f"rows={template.rows}")
+    if template.lock:
+        words.append("every")
     if template.row_keys:
         words.append("split")
     words += [f"({word})" for word in (template.pin and f"pin {template.pin}", template.cursor, template.name) if word]

@@ -56,7 +56,7 @@ def test_functions_that_an_update_cannot_call_are_not_asked_about() -> None:
     body = dict(capture_sql(table(), [trigger("update", columns=("body",))]))[
         "capture trigger for update on public.document"
     ]
-    assert 'ROW(o."body")::record *<> ROW(n."body")::record' in body
+    assert 'ROW(foreshard_old."body")::record *<> ROW(foreshard_new."body")::record' in body
 
 
 def test_names_of_capture_functions_fit_and_differ() -> None:
