@@ -107,8 +107,8 @@ def comparable(answer: list[Message], ordered: bool) -> list[str]:
     for message, line in zip(answer, transcript(answer), strict=True):
         lines.append(f"E {message.fields['C']}" if message.kind == b"E" else line)
     if not ordered:
-        rows = iter(sorted(line for line in lines if line[0] == "D"))
-        lines = [next(rows) if line[0] == "D" else line for line in lines]
+        rows = iter(sorted(line for line in lines if line[0] in "Dd"))
+        lines = [next(rows) if line[0] in "Dd" else line for line in lines]
     return [line for line in lines if line[0] not in "1N"]
 
 
