@@ -341,6 +341,14 @@ cdef class Template:
                 )
         return None
 
+    def text_parameters(self, type_oids: list[int]) -> tuple[int, ...]:
+        """Parameters cast to a key's type that are declared as texts: in binary format they are texts, too."""
+        return tuple(sorted({
+            index for index, flags, _ in self.keys
+            if flags & KEY_PARAM and flags & KEY_CAST and not type_of(flags) and index < len(type_oids)
+            and type_oids[index] in CAST_TYPES and type_oids[index] not in KEY_TYPES
+        }))
+
     def check_locate(self, literals: list, params: list) -> object:
         """Buckets for (data or None, format) pairs, or "every": `locate` for tests and EXPLAIN, off the hot path."""
         cdef Buckets found = Buckets()

@@ -233,6 +233,8 @@ cdef class Extended(Gather):
         if (template.kind != ROUTE_DEFAULT or template.cursor is not None) and template.kind != ROUTE_MULTI:
             if decode_bind_params(&parts, self.hub.params):
                 return self.protocol_error("invalid Bind message")
+            if statement.text_parameters:
+                statement.read_texts(self.hub.params)
             shard = self.route(template, statement.literals, self.hub.params, -1)
         if shard == ROUTE_MANY:
             if self.snapshot and not self.explicit and not template.is_write:

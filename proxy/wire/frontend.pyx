@@ -43,6 +43,7 @@ cdef enum:
     INBOX_HIGH_BYTES = 262144       # a client that sends on while it waits is not read beyond; chosen, not measured
     OUTBOX_HIGH_BYTES = 1048576     # what a shard, or the client, has not taken; chosen, not measured
 
+ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the shards read it
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
 WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active", "active", "active")
@@ -125,6 +126,10 @@ cdef class Frontend(Simple):
         settings = " ".join([*parameters, parameters.get("options", "")]).lower().replace("-", "_").replace("\\", "")
         if self.hub.is_sharded and ("search_path" in settings or "foreshard" in settings):
             return self.fatal(not_built("setting search_path or foreshard.* at start-up", "Qualify the names instead."))
+        encoding = parameters.get("client_encoding", "utf8").lower().strip("'\"")
+        told = settings.count("client_encoding") - ("client_encoding" in parameters)    # in the options
+        if self.hub.is_sharded and (encoding not in ENCODINGS or told):
+            return self.fatal(not_built(f"client_encoding {encoding} at start-up", "Use client_encoding UTF8."))
         self.pid = secrets.randbits(31)
         self.secret = secrets.token_bytes(4)
         self.hub.sessions[self.pid, self.secret] = self

@@ -9,9 +9,11 @@ cdef class Statement:
     cdef readonly bytes server_name     # what backends know it by
     cdef readonly Template template
     cdef bytes body_with(self, dict oids)
+    cdef tuple text_parameters          # indexes of those that are texts in whatever format
     cdef Values literals                # of the query text, which `body` holds
     cdef Statement merged               # with the text that the shards of a merge run; None: not made yet
     cdef public bint is_validated       # some backend has parsed it without error
 
+    cdef int read_texts(self, Values params) except -1
     cdef Statement with_text(self, object id, bytes text)
     cdef bytes describe_parameters(self)

@@ -4,7 +4,7 @@ cimport cython
 
 from foreshard._core.statement_cache cimport StatementCache
 from foreshard._core.template cimport ROUTE_REFUSE, Template
-from foreshard._core.values cimport Values
+from foreshard._core.values cimport VALUE_BINARY, VALUE_TEXT, Values
 
 
 cdef enum:
@@ -28,8 +28,12 @@ cdef class Statement:
         self.server_name = b"foreshard_%d" % id
         self.literals = Values()
         self.template = cache.get(<const char*> body, query_size, self.literals)
-        refusal = self.template.check_types(parameter_types(body[query_size + 1:])) if (
-            self.template.keys or self.template.merge is not None) else None
+        self.text_parameters = ()
+        refusal = None
+        if self.template.keys or self.template.merge is not None:
+            declared = parameter_types(body[query_size + 1:])
+            refusal = self.template.check_types(declared)
+            self.text_parameters = self.template.text_parameters(declared)
         if refusal is not None:
             self.template = Template(ROUTE_REFUSE, refusal=refusal)
         self.is_validated = False
@@ -43,7 +47,15 @@ cdef class Statement:
         made.server_name = b"foreshard_%d" % id
         made.literals = self.literals
         made.template = self.template
+        made.text_parameters = self.text_parameters
         return made
+
+    cdef int read_texts(self, Values params) except -1:
+        """A text that is cast to a key's type is a text in binary format, too: its bytes are no number."""
+        for index in self.text_parameters:
+            if index < params.count and params.items[<Py_ssize_t> index].format == VALUE_BINARY:
+                params.items[<Py_ssize_t> index].format = VALUE_TEXT
+        return 0
 
     cdef bytes describe_parameters(self):
         """The ParameterDescription of a statement that Foreshard answers itself: as declared, else as planned."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.support.messages import (
+    BINARY,
     FLUSH,
     SYNC,
     bind,
@@ -308,3 +309,21 @@ def test_a_pool_kept_busy_gives_way_to_another_that_starves(deployed: Deployment
         for each in busy:
             each.read_until()
     deployed.come_to_rest()
+
+
+def test_a_text_that_is_cast_to_a_key_is_a_text_in_binary_too(deployed: Deployment, client: RawConnection) -> None:
+    for keys in deployed.keys:
+        for shown in (b"%d" % keys[0], b"%08d" % keys[0], b"%04d" % keys[0], b" %d" % keys[0]):
+            asked = parse("SELECT id FROM root WHERE id = $1::bigint", types=[25]) + bind([shown], formats=[BINARY])
+            answer = client.ask(asked, execute(), SYNC)
+            assert [message.values for message in answer if message.kind == b"D"] == [[b"%d" % keys[0]]]
+
+
+@pytest.mark.parametrize("parameters", [{"client_encoding": "LATIN1"}, {"options": "-c client_encoding=LATIN1"}])
+def test_an_encoding_that_keys_are_not_read_in_is_refused(deployed: Deployment, parameters: dict[str, str]) -> None:
+    with deployed.server.open() as connection:
+        answer = connection.start(deployed.server.user, deployed.server.database, **parameters)
+        assert error_of(answer)["C"] == NOT_BUILT
+    for encoding in ("UTF8", "'utf-8'", "SQL_ASCII"):
+        with deployed.server.connect(client_encoding=encoding) as connection:
+            assert len(connection.rows("SELECT id FROM root")) == ROOTS
