@@ -48,6 +48,7 @@ cdef double DEGRADED_UNTIL = 3.0
 cdef double USELESS_FROM = 0.8      # of the mean's q-error: a model above that tells no more than the mean
 cdef double USELESS_UNTIL = 0.65
 cdef int DEGRADED_SAMPLES = 64      # no verdict before this many: the first few of any model are far off
+cdef double LOG_RATIO_MAX = 1000.0      # beyond what a double's ratio can be: stands for infinity
 cdef double RATIO_SCALE = 1e4        # of kept log ratios: a ten-thousandth is 0.01 % of a q-error
 cdef int FRESH_MAX = 16             # ratios between two takings of order statistics
 cdef double VALUE_MAX = 1e18        # of a feature or a measurement
@@ -108,7 +109,10 @@ cdef list dump_window(Window* window):
     """The ratios as whole 1/RATIO_SCALE, oldest first: short, and as near as anybody looks."""
     cdef int index
     cdef int first = window.next if window.count == WINDOW else 0
-    return [round(window.ratios[(first + index) % WINDOW] * RATIO_SCALE) for index in range(window.count)]
+    return [
+        round(fmax(fmin(window.ratios[(first + index) % WINDOW], LOG_RATIO_MAX), -LOG_RATIO_MAX) * RATIO_SCALE)
+        for index in range(window.count)
+    ]
 
 
 cdef int load_window(ratios, Window* window) except -1:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foreshard._core.model import Learner
@@ -53,6 +53,7 @@ def test_the_reference_never_leaves_the_finite_numbers_either(world: str) -> Non
 numbers = st.floats() | st.floats(0, 1e6) | st.none()
 
 
+@example([((0.0,) * 4, (0.0, 0.0, None, None)), ((2.0**54, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 2.3e-309))])
 @given(st.lists(st.tuples(st.tuples(*[st.floats()] * 4), st.tuples(*[numbers] * 4)), max_size=60))
 def test_any_floats_are_survived(calls: list[tuple[tuple[float, ...], tuple[float | None, ...]]]) -> None:
     learner = Learner()
