@@ -1,5 +1,5 @@
-from foreshard._core.replies cimport Replies
 from foreshard.proxy.wire.endpoint cimport Endpoint
+from foreshard.proxy.wire.requests cimport Requests
 
 
 cdef enum BackendPhase:
@@ -40,7 +40,7 @@ cdef class BackendHome:
     cdef int on_cancel_done(self, Backend backend) except -1
 
 
-cdef class Backend(Endpoint):
+cdef class Backend(Requests):
     cdef BackendHome home               # its pool
     cdef Owner owner                    # who its replies go to; None while idle
     cdef readonly int shard
@@ -54,9 +54,7 @@ cdef class Backend(Endpoint):
     cdef readonly double idle_since     # loop time
     cdef readonly long long transactions
 
-    cdef Replies replies
     cdef char status                    # of the last ReadyForQuery
-    cdef bint unsynced                  # extended messages sent since the last Sync
     cdef bint executed                  # an Execute among them
     cdef bint is_skipping               # the shard discards messages until Sync
     # For nobody else: it had a Query inside a pipeline (PostgreSQL fails what follows its Sync), or was sent a cancel
@@ -76,9 +74,6 @@ cdef class Backend(Endpoint):
     cdef bint bucket_tentative          # set inside the transaction: unknown after it
 
     cdef object types                   # of the query node's backends: the hub, whose query_types translate oids
-    cdef set prepared                   # ids of the server-side prepared statements it has
-    cdef list parsing                   # statements whose ParseComplete is owed, oldest first
-    cdef object unnamed                 # what its unnamed statement holds; None: unknown
 
     cdef Py_ssize_t streaming           # bytes of a large message still to come
     cdef bint streaming_dropped
@@ -98,10 +93,6 @@ cdef class Backend(Endpoint):
     cdef object last_words              # SqlError that came unasked, before the end of the connection
     cdef bint is_resetting              # DISCARD ALL is under way
 
-    cdef int write_message(self, char type, const char* body, Py_ssize_t size) except -1
-    cdef int write_query(self, bytes sql, int entry) except -1
-    cdef int write_empty(self, char type, int entry) except -1
-    cdef int write_parse(self, object statement, bytes name, const char* body, Py_ssize_t size, int entry) except -1
     cdef int set_hold(self, bint hold) except -1
     cdef int disown(self) except -1
     cdef int lose(self, object error) except -1

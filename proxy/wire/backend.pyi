@@ -1,12 +1,13 @@
 from foreshard._core.errors import SqlError
 from foreshard.proxy.wire.endpoint import Endpoint
+from foreshard.proxy.wire.requests import Requests
 
 class Owner(Endpoint):
     wait_deadline: float
 
 class BackendHome: ...
 
-class Backend(Endpoint):
+class Backend(Requests):
     shard: int
     parameters: dict[str, str]
     pid: int

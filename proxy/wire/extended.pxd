@@ -1,44 +1,24 @@
 from foreshard._core.frames cimport BindParts
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.parsing cimport Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
 
 
-cdef enum Handled:
-    HANDLED = 0             # the message is dealt with
-    RETRY = 1               # it has to wait; nothing has changed
-
-
-cdef class Extended(Gather):
-    cdef dict prepared              # name -> Statement
-    cdef Statement unnamed          # the unnamed prepared statement
-    cdef Statement recent           # the named statement bound last, and its name
-    cdef bytes recent_name
-    cdef list unconfirmed           # names parsed in this segment that no shard had accepted before
-    cdef Statement deferred         # parsed, but not yet sent to a shard
-    cdef bint deferred_unnamed
+cdef class Extended(Parsing):
     cdef Portal portal              # the unnamed portal
     cdef Portal asked               # whose Execute is under way over several shards
     cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
 
-    cdef int on_parse(self, const char* body, Py_ssize_t size) except -1
     cdef int on_bind(self, const char* body, Py_ssize_t size) except -1
     cdef int on_describe(self, const char* body, Py_ssize_t size) except -1
     cdef int on_execute(self, const char* body, Py_ssize_t size) except -1
     cdef int on_close(self, const char* body, Py_ssize_t size) except -1
     cdef int on_flush(self) except -1
 
-    cdef Statement intern_statement(self, bytes body, Py_ssize_t query_size)
-    cdef Statement find_statement(self, const char* name, Py_ssize_t size)
     cdef Portal find_portal(self, const char* name, Py_ssize_t size)
     cdef Portal make_portal(self, const char* name, Py_ssize_t size)
-    cdef int home_shard(self, Statement statement) except -2
-    cdef int settle_deferred(self) except -1
-    cdef int settle_other(self, Statement statement, bint is_unnamed) except -1
-    cdef int ensure(self, Backend backend, Statement statement, bint is_unnamed, bint is_shown) except -1
-    cdef int answer(self, int synthetic) except -1
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
     cdef int split_bind(self, Portal portal, Statement statement, BindParts* parts) except -1
@@ -46,13 +26,9 @@ cdef class Extended(Gather):
     cdef int execute_part(self, Portal portal, int index, long long rows) except -1
     cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1
     cdef int execute_many(self, Portal portal, long long rows) except -1
-    cdef bint is_own(self, Template template) noexcept
     cdef int describe_own(self, Statement statement, bint with_parameters) except -1
     cdef int explain_bound(self, Statement statement) except -1
     cdef int execute_own(self, Statement statement) except -1
     cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1
-    cdef int forget_unconfirmed(self) except -1
-    cdef bint owes_unsynced(self) noexcept
     cdef int forget_portals(self) except -1
-    cdef int protocol_error(self, str message) except -1
     cdef int fatal(self, object error) except -1

@@ -15,7 +15,7 @@ cimport cython
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.commit cimport STEP_DECIDE
-from foreshard.proxy.wire.extended cimport RETRY
+from foreshard.proxy.wire.parsing cimport RETRY
 from foreshard.proxy.wire.gate cimport SIDE_SNAPSHOT
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (

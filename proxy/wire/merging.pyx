@@ -16,7 +16,7 @@ from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.replies cimport REPLY_DESCRIBE_MERGED, REPLY_QUERY
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
-from foreshard.proxy.wire.extended cimport HANDLED, RETRY
+from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.segment cimport Segment
 from foreshard.proxy.wire.session cimport WAIT_MERGE

@@ -7,7 +7,8 @@ shards runs in a transaction of our own (Session.open_implicit), which ends here
 
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_POISON, REPLY_SWALLOW, REPLY_SYNC
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.extended cimport HANDLED, RETRY, Extended
+from foreshard.proxy.wire.extended cimport Extended
+from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 
 cdef bytes POISON = b"\0foreshard: refused, rolling back\0\0\0\0\0\0\0"

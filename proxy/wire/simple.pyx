@@ -20,7 +20,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.extended cimport RETRY
+from foreshard.proxy.wire.parsing cimport RETRY
 from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.merging cimport Merging
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT

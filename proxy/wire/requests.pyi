@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.endpoint import Endpoint
+
+class Requests(Endpoint): ...
