@@ -28,6 +28,7 @@ PINNING = {
     "DeallocateStmt": "DEALLOCATE",
     "DiscardStmt": "DISCARD",
 }
+CHANNEL_KINDS = {"ListenStmt": "LISTEN", "UnlistenStmt": "UNLISTEN"}     # for every shard: any may notify
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
 SNAPSHOT = "foreshard.snapshot"
 BOOLEANS = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
@@ -47,6 +48,8 @@ def plan_session(catalog: Catalog, text: Text, statement: bytes, kind: str, node
         name = "DEALLOCATE ALL"
     if kind == "DiscardStmt" and node.get("target") == "DISCARD_ALL":
         name = "DISCARD ALL"
+    if kind in CHANNEL_KINDS:
+        name = CHANNEL_KINDS[kind]
     return Template(
         RouteKind.ROUTE_DEFAULT,
         operation=Operation.OPERATION_OTHER,
@@ -55,7 +58,7 @@ def plan_session(catalog: Catalog, text: Text, statement: bytes, kind: str, node
         pin=PINNING.get(kind),
         text=statement,
         cursor=node.get("portalname") if kind in CURSOR_KINDS else None,
-        is_reset=kind == "DiscardStmt" or name is not None,
+        is_reset=kind == "DiscardStmt" or (name is not None and name != "LISTEN"),
         is_exact=True,
         reason="about the session",
     )

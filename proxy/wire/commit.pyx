@@ -15,7 +15,7 @@ from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.template cimport ROUTE_TRANSACTION, VERB_COMMIT, VERB_ROLLBACK, Template
 from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.gate cimport SIDE_COMMIT, SIDE_SNAPSHOT
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_POOL, Session
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
 
 import os
 import signal
@@ -240,16 +240,10 @@ cdef class Commit(Session):
 
         False: the message has to wait, and finds them open when it is handled again.
         """
-        cdef int shard
         if self.wait_until_drained():
             return False
-        for shard in range(self.hub.shard_count):
-            if self.find_link(shard) is None:
-                backend = self.pool(shard).take(self, len(self.links) > 0)
-                if backend is None:
-                    self.waiting = WAIT_POOL
-                    return False
-                self.links.append(backend)
+        if not self.link_all(range(self.hub.shard_count)):
+            return False
         self.waiting = WAIT_COMMANDS
         self.pass_gate(SIDE_SNAPSHOT)
         return False

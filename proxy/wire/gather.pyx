@@ -28,7 +28,7 @@ from foreshard.proxy.wire.backend cimport (
     Backend,
 )
 from foreshard.proxy.wire.pool cimport Hub
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_POOL, WAIT_SHARD
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_SHARD
 from foreshard.proxy.wire.transaction cimport Transaction
 
 from foreshard._core.errors import SqlError, not_built
@@ -194,14 +194,8 @@ cdef class Gather(Transaction):
                 self.open_implicit()
         if (len(shards) > 1 or self.links) and self.is_serializable():
             self.check_second(None, shards[1], False)
-        for shard in shards:
-            backend = self.find_link(shard)
-            if backend is None:
-                backend = self.pool(shard).take(self, len(self.links) > 0)
-                if backend is None:
-                    self.waiting = WAIT_POOL
-                    return False
-                self.links.append(backend)
+        if not self.link_all(shards):
+            return False
         for shard in shards:
             backend = self.find_link(shard)
             if self.pinned is not None or (self.explicit and not backend.begun):

@@ -60,6 +60,8 @@ cdef class Session(Owner):
     cdef int answer_error(self, object error) except -1
     cdef Pool pool(self, int shard)
     cdef Backend find_link(self, int shard)
+    cdef Backend link(self, int shard)
+    cdef bint link_all(self, object shards) except -1
     cdef Backend attach(self, int shard, bint is_write, bint places)
     cdef int check_second(self, Backend backend, int shard, bint is_write) except -1
     cdef int check_two_phase(self, int first, int second) except -1

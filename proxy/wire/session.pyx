@@ -135,6 +135,24 @@ cdef class Session(Owner):
                 return backend
         return None
 
+    cdef Backend link(self, int shard):
+        """The same, taken from the pool if need be; None: the message has to wait."""
+        cdef Backend backend = self.find_link(shard)
+        if backend is None:
+            backend = self.pool(shard).take(self, len(self.links) > 0)
+            if backend is None:
+                self.waiting = WAIT_POOL
+            else:
+                self.links.append(backend)
+        return backend
+
+    cdef bint link_all(self, object shards) except -1:
+        """See that the session has a backend of each shard; False: the message has to wait."""
+        for shard in shards:
+            if self.link(shard) is None:
+                return False
+        return True
+
     cdef Backend attach(self, int shard, bint is_write, bint places):
         """Make the backend of `shard` the active one, joined to the transaction.
 
@@ -148,11 +166,9 @@ cdef class Session(Owner):
         if len(self.links) > (0 if backend is None else 1):
             self.check_second(backend, shard, is_write)
         if backend is None:
-            backend = self.pool(shard).take(self, len(self.links) > 0)
+            backend = self.link(shard)
             if backend is None:
-                self.waiting = WAIT_POOL
                 return None
-            self.links.append(backend)
         self.active = backend
         if places or (self.explicit and not backend.begun) or self.pinned is not None:
             self.join(backend, places)

@@ -168,7 +168,9 @@ cdef class Transaction(Commit):
                 # As a simple Query of ours it would commit them.
                 raise not_built("settings behind writes of a pipeline", "Send them first, or Sync between.")
         had, self.has_snapshots = self.has_snapshots, True      # SET TRANSACTION must come before them
-        backend = self.attach(self.hub.default_shard, False, False)
+        backend = None
+        if template.pin != "LISTEN" or self.link_all(range(self.hub.shard_count)):     # any shard may notify
+            backend = self.attach(self.hub.default_shard, False, False)
         self.has_snapshots = had
         if backend is None:
             return False
@@ -180,6 +182,8 @@ cdef class Transaction(Commit):
                 self.mark_reset(backend, template)
             if self.pinned is not None:
                 backend.is_tainted = True
+            if template.name == "LISTEN" or template.name == "UNLISTEN":
+                backend.is_unpreparable = True
         self.send_command(template, template.text, list(self.links), self.active)
         return True
 
