@@ -97,6 +97,8 @@ cdef class Template:
     cdef readonly object one_shard_refusal
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised
     cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated
+    # A write of a group with columns that are unique over all shards: its shard may owe claims to others at its end.
+    cdef readonly bint owes_claims
     cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE
     # RESET, DISCARD, DEALLOCATE ALL, or a string of which every pinning part is: leaves nothing but defaults behind, so
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.

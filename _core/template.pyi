@@ -66,6 +66,7 @@ class Template:
     can_query: bool
     merge: MergePlan | None
     alters: bool
+    owes_claims: bool
     cursor: str | None
     parameters: tuple[int, ...]
     is_reset: bool
@@ -106,6 +107,7 @@ class Template:
         returns: bool = False,
         row_keys: tuple[int, ...] = (),
         lock: bytes | None = None,
+        owes_claims: bool = False,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

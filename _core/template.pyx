@@ -99,7 +99,7 @@ cdef class Template:
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, str reason="",
+        bytes lock=None, bint owes_claims=False, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -120,6 +120,7 @@ cdef class Template:
         self.can_query = can_query
         self.merge = merge
         self.alters = alters
+        self.owes_claims = owes_claims
         self.cursor = cursor
         self.parameters = parameters
         self.is_reset = is_reset

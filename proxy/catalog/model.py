@@ -109,6 +109,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     via: str | None = None  # the child's column that holds the parent's key
     columns: tuple[Column, ...] = ()
     functions: tuple[Function, ...] = ()
+    unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are claimed: unique over all shards
 
     @property
     def qualified(self) -> str:
@@ -139,6 +140,21 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         if column is not None:
             return KEY_TYPES.get(column.type_oid)
         return KEY_TYPES_BY_NAME.get(self.key_type) if name and name in (self.key, self.via) else None
+
+    @property
+    def row_key(self) -> tuple[str, ...]:
+        """The columns that tell one row from all others of the table: its primary key."""
+        return (self.key,) if self.key else ()
+
+    @property
+    def is_placeable(self) -> bool:
+        """Whether keys of this type can name their bucket."""
+        return self.type_of(self.key) in PLACEABLE_TYPES
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether clients may give a key: a child's is then claimed."""
+        return self.kind is not TableKind.CHILD or (self.key,) in self.unique
 
     @property
     def generates_key(self) -> bool:
@@ -198,6 +214,21 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             if found is not None:
                 return found
         return None
+
+    def root_of(self, table: Table) -> Table:
+        """The root of a table's group."""
+        while table.parent is not None and table.parent in self.tables:
+            table = self.tables[table.parent]
+        return table
+
+    @functools.cached_property
+    def claiming_groups(self) -> frozenset[str]:
+        """Roots of the groups with a table whose values are claimed."""
+        return frozenset(self.root_of(table).qualified for table in self.tables.values() if table.unique)
+
+    def owes_claims(self, table: Table) -> bool:
+        """Whether a write of this table, its cascades included, may owe claims to other shards."""
+        return self.root_of(table).qualified in self.claiming_groups
 
     @functools.cached_property
     def all_sequences(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def _check_table(table: TableConfig, tables: Mapping[str, TableConfig], places: 
     path = f"tables.{table.name}"
     place = places[path]
     if table.reference:
-        given = [name for name in ("key", "parent", "via") if getattr(table, name) is not None]
+        given = [name for name in ("key", "parent", "via", "unique") if getattr(table, name)]
         if given:
             place.problem(f"a reference table takes no `{given[0]}`: its rows are the same on every shard")
         return

@@ -146,6 +146,11 @@ def database_name(text: str) -> str:
     return text
 
 
+def columns(text: str) -> tuple[str, ...]:
+    """One column, or several with commas between them."""
+    return tuple(identifier(part.strip()) for part in text.split(","))
+
+
 def table_name(text: str) -> str:
     """A table, with its schema or without."""
     parts = text.split(".")

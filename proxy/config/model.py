@@ -30,6 +30,7 @@ class TableConfig(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     via: str | None = None
     reference: bool = False
+    unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are unique over all shards
 
 
 class ProfilePrior(msgspec.Struct, frozen=True, kw_only=True):

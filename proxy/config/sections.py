@@ -59,6 +59,7 @@ TABLE = Section(
         "parent": Field("parent", kinds.table_name),
         "via": Field("via", kinds.identifier),
         "reference": Field("reference", kinds.boolean),
+        "unique": Field("unique", kinds.columns, many=True),
     },
 )
 PRIOR = Section(

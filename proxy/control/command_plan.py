@@ -63,4 +63,5 @@ def plan_lines(plan: Plan, is_summary: bool = False) -> list[str]:
             lines.append(f"-- {step.object}")
             if not is_summary:
                 lines.append((step.shown or step.sql).rstrip("\n"))
+    lines += [f"-- all shards lack {intake.object}: apply takes them in, a few at a time" for intake in plan.intakes]
     return lines if plan.lacking_count else [*lines, "nothing to do"]

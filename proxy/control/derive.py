@@ -185,6 +185,7 @@ class _Deriving:
             via=via,
             columns=tuple(_with_fill(column, declared.key, facts) for column in facts.columns),
             functions=functions,
+            unique=declared.unique,
         )
 
     def _functions(self, declared: TableConfig, facts: TableFacts) -> Iterator[Function]:
@@ -296,19 +297,7 @@ class _Deriving:
 
     def _check_key_type(self, declared: TableConfig, facts: TableFacts, column: Column) -> None:
         """Refuse types whose equal values may hash differently, or be stored otherwise than they were sent."""
-        key_type = KEY_TYPES.get(column.type_oid)
-        problem = ""
-        if key_type is None:
-            known = listed(KEY_TYPES_BY_NAME)
-            problem = REFUSED_TYPES.get(column.type_name, f"keys may be of the types {known}")
-        elif key_type is KeyType.TYPE_TEXT and column.name in facts.undetermined:
-            problem = "its collation calls different texts equal, which hash differently: give it a deterministic one"
-        elif key_type is KeyType.TYPE_TEXT and self._facts.encoding != ENCODING:
-            problem = f"the database is encoded in {self._facts.encoding}; keys that are texts need {ENCODING}"
-        elif column.length_max > VARCHAR_LENGTH_MAX:
-            problem = f"a varchar key has at most {VARCHAR_LENGTH_MAX} characters: use text"
-        elif key_type in (KeyType.TYPE_TIMESTAMP, KeyType.TYPE_TIMESTAMPTZ) and column.modifier >= 0:
-            problem = "values are rounded when they are stored: leave its precision out"
+        problem = _type_problem(column, facts, self._facts.encoding)
         if problem:
             self._problem(declared, f"column {column.name} is {column.type_name}; {problem}", "key")
 
@@ -339,12 +328,49 @@ class _Deriving:
             )
 
     def _check_unique(self, declared: TableConfig, facts: TableFacts, via: str | None) -> None:
+        """Refuse unique indexes that would hold on each shard only, and declared columns that cannot be claimed."""
+        for columns in declared.unique:
+            self._check_claimed(declared, facts, columns, via is not None)
         for index in facts.unique:
-            if not index.is_primary and declared.key not in index.columns and via not in index.columns:
+            is_declared = index.columns in declared.unique and index.is_simple
+            if not index.is_primary and not is_declared and not {declared.key, via} & set(index.columns):
+                listed_columns = ", ".join(index.columns)
+                declaring = listed_columns if len(index.columns) == 1 else f'"{listed_columns}"'
+                remedy = f"declare it (unique: [{declaring}]), drop it, or make it not unique"
+                if not index.is_simple or any(facts.column(column) is None for column in index.columns):
+                    remedy = "only plain columns can be declared: drop it, or make it not unique"
                 self._held(
                     declared,
-                    f"unique index {index.name} on ({', '.join(index.columns)}) would hold on each shard only, not "
-                    f"over all of them: drop it, or make it not unique, or add {via or declared.key} to it",
+                    f"unique index {index.name} on ({listed_columns}) would hold on each shard only, not "
+                    f"over all of them: {remedy}, or add {via or declared.key} to it",
+                )
+
+    def _check_claimed(
+        self, declared: TableConfig, facts: TableFacts, columns: tuple[str, ...], is_child: bool
+    ) -> None:
+        for name in columns:
+            column = facts.column(name)
+            if column is None:
+                names = [known.name for known in facts.columns]
+                proposal = f"{did_you_mean(name, names)} (columns: {listed(names)})"
+                self._problem(declared, f"{facts.qualified} has no column `{name}`{proposal}", "unique")
+                continue
+            problem = _type_problem(column, facts, self._facts.encoding)
+            if problem:
+                self._problem(declared, f"column {name} is {column.type_name}; {problem}", "unique")
+        if columns == (declared.key,) and not is_child:
+            self._problem(declared, "a root's key is unique as it is: its rows live where it says", "unique")
+        elif columns == (declared.key,):
+            has_children = any(
+                key.target == facts.qualified and key.table != key.target and key.table in self._declared
+                for key in self._facts.foreign_keys
+            )
+            if has_children:
+                self._problem(
+                    declared,
+                    f"its rows have children, which could not be found by a key that clients give: leave "
+                    f"{declared.key} out, and let the shards generate the keys",
+                    "unique",
                 )
 
     def _refuse_foreign_key(self, key: ForeignKey, tables: dict[str, Table]) -> str:
@@ -366,6 +392,22 @@ class _Deriving:
         if group_of(key.table, tables) == group_of(key.target, tables):
             return ""
         return "crosses groups: it would hold only when both rows happen to lie on one shard; drop it"
+
+
+def _type_problem(column: Column, facts: TableFacts, encoding: str) -> str:
+    """Why a column's values cannot be keys: equal ones may hash differently, or be stored otherwise than sent."""
+    key_type = KEY_TYPES.get(column.type_oid)
+    if key_type is None:
+        return REFUSED_TYPES.get(column.type_name, f"keys may be of the types {listed(KEY_TYPES_BY_NAME)}")
+    if key_type is KeyType.TYPE_TEXT and column.name in facts.undetermined:
+        return "its collation calls different texts equal, which hash differently: give it a deterministic one"
+    if key_type is KeyType.TYPE_TEXT and encoding != ENCODING:
+        return f"the database is encoded in {encoding}; keys that are texts need {ENCODING}"
+    if column.length_max > VARCHAR_LENGTH_MAX:
+        return f"a varchar key has at most {VARCHAR_LENGTH_MAX} characters: use text"
+    if key_type in (KeyType.TYPE_TIMESTAMP, KeyType.TYPE_TIMESTAMPTZ) and column.modifier >= 0:
+        return "values are rounded when they are stored: leave its precision out"
+    return ""
 
 
 def _type_name(facts: TableFacts, column: str | None) -> str:

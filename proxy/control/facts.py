@@ -28,6 +28,12 @@ class UniqueIndex(msgspec.Struct, frozen=True, kw_only=True):
     is_primary: bool
     definition: str
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether it says no more than that its columns together are unique, NULLs apart."""
+        is_unique = self.definition.startswith("CREATE UNIQUE INDEX")
+        return is_unique and " WHERE " not in self.definition and " NULLS NOT DISTINCT" not in self.definition
+
 
 class KeySource(msgspec.Struct, frozen=True, kw_only=True):
     """Where a column's generated values come from."""
@@ -76,3 +82,4 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     stray: tuple[TableFacts, ...] = ()  # not declared, but with Foreshard's capture triggers or key default
     search_path: tuple[str, ...] = ("public",)
     encoding: str = "UTF8"
+    claim_sets: dict[str, str] = {}  # columns that were declared unique when `apply` ran last -> quoted table

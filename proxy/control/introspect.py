@@ -147,7 +147,15 @@ async def introspect(connection: Connection, config: Config, shard: str) -> Fact
         stray=tuple(await _read_tables(connection, stray)),
         search_path=tuple(await connection.fetchval("SELECT current_schemas(false)::text[]")),
         encoding=await connection.fetchval("SHOW server_encoding"),
+        claim_sets=await _read_claim_sets(connection),
     )
+
+
+async def _read_claim_sets(connection: Connection) -> dict[str, str]:
+    if not await connection.fetchval("SELECT to_regclass('foreshard.claim_set') IS NOT NULL"):
+        return {}
+    rows = await connection.fetch("SELECT name, relation FROM foreshard.claim_set ORDER BY name")
+    return {row["name"]: row["relation"] for row in rows}
 
 
 async def _read_tables(connection: Connection, names: list[str]) -> list[TableFacts]:

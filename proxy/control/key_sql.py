@@ -95,9 +95,7 @@ def function_step(name: str, sql: str) -> Step:
 
 def has_home_keys(catalog: Catalog, table: Table) -> bool:
     """Whether clients give the keys of the table's group, so that its rows live in home buckets."""
-    root = table
-    while root.parent is not None and root.parent in catalog.tables:
-        root = catalog.tables[root.parent]
+    root = catalog.root_of(table)
     return table.is_sharded and root.type_of(root.key) is not KeyType.TYPE_INT8
 
 

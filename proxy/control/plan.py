@@ -20,6 +20,8 @@ from foreshard._core.two_phase import gid_prefix
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.claim_intake import Intake, drop_claims, find_intakes, take_in
+from foreshard.proxy.control.claim_sets import claim_names
 from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
 from foreshard.proxy.control.derive import build_catalog, compare_shards, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
@@ -69,6 +71,8 @@ class Plan:
     catalog: Catalog
     notes: list[str]
     node: NodeWork | None = None
+    intakes: list[Intake] = field(default_factory=list)  # claims of rows that are there already
+    forgotten: list[str] = field(default_factory=list)  # claim sets that are no longer declared
 
     @property
     def all_works(self) -> list[Work | NodeWork]:
@@ -76,7 +80,7 @@ class Plan:
 
     @property
     def lacking_count(self) -> int:
-        return sum(len(work.all_lacking) for work in self.all_works)
+        return sum(len(work.all_lacking) for work in self.all_works) + len(self.intakes)
 
 
 async def read_catalog(config: Config, version: int = 1) -> Catalog:
@@ -95,7 +99,8 @@ async def read_owners(config: Config) -> list[int]:
 async def list_lacking(config: Config) -> list[str]:
     """One line for each object that a database lacks; empty when `apply` has been run for this configuration."""
     async with planned(config) as plan:
-        return [f"{work.name}: {step.object}" for work in plan.all_works for step in work.all_lacking]
+        steps = [f"{work.name}: {step.object}" for work in plan.all_works for step in work.all_lacking]
+        return [*steps, *(f"all shards: {intake.object}" for intake in plan.intakes)]
 
 
 async def is_applied(config: Config) -> bool:
@@ -104,7 +109,7 @@ async def is_applied(config: Config) -> bool:
     The query node may lag behind: the controller keeps it current, and reads that it cannot answer are refused.
     """
     async with planned(config) as plan:
-        return not any(work.all_lacking for work in plan.works)
+        return not plan.intakes and not any(work.all_lacking for work in plan.works)
 
 
 async def apply(config: Config, say: Callable[[str], None] = lambda line: None) -> int:
@@ -122,6 +127,10 @@ async def apply(config: Config, say: Callable[[str], None] = lambda line: None) 
                 raise ForeshardError(
                     f"{work.name} ({work.place}): {described(error)}; nothing was changed there"
                 ) from error
+        if plan.forgotten:
+            await drop_claims(config, plan.forgotten)
+        if plan.intakes:
+            await take_in(config, plan.intakes, await read_owners(config), say)
         return plan.lacking_count
 
 
@@ -155,12 +164,15 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
             known = {step.object for step in work.lacking}  # as control database it lacks some of them too
             lacking = await find_lacking(work.connection, steps)
             work.lacking += [step for step in lacking if step.object not in known]
+        lacks = [(work.connection, {step.object for step in work.lacking}) for work in shards]
         node, problem = await plan_query_node(config, catalog, shards[0].connection)
         yield Plan(
             [control, *(work for work in shards if work is not control)],
             catalog,
             [*_notes(config, catalog, _facts(shards[0])), *([problem] if problem else [])],
             node,
+            await find_intakes(catalog, lacks),
+            sorted({name for work in shards for name in _facts(work).claim_sets} - claim_names(catalog)),
         )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG
+from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG, initial_map
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.claim_sets import claim_set_steps, forget_steps
+from foreshard.proxy.control.claims import claim_steps
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
@@ -122,14 +124,18 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         *bucket_of_steps(),
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
+        *claim_steps(initial_map(len(config.shards)), index),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
         steps += _key_steps(catalog, table, facts)
         steps += bucket_index_steps(catalog, table)
+        for columns in table.unique:
+            steps += claim_set_steps(catalog, table, columns)
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]
         if triggers or facts.tables[name].captured:
             steps += [_capture_step(table, *piece) for piece in capture_sql(table, triggers)]
+    steps += forget_steps(facts.claim_sets, catalog)
     for stray in facts.stray:
         table = Table(schema=stray.schema, name=stray.name, kind=TableKind.REFERENCE, key="", key_type="")
         steps += [_capture_step(table, *piece) for piece in capture_sql(table, ())]

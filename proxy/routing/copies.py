@@ -35,6 +35,8 @@ def plan_copy_in(table: Table, node: Node) -> Template:
     is_placed = table.kind is TableKind.ROOT and table.generates_key and columns and table.key not in columns
     if not is_placed:
         raise not_built(f'COPY FROM STDIN of rows that say where they live ("{table.name}")', HINT)
+    if table.unique:
+        raise not_built(f'COPY FROM STDIN into "{table.name}", which has unique columns', "Insert the rows.")
     if "whereClause" in node:
         raise not_built(f'COPY FROM STDIN with WHERE into "{table.name}"', "Leave rows out in the client.")
     return Template(

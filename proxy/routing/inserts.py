@@ -57,6 +57,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         returns="returningList" in node,
         row_keys=row_keys(collector, node, rows, uses, keys),
         is_exact=collector.text.is_exact,
+        owes_claims=collector.catalog.owes_claims(table),
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
 
@@ -110,6 +111,12 @@ def check_conflict(table: Table, clause: Node | None) -> None:
         return
     check_assignments(table, [unwrap(target)[1].get("name", "") for target in clause.get("targetList", [])])
     infer = clause.get("infer")
+    if not infer and table.unique:
+        raise not_built(
+            f'ON CONFLICT without the columns, for "{table.name}"',
+            f"Name the key: ON CONFLICT ({table.key}).",
+            f"A row with equal values of {', '.join(table.unique[0])} may be on another shard.",
+        )
     if not infer:
         return
     columns = [unwrap(element)[1].get("name") for element in infer.get("indexElems", [])]
@@ -132,9 +139,10 @@ def key_source(
     if any(is_given) and node.get("override") == "OVERRIDING_USER_VALUE":
         raise not_built("OVERRIDING USER VALUE for a key", "Leave the key out.")
     if table.kind is TableKind.CHILD:
-        if any(cell is not None and not is_null(cell) for cell in given):
+        if not table.takes_keys and any(cell is not None and not is_null(cell) for cell in given):
             raise not_built(
-                f'given keys of the child table "{table.name}"', f'Leave "{table.key}" out: the shard generates it.'
+                f'given keys of the child table "{table.name}"',
+                f'Leave "{table.key}" out: the shard generates it. Or declare the table with unique: [{table.key}].',
             )
         return read_cells(collector, table, table.via or "", cells(columns, rows or [], table.via or ""))
     if not any(is_given):

@@ -30,7 +30,7 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "alters", "reason"),
+    *("returns", "row_keys", "lock", "alters", "owes_claims", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -142,6 +142,7 @@ class Planner:
             parts=tuple(copy_of(part, pin=pin) for part in parts),
             is_reset=pin is not None and all(part.is_reset for part in parts if part.pin),
             is_exact=True,
+            owes_claims=any(part.owes_claims for part in parts),
             reason="several statements",
         )
 

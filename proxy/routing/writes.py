@@ -65,6 +65,7 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
         profiles=fired_profiles(table, operation, frozenset(column for column, _ in pairs) if pairs else None),
         values=updated_values(collector.text, table, pairs),
         is_exact=collector.text.is_exact,
+        owes_claims=collector.catalog.owes_claims(table),
         reason="no key: every shard writes its rows" if keys is None else "restricted to keys",
     )
 

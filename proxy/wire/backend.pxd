@@ -62,6 +62,8 @@ cdef class Backend(Requests):
     cdef bint is_spoiled
     cdef bint begun                     # takes part in the owner's explicit transaction
     cdef bint wrote                     # was sent a write in this transaction or segment
+    cdef bint owes_claims               # and its claims on other shards are not settled
+    cdef list collected                 # bodies of the DataRows of a muted command; None: nobody asks
     cdef bint is_unpreparable           # and something that PREPARE TRANSACTION refuses
     cdef bint captured                  # changed a table with trigger functions in this transaction
     cdef bint notify_drained            # the owner waits for the last reply

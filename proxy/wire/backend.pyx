@@ -214,7 +214,7 @@ cdef class Backend(Requests):
                 return size
             if result == FRAME_PARTIAL and (
                     CLASSES[<unsigned char> data[at]] != CLASS_ROW or self.filter == FILTER_MERGE
-                    or self.kept is not None):
+                    or self.kept is not None or self.collected is not None):
                 self.inbox_goal = total
                 break
             if self.types is not None and (data[at] == b"T" or data[at] == b"t"):
@@ -279,11 +279,12 @@ cdef class Backend(Requests):
 
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1:
         """Account for one reply; returns what to do with its bytes (an Action)."""
-        cdef int head = self.replies.peek()
-        cdef int kind = head & REPLY_KIND_MASK
+        cdef int head = self.replies.peek(), kind = head & REPLY_KIND_MASK
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
         if class_ == CLASS_ROW:
+            if self.collected is not None and type == b"D" and head & REPLY_NOTIFY:
+                self.collected.append(body[:size])
             return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP
         if class_ == CLASS_READY:
             self.deadlock = None
@@ -542,10 +543,8 @@ cdef class Backend(Requests):
 
 cdef int row_action(Backend backend, char type, const char* body, Py_ssize_t size) except -1:
     """What to do with a row, or a message of COPY, that somebody waits for."""
-    if backend.filter == FILTER_NONE:
-        return ACTION_RELAY
-    if backend.filter == FILTER_MERGE:
-        return ACTION_MERGE
+    if backend.filter == FILTER_NONE or backend.filter == FILTER_MERGE:
+        return ACTION_RELAY if backend.filter == FILTER_NONE else ACTION_MERGE
     if type == b"c" or (type == b"H" and backend.filter >= FILTER_REST):
         return ACTION_DROP      # one CopyOutResponse and one CopyDone for the parts of all shards
     if backend.kept is not None:

@@ -9,6 +9,9 @@ From the decision on the gate (gate.pyx) keeps snapshots of several shards from 
 The decision row is the commit point. Whatever dies in between, recovery (proxy/control) reads the row, or inserts
 (id, abort) on the same primary key, and finishes or undoes what is prepared; the global ids say where to look. Readers
 commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
+
+Before all that, writers of tables with columns that are unique over all shards are asked what they owe, and the homes
+of those claims take part in the transaction (ARCHITECTURE.md, "Claims").
 """
 
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
@@ -24,7 +27,10 @@ from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.backend import decode_error
 from foreshard._core.two_phase import make_gid, new_id
 
-CONTROL_POINTS = ("commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished")
+CONTROL_POINTS = (
+    "claims-asked", "claims-taken",
+    "commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished",
+)
 CRASH_AT = os.environ.get("FORESHARD_CRASH_AT", "")
 STOP_AT = os.environ.get("FORESHARD_STOP_AT", "")
 
@@ -34,6 +40,8 @@ cdef bytes DECIDE = (
     b" WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; "
     b"INSERT INTO foreshard.decision (id, outcome) VALUES ('%s', 'commit'); COMMIT"
 )
+
+cdef bytes CLAIMS_DUE = b"SELECT home, command FROM foreshard.claims_due()"
 
 COMMIT = Template(ROUTE_TRANSACTION, verb=VERB_COMMIT, text=b"COMMIT")
 ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
@@ -48,6 +56,15 @@ cdef int control_point(str name) except -1:
         STOP_AT = ""
         os.kill(os.getpid(), signal.SIGSTOP)
     return 0
+
+
+cdef bint owe_claims(list backends) noexcept:
+    """Whether one of the backends may owe claims to other shards."""
+    cdef Backend backend
+    for backend in backends:
+        if backend.owes_claims:
+            return True
+    return False
 
 
 cdef class Commit(Session):
@@ -83,6 +100,8 @@ cdef class Commit(Session):
     cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1:
         """COMMIT on several backends; `conclude` follows when it is done or undone."""
         cdef Backend backend
+        if owe_claims(targets):
+            return self.ask_claims(template, targets, is_quiet)
         cdef list writers = [each for each in targets if (<Backend> each).wrote]
         self.is_quiet = is_quiet
         self.decider = targets[0] if not writers else writers[0]
@@ -110,6 +129,88 @@ cdef class Commit(Session):
             return self.next_step()
         return 0
 
+    # -- claims --------------------------------------------------------------------------------------------------
+
+    cdef int ask_claims(self, Template template, list targets, bint is_quiet) except -1:
+        """Ask writers what they owe other shards; the commit follows when it is settled."""
+        cdef Backend backend
+        cdef list owing = [each for each in targets if (<Backend> each).owes_claims]
+        self.is_quiet = is_quiet
+        self.participants = []
+        for backend in owing:
+            backend.owes_claims = False
+            backend.collected = []
+        self.send_texts(template, [(each, CLAIMS_DUE) for each in owing], None)
+        self.step = STEP_ASK_CLAIMS
+        return 0
+
+    cdef int settle_claims(self, int step) except -1:
+        """What is owed is known, or has been settled."""
+        if step == STEP_ASK_CLAIMS:
+            control_point("claims-asked")
+            self.sort_claims()
+            if self.claims:
+                return self.take_claims()
+        else:
+            control_point("claims-taken")
+        targets = [each for each in self.links if (<Backend> each).begun or (<Backend> each).unsynced]
+        try:
+            return self.start_commit(self.verb, targets, self.is_quiet)
+        except SqlError as error:
+            self.push_bytes(error.encode())
+            return self.undo()
+
+    cdef int sort_claims(self) except -1:
+        """Commands by shard: releases before claims (as their names sort), in the order of their keys."""
+        cdef Backend backend
+        self.claims = {}
+        for backend in self.links:
+            rows, backend.collected = backend.collected, None
+            for row in rows or ():
+                home_size = int.from_bytes(row[2:6], "big")
+                shard = self.hub.state.shard_of_bucket(int(row[6:6 + home_size]))
+                self.claims.setdefault(shard, []).append(row[10 + home_size:])
+        for commands in self.claims.values():
+            commands.sort()
+        return 0
+
+    cdef int take_claims(self) except -1:
+        """Send the homes' shards their commands, once there is a backend on each."""
+        cdef Backend backend
+        self.step = STEP_WAIT_CLAIMS
+        try:
+            for shard in self.claims:
+                if self.find_link(shard) is None:
+                    self.check_second(None, shard, True)
+                    backend = self.pool(shard).take(self, True)
+                    if backend is None:
+                        self.waiting = WAIT_POOL
+                        return 0
+                    self.links.append(backend)
+        except SqlError as error:
+            return self.on_denied(error)
+        texts = []
+        for shard, commands in self.claims.items():
+            backend = self.find_link(shard)
+            self.join(backend, False)
+            backend.wrote = True
+            texts.append((backend, b"; ".join(commands)))
+        self.send_texts(self.verb, texts, None)
+        self.step = STEP_TAKE_CLAIMS
+        return 0
+
+    cdef int on_granted(self, Backend backend) except -1:
+        if self.step != STEP_WAIT_CLAIMS:
+            return Session.on_granted(self, backend)
+        self.links.append(backend)
+        return self.take_claims()
+
+    cdef int on_denied(self, object error) except -1:
+        if self.step != STEP_WAIT_CLAIMS:
+            return Session.on_denied(self, error)
+        self.push_bytes(error.encode())
+        return self.undo()
+
     cdef bytes gid(self, Backend backend):
         """What a participant's prepared transaction is called."""
         names = self.hub.shard_names
@@ -130,6 +231,8 @@ cdef class Commit(Session):
             return self.finish_participants()
         if self.tell_failures():
             return self.undo()
+        if step >= STEP_ASK_CLAIMS:
+            return self.settle_claims(step)
         if step == STEP_DECIDE:
             control_point("commit-decided")
             self.send_texts(template, [
@@ -175,6 +278,7 @@ cdef class Commit(Session):
         texts = []
         for backend in self.links:
             failed, backend.muted_error = backend.muted_error is not None, None
+            backend.collected = None
             if backend.status != b"I":
                 texts.append((backend, ROLLBACK.text))
             elif backend in self.participants and not failed:

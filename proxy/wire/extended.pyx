@@ -100,6 +100,8 @@ cdef class Extended(Parsing):
                     self.charge(backend, template, statement.literals, self.hub.params, rows)
             portal = self.make_portal(parts.portal, parts.portal_size)
             return self.bind_many(portal, statement, &parts)
+        if template.owes_claims and template.is_write and not self.explicit and self.hub.shard_count > 1:
+            self.open_implicit(b"BEGIN")
         backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
         if backend is None:
             return RETRY

@@ -330,6 +330,7 @@ cdef class Session(Owner):
         """Note what the statement just sent means for the backend and the session."""
         if template.is_write:
             backend.wrote = True
+            backend.owes_claims = backend.owes_claims or (template.owes_claims and self.hub.shard_count > 1)
             if template.profile_count:
                 backend.captured = True
             if template.alters:
@@ -430,7 +431,7 @@ cdef class Session(Owner):
                 backend.captured = False
                 self.hub.waker.touch(backend.shard)
             backend.begun = False
-            backend.wrote = False
+            backend.wrote = backend.owes_claims = False
             backend.is_unpreparable = False
             backend.filter = FILTER_NONE
             if backend.bucket_tentative:
@@ -464,7 +465,8 @@ cdef class Session(Owner):
                 pool.discard(backend)
                 continue
             backend.disown()
-            backend.wrote = False
+            backend.wrote = backend.owes_claims = False
+            backend.collected = None
             backend.is_unpreparable = False
             backend.captured = False
             if not backend.begun and backend.status == b"I":

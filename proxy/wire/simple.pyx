@@ -81,6 +81,11 @@ cdef class Simple(Merging):
             return self.explain_query(template)
         self.hub.params.clear()
         shard = self.route(template, self.hub.literals, self.hub.params, -1)
+        if shard != ROUTE_MANY and template.owes_claims and template.is_write and not self.explicit and \
+                self.hub.shard_count > 1:
+            self.decided_shard = -1
+            self.own_begin = b"BEGIN"
+            return self.run_in_transaction(message[5:total - 1])
         if shard == ROUTE_MANY:
             if not self.explicit and (template.is_write or self.snapshot):
                 self.own_begin = b"BEGIN" if template.is_write else SNAPSHOT_BEGIN
@@ -190,7 +195,7 @@ cdef class Simple(Merging):
         cdef Template part
         cdef Template writer = template
         cdef int shard = self.shard_of_all(template)
-        if shard == ROUTE_APART:
+        if shard == ROUTE_APART or (template.owes_claims and self.hub.shard_count > 1):
             self.decided_shard = -1
             self.several = texts_in_place(message[5:total - 1], template.parts)
             self.several_at = 0

@@ -22,7 +22,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
-from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, Commit
+from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, Commit, owe_claims
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
@@ -129,7 +129,7 @@ cdef class Transaction(Commit):
             elif template.verb != VERB_ROLLBACK and template.verb != VERB_ROLLBACK_TO:
                 raise failed_transaction()
         targets = [each for each in self.links if (<Backend> each).begun or (<Backend> each).unsynced]
-        if template.verb == VERB_COMMIT and not self.failed and len(targets) > 1:
+        if template.verb == VERB_COMMIT and not self.failed and (len(targets) > 1 or owe_claims(targets)):
             return self.start_commit(template, targets, False)
         return self.send_command(template, text, targets, speaker_of(targets))
 
@@ -253,7 +253,7 @@ cdef class Transaction(Commit):
             for backend in self.links:
                 backend.begun = template.chain and backend.status != b"I"
                 if template.chain:
-                    backend.wrote = False
+                    backend.wrote = backend.owes_claims = False
                     if backend.captured:
                         backend.captured = False
                         self.hub.waker.touch(backend.shard)

@@ -71,13 +71,31 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
     ),
     "a unique index of another column": (
         ROOT + "CREATE UNIQUE INDEX a_x ON a (x)", (A,),
-        ["tables.a: unique index a_x on (x) would hold on each shard only, not over all of them: drop it, or make it"
-         " not unique, or add id to it"],
+        ["tables.a: unique index a_x on (x) would hold on each shard only, not over all of them: declare it"
+         " (unique: [x]), drop it, or make it not unique, or add id to it"],
+    ),
+    "a unique index of several columns": (
+        ROOT + "CREATE UNIQUE INDEX a_xy ON a (x, y)", (A,),
+        ["tables.a: unique index a_xy on (x, y) would hold on each shard only, not over all of them: declare it"
+         ' (unique: ["x, y"]), drop it, or make it not unique, or add id to it'],
+    ),
+    "a unique column that cannot be claimed": (
+        "CREATE TABLE a (id bigserial PRIMARY KEY, x numeric)",
+        (TableConfig(name="a", key="id", unique=(("x",), ("z",), ("id",))),),
+        ["tables.a.unique: column x is numeric; 1.0 and 1.00 are equal and print differently: use bigint or text",
+         "tables.a.unique: public.a has no column `z` (columns: id, x)",
+         "tables.a.unique: a root's key is unique as it is: its rows live where it says"],
+    ),
+    "a given key of a table with children": (
+        ROOT + CHILD + "CREATE TABLE c (id bigserial PRIMARY KEY, b_id bigint NOT NULL REFERENCES b)",
+        (A, TableConfig(name="b", key="id", unique=(("id",),)), TableConfig(name="c", key="id")),
+        ["tables.b.unique: its rows have children, which could not be found by a key that clients give: leave id out,"
+         " and let the shards generate the keys"],
     ),
     "a unique index of an expression": (
         ROOT + "CREATE UNIQUE INDEX a_x ON a ((x + 1), y)", (A,),
-        ["tables.a: unique index a_x on ((x + 1), y) would hold on each shard only, not over all of them: drop it, or"
-         " make it not unique, or add id to it"],
+        ["tables.a: unique index a_x on ((x + 1), y) would hold on each shard only, not over all of them:"
+         " only plain columns can be declared: drop it, or make it not unique, or add id to it"],
     ),
     "a foreign key of a root to a plain table": (
         "CREATE TABLE p (id bigint PRIMARY KEY); CREATE TABLE a (id bigserial PRIMARY KEY, p_id bigint REFERENCES p)",

@@ -1,0 +1,268 @@
+"""Columns that are declared unique are unique over all shards, whoever writes, in every order and at the same time."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.support.postgres import Shards, TestInstances
+from tests.support.proxy import Proxy
+
+SHARDS = range(3)
+CLIENTS = 16
+ROUNDS = 40
+SCHEMA = """
+CREATE TABLE person (id bigserial PRIMARY KEY, email text UNIQUE, tenant integer, born date, UNIQUE (tenant, born));
+CREATE TABLE letter (id bigserial PRIMARY KEY, person_id bigint NOT NULL REFERENCES person ON DELETE CASCADE, tag text);
+CREATE TABLE account (name text PRIMARY KEY, code uuid UNIQUE);
+"""
+TABLES = {
+    "person": {"key": "id", "unique": ["email", "tenant, born"]},
+    "letter": {"key": "id", "parent": "person", "via": "person_id", "unique": ["id"]},
+    "account": {"key": "name", "unique": ["code"]},
+}
+EXPECTED_ERRORS = {"23505", "40001", "40P01"}
+# What every claim set should hold, by what the rows of all shards say.
+ROWS = """
+SELECT 'public.person.email', email FROM person WHERE email IS NOT NULL
+UNION ALL SELECT 'public.person.tenant,born', ARRAY[tenant::text, born::text]::text FROM person
+          WHERE tenant IS NOT NULL AND born IS NOT NULL
+UNION ALL SELECT 'public.letter.id', id::text FROM letter WHERE NOT id BETWEEN 4503599627370496 AND 9007199254740991
+UNION ALL SELECT 'public.account.code', code::text FROM account WHERE code IS NOT NULL
+"""
+
+
+class World:
+    def __init__(self, shards: Shards, proxy: Proxy) -> None:
+        self.shards = shards
+        self.dsn = proxy.server.dsn
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.dsn, autocommit=True)
+
+    def check(self) -> None:
+        """Each value of a row has one claim at its home, each claim a row; nothing is left pending or prepared."""
+        rows: list[tuple[object, ...]] = []
+        claims: list[tuple[object, ...]] = []
+        for shard in SHARDS:
+            rows += self.shards.query(ROWS, on=shard)
+            claims += self.shards.query("SELECT name, key FROM foreshard.claim", on=shard)
+            assert self.shards.query("SELECT * FROM foreshard.claim_pending", on=shard) == []
+            assert (
+                self.shards.query("SELECT * FROM pg_prepared_xacts WHERE database = current_database()", on=shard) == []
+            )
+        assert Counter(rows).most_common(1)[0][1] == 1 if rows else True
+        assert sorted(rows, key=repr) == sorted(claims, key=repr)
+
+
+@pytest.fixture(scope="module")
+def served(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    shards = test_instances.create(3)
+    shards.execute(SCHEMA)
+    with Proxy(shards.dsns, tmp_path_factory.mktemp("claims"), tables=TABLES, workers={"per_shard": 0}) as proxy:
+        yield World(shards, proxy)
+    test_instances.drop(shards)
+
+
+@pytest.fixture
+def world(served: World) -> Iterator[World]:
+    """The deployment without rows, checked at the end."""
+    yield served
+    served.check()
+    with served.connect() as connection:
+        for table, key in (("person", "id"), ("account", "name")):
+            for row in connection.execute(f"SELECT {key} FROM {table}".encode()).fetchall():
+                connection.execute(f"DELETE FROM {table} WHERE {key} = %s".encode(), row)
+    served.check()
+
+
+def state_of(connection: psycopg.Connection, sql: str, *values: object, prepare: bool = True) -> str:
+    """SQLSTATE of a statement; "" when it succeeds."""
+    cursor = connection.cursor() if prepare else psycopg.ClientCursor(connection)
+    try:
+        cursor.execute(sql.encode(), values or None)
+    except psycopg.Error as error:
+        return error.sqlstate or str(error)
+    return ""
+
+
+@pytest.mark.parametrize("prepare", [True, False], ids=["extended", "simple"])
+def test_a_value_is_taken_once_over_all_shards(world: World, prepare: bool) -> None:
+    with world.connect() as connection:
+        for number in range(12):
+            found = [
+                state_of(connection, "INSERT INTO person (email) VALUES (%s)", f"mail{number}", prepare=prepare)
+                for _ in range(6)
+            ]
+            assert found == ["", *["23505"] * 5]
+        assert connection.execute("SELECT count(*) FROM person").fetchone() == (12,)
+
+
+def test_a_list_of_columns_is_unique_and_nulls_are_not(world: World) -> None:
+    with world.connect() as connection:
+        for number in range(8):
+            insert = "INSERT INTO person (tenant, born) VALUES (%s, %s)"
+            assert [state_of(connection, insert, number, "2026-01-31") for _ in range(4)] == ["", *["23505"] * 3]
+            assert [state_of(connection, insert, number, None) for _ in range(4)] == [""] * 4
+            assert state_of(connection, insert, number, "2026-02-01") == ""
+
+
+def test_a_deleted_or_changed_value_is_free_at_once(world: World) -> None:
+    with world.connect() as connection:
+        for number in range(12):
+            mail = f"mail{number}"
+            first = connection.execute("INSERT INTO person (email) VALUES (%s) RETURNING id", [mail]).fetchone()
+            assert first is not None
+            connection.execute("UPDATE person SET email = %s WHERE id = %s", [f"new{number}", first[0]])
+            second = connection.execute("INSERT INTO person (email) VALUES (%s) RETURNING id", [mail]).fetchone()
+            assert second is not None
+            assert (
+                state_of(connection, "UPDATE person SET email = %s WHERE id = %s", f"new{number}", second[0]) == "23505"
+            )
+            connection.execute("DELETE FROM person WHERE id = %s", first)
+            assert state_of(connection, "UPDATE person SET email = %s WHERE id = %s", f"new{number}", second[0]) == ""
+
+
+def test_a_transaction_may_pass_a_value_on(world: World) -> None:
+    with world.connect() as connection:
+        ids = [
+            connection.execute("INSERT INTO person (email) VALUES (%s) RETURNING id", [f"mail{number}"]).fetchone()
+            for number in range(6)
+        ]
+        with connection.transaction():
+            for row in ids:
+                assert row is not None
+                connection.execute("UPDATE person SET email = NULL WHERE id = %s", row)
+            for number, row in enumerate(reversed(ids)):
+                assert row is not None
+                connection.execute("UPDATE person SET email = %s WHERE id = %s", [f"mail{number}", row[0]])
+        assert state_of(connection, "INSERT INTO person (email) VALUES ('mail3')") == "23505"
+
+
+def test_what_is_rolled_back_claims_nothing(world: World) -> None:
+    with world.connect() as connection:
+        for number in range(6):
+            with connection.transaction(force_rollback=True):
+                connection.execute("INSERT INTO person (email) VALUES (%s)", [f"mail{number}"])
+            with connection.transaction():
+                with connection.transaction(force_rollback=True):
+                    connection.execute("INSERT INTO person (email) VALUES (%s)", [f"mail{number}"])
+                connection.execute("INSERT INTO person (email) VALUES (%s)", [f"other{number}"])
+            assert state_of(connection, "INSERT INTO person (email) VALUES (%s)", f"mail{number}") == ""
+
+
+def test_a_duplicate_on_another_shard_fails_the_commit(world: World) -> None:
+    with world.connect() as connection:
+        for number in range(9):
+            connection.execute("INSERT INTO person (email) VALUES (%s)", [f"mail{number}"])
+        for number in range(9):
+            connection.execute("BEGIN")
+            connection.execute("INSERT INTO person (email) VALUES (%s)", [f"kept{number}"])
+            found = [state_of(connection, "INSERT INTO person (email) VALUES (%s)", f"mail{number}")]
+            found.append(state_of(connection, "COMMIT"))
+            assert "23505" in found
+            connection.execute("ROLLBACK")
+        assert connection.execute("SELECT count(*) FROM person").fetchone() == (9,)
+
+
+def test_cascades_release_what_the_children_held(world: World) -> None:
+    with world.connect() as connection:
+        for turn in range(3):
+            row = connection.execute("INSERT INTO person (email) VALUES ('a') RETURNING id").fetchone()
+            assert row is not None
+            for key in range(1, 9):
+                insert = "INSERT INTO letter (id, person_id, tag) VALUES (%s, %s, 'x')"
+                assert state_of(connection, insert, key, row[0]) == "", turn
+            assert state_of(connection, "DELETE FROM person WHERE id = %s", row[0]) == ""
+
+
+def test_a_childs_given_key_is_unique_under_all_parents(world: World) -> None:
+    with world.connect() as connection:
+        parents = [
+            row[0] for _ in range(6) for row in connection.execute("INSERT INTO person DEFAULT VALUES RETURNING id")
+        ]
+        for key in range(1, 5):
+            insert = "INSERT INTO letter (id, person_id) VALUES (%s, %s)"
+            found = [state_of(connection, insert, key, parent) for parent in parents]
+            assert found == ["", *["23505"] * 5]
+        assert state_of(
+            connection, "INSERT INTO letter (id, person_id) VALUES (%s, %s)", parents[0] ^ 1 << 45, parents[1]
+        ) in (
+            "23514",
+            "",
+        )
+        assert len(connection.execute("SELECT id FROM letter WHERE id = 2").fetchall()) == 1
+
+
+def test_a_key_that_clients_give_and_a_unique_column_go_together(world: World) -> None:
+    code = "58756dfc-5482-4f57-9359-951542249fbe"
+    with world.connect() as connection:
+        found = [state_of(connection, "INSERT INTO account VALUES (%s, %s)", f"name{n}", code) for n in range(8)]
+        assert found == ["", *["23505"] * 7]
+        upsert = "INSERT INTO account (name) VALUES ('name0') ON CONFLICT (name) DO UPDATE SET code = NULL"
+        assert state_of(connection, upsert) == ""
+        assert state_of(connection, "INSERT INTO account VALUES ('other', %s)", code) == ""
+        assert state_of(connection, "INSERT INTO account VALUES ('other', %s) ON CONFLICT DO NOTHING", code) == "0A000"
+
+
+def test_a_direct_writer_cannot_forget_a_claim(world: World) -> None:
+    found: Counter[str] = Counter()
+    for shard in SHARDS:
+        owned = world.shards.query("SELECT position('1' IN buckets::text) - 1 FROM foreshard.owned_buckets", on=shard)[
+            0
+        ][0]
+        with psycopg.connect(world.shards.dsns[shard], autocommit=True) as connection:
+            connection.execute(f"SET foreshard.bucket = {owned}".encode())
+            for number in range(12):
+                found[state_of(connection, "INSERT INTO person (email) VALUES (%s)", f"mail{number}")] += 1
+    assert set(found) == {"", "55000"}
+    assert found[""] == 12, "each value has one home, and was inserted there"
+
+
+def change(connection: psycopg.Connection, chance: random.Random) -> str:
+    """One random change of few values."""
+    mail, other = (f"mail{chance.randrange(8)}" for _ in range(2))
+    rows = connection.execute("SELECT id FROM person WHERE email = %s", [mail]).fetchall()
+    kind = chance.randrange(5)
+    try:
+        if kind < 2 or not rows:
+            connection.execute("INSERT INTO person (email) VALUES (%s)", [mail])
+        elif kind == 2:
+            connection.execute("DELETE FROM person WHERE id = %s", rows[0])
+        elif kind == 3:
+            connection.execute("UPDATE person SET email = %s WHERE id = %s", [other, rows[0][0]])
+        else:
+            with connection.transaction():
+                connection.execute("DELETE FROM person WHERE id = %s", rows[0])
+                connection.execute("INSERT INTO person (email) VALUES (%s)", [other])
+    except psycopg.Error as error:
+        return error.sqlstate or str(error)
+    return ""
+
+
+def test_many_clients_at_once_never_leave_two_rows_with_one_value(world: World) -> None:
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        with world.connect() as connection:
+            if seed % 3 == 0:
+                connection.execute("SET default_transaction_isolation TO 'repeatable read'")
+            for _ in range(ROUNDS):
+                outcome = change(connection, chance)
+                with lock:
+                    outcomes[outcome] += 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes[""] > CLIENTS
+    assert set(outcomes) <= {"", *EXPECTED_ERRORS}, outcomes
