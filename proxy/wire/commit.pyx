@@ -18,7 +18,7 @@ from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.template cimport ROUTE_TRANSACTION, VERB_COMMIT, VERB_ROLLBACK, Template
 from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.gate cimport SIDE_COMMIT, SIDE_SNAPSHOT
-from foreshard.proxy.wire.session cimport WAIT_COMMANDS, Session
+from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_POOL, Session
 
 import os
 import signal
