@@ -17,7 +17,7 @@ from foreshard.proxy.routing.inserts import plan_insert
 from foreshard.proxy.routing.merge import plan_of_shards
 from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
-from foreshard.proxy.routing.query import fall_back, is_queryable
+from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable
 from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.session import HANDLED, plan_session
 from foreshard.proxy.routing.text import Text
@@ -120,7 +120,7 @@ class Planner:
         for statement in statements:
             piece = sql[statement.start : statement.stop].strip()
             part = self.plan(piece)
-            if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
+            if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None and part.refusal.sqlstate == REFUSED:
                 return refuse(part.refusal, True)
             parts.append(within(part, piece, sum(offset < statement.start for offset, _, _ in literals)))
         pin = next((part.pin for part in parts if part.pin), None)

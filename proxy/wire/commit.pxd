@@ -49,6 +49,7 @@ cdef class Commit(Session):
     cdef bint tell_failures(self) except -1
     cdef int lose_participant(self, Backend backend) except -1
     cdef bint survives(self, Backend backend) noexcept
+    cdef bint is_read_only(self) except -1
     cdef bytes gid(self, Backend backend)
     cdef int conclude(self, Template template) except -1
     cdef int warn(self, str sqlstate, str message, str hint=*) except -1

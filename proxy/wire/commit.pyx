@@ -102,7 +102,7 @@ cdef class Commit(Session):
         cdef Backend backend
         if owe_claims(targets):
             return self.ask_claims(template, targets, is_quiet)
-        cdef list writers = [each for each in targets if (<Backend> each).wrote]
+        cdef list writers = [] if self.is_read_only() else [each for each in targets if (<Backend> each).wrote]
         self.is_quiet = is_quiet
         self.decider = targets[0] if not writers else writers[0]
         for backend in writers:
@@ -210,6 +210,13 @@ cdef class Commit(Session):
             return Session.on_denied(self, error)
         self.push_bytes(error.encode())
         return self.undo()
+
+    cdef bint is_read_only(self) except -1:
+        """The transaction was begun READ ONLY, and stayed so: what it tried to write failed."""
+        if b"READ ONLY" not in b" ".join(self.begin_text.upper().split()):
+            return False
+        texts = [text.upper() for _, text, _ in self.history]
+        return not any(b"WRITE" in text or b"READ_ONLY" in text for text in texts)
 
     cdef bytes gid(self, Backend backend):
         """What a participant's prepared transaction is called."""

@@ -298,6 +298,8 @@ cdef class Merging(Segment):
             plan, len(backends), plan.read_limit(statement.literals, self.hub.params),
             plan.read_offset(statement.literals, self.hub.params), self.labels())
         portal.states = None
+        portal.texts = None
+        portal.row_order = None
         portal.statement = self.statement_for_shards(statement)
         portal.backend = None
         portal.part = 0

@@ -26,7 +26,7 @@ from foreshard.proxy.wire.merging cimport Merging
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
-from foreshard._core.errors import not_built
+from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
@@ -215,15 +215,20 @@ cdef class Simple(Merging):
         if not self.hub.is_sharded or self.hub.shard_count == 1:
             return self.hub.default_shard
         for part in template.parts:
-            if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY:
-                return ROUTE_APART
+            if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY or part.kind == ROUTE_REFUSE:
+                return ROUTE_APART      # a refusal that is PostgreSQL's own error comes when the statements before it ran
             if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
                 return ROUTE_APART
         only = self.written_shard()
         for part in template.parts:
             if part.kind == ROUTE_ANY or part.kind == ROUTE_EMPTY:
                 continue
-            found = self.route(part, self.hub.literals, self.hub.params, shard if shard >= 0 else only)
+            try:
+                found = self.route(part, self.hub.literals, self.hub.params, shard if shard >= 0 else only)
+            except SqlError as error:
+                if error.sqlstate == "0A000":
+                    raise
+                return ROUTE_APART
             if found == ROUTE_MANY or (shard >= 0 and found != shard):
                 return ROUTE_APART
             shard = found
