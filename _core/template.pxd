@@ -17,6 +17,7 @@ cpdef enum RouteKind:
     ROUTE_EXPLAIN = 8       # EXPLAIN (FORESHARD) of `parts[0]`
     ROUTE_MULTI = 9         # several statements in one string: `parts`
     ROUTE_QUERY = 11        # a read for the query node; `refusal` when the transaction has written
+    ROUTE_ALONE = 12        # on every shard, one after the other and outside of transactions: CREATE INDEX CONCURRENTLY
 
 
 cpdef enum Verb:
@@ -35,6 +36,14 @@ cpdef enum Operation:
     OPERATION_UPDATE = 2
     OPERATION_DELETE = 3
     OPERATION_OTHER = 4
+
+
+# What follows a statement of several shards before the client hears that it is done.
+cpdef enum Completion:
+    COMPLETE_NONE = 0
+    COMPLETE_SCHEMA = 1     # it ran on every shard: what it made of the schema is checked and completed
+    COMPLETE_FIRST = 2      # the same, but it ran on the first shard only
+    COMPLETE_ROWS = 3       # it ran on the first shard only: the others are given the rows that it changed there
 
 
 # How a key is written where a KeySource says, or-ed together.
@@ -109,6 +118,7 @@ cdef class Template:
     cdef readonly tuple row_keys
     # A write that every shard does, one after the other, with the same result (reference tables): what it locks.
     cdef readonly bytes lock
+    cdef readonly int completion        # Completion
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
     cdef readonly tuple parameters      # type OIDs of $1, $2, ... when kind is ROUTE_EXPLAIN

@@ -15,6 +15,7 @@ class RouteKind(IntEnum):
     ROUTE_EXPLAIN = 8
     ROUTE_MULTI = 9
     ROUTE_QUERY = 11
+    ROUTE_ALONE = 12
 
 class Verb(IntEnum):
     VERB_NONE = 0
@@ -31,6 +32,12 @@ class Operation(IntEnum):
     OPERATION_UPDATE = 2
     OPERATION_DELETE = 3
     OPERATION_OTHER = 4
+
+class Completion(IntEnum):
+    COMPLETE_NONE = 0
+    COMPLETE_SCHEMA = 1
+    COMPLETE_FIRST = 2
+    COMPLETE_ROWS = 3
 
 class KeyFlag(IntEnum):
     KEY_PARAM = 1
@@ -74,6 +81,7 @@ class Template:
     returns: bool
     row_keys: tuple[int, ...]
     lock: bytes | None
+    completion: int
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -108,6 +116,7 @@ class Template:
         row_keys: tuple[int, ...] = (),
         lock: bytes | None = None,
         owes_claims: bool = False,
+        completion: int = 0,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

@@ -99,7 +99,7 @@ cdef class Template:
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, str reason="",
+        bytes lock=None, bint owes_claims=False, int completion=0, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -128,6 +128,7 @@ cdef class Template:
         self.returns = returns
         self.row_keys = row_keys
         self.lock = lock
+        self.completion = completion
         self.reason = reason
         self.fill_arrays()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -27,6 +28,7 @@ import uvloop
 from foreshard._core.placement import Placer
 from foreshard._core.shared import SharedState
 from foreshard._core.statement_cache import StatementCache
+from foreshard._core.template import Template
 from foreshard._core.two_phase import gid_prefix
 from foreshard.proxy.admin import (
     ClientRow,
@@ -46,6 +48,8 @@ from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
+from foreshard.proxy.control.schema_change import complete_schema
+from foreshard.proxy.control.schema_watch import SchemaWatch
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
@@ -127,7 +131,7 @@ class Router:
             self,
             list(self.addresses),
             self.addresses[0].database,
-            bool(catalog.tables),
+            catalog.is_declared,
             two_phase.cluster if two_phase else "",
             two_phase is not None and len(two_phase.ready) == len(config.shards),
         )
@@ -141,6 +145,8 @@ class Router:
         self.two_phase = two_phase
         self.is_asking_doubt = False
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
+        self.schema_watch = SchemaWatch(config, catalog, self.follow_schema)
+        self.versions = itertools.count(catalog.version + 1)
         self.stopped = loop.create_future()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -159,8 +165,9 @@ class Router:
         self.listener = listener
         self.reading = Listener(self.reactor, os.dup(listener.fileno()), self.accept)
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
-        if self.catalog.tables:
+        if self.catalog.is_declared:
             self._keep(self.deadlocks.run())
+            self._keep(self.schema_watch.run())
         self._keep(self.query_watch.run())
 
     def accept(self) -> None:
@@ -242,6 +249,7 @@ class Router:
             session.terminate(gone)
         self.deadlocks.close()
         self.query_watch.close()
+        self.schema_watch.close()
         self.reactor.stop()
         self.hub.waker.stop()
 
@@ -376,14 +384,36 @@ class Router:
 
     def follow_query_node(self, seen: Seen) -> None:
         """From now on the query node is asked what it has now."""
-        self.catalog = msgspec.structs.replace(self.catalog, query_node=seen.node, version=self.catalog.version + 1)
-        self.cache.invalidate(Planner(self.catalog).plan, self.catalog.version)
-        self.hub.statements.clear()
+        self._take_catalog(msgspec.structs.replace(self.catalog, query_node=seen.node))
         self.hub.query_types = seen.types
 
     def doubt_schema(self) -> None:
         """A client changes the schema, or has just done so."""
         self.query_watch.doubt()
+        self.schema_watch.doubt()
+
+    def follow_schema(self, catalog: Catalog) -> None:
+        """The declared tables are now these, by a transaction of a client's here, or of somebody else's."""
+        self._take_catalog(msgspec.structs.replace(catalog, query_node=self.catalog.query_node))
+        self.query_watch.follow(self.catalog)
+        self.schema_watch.catalog = self.catalog
+
+    def _take_catalog(self, catalog: Catalog) -> None:
+        self.catalog = msgspec.structs.replace(catalog, version=next(self.versions))
+        self.cache.invalidate(Planner(self.catalog).plan, self.catalog.version)
+        self.hub.statements.clear()
+
+    def plan_by(self, cache: StatementCache, catalog: Catalog) -> None:
+        """A cache of its own for a transaction that has changed the schema: the query node is not asked in it."""
+        node = self.catalog.query_node if len(self.config.shards) == 1 else None
+        version = next(self.versions)
+        own = msgspec.structs.replace(catalog, query_node=node, version=version)
+        cache.invalidate(Planner(own).plan, version)
+
+    def complete(self, template: Template, schema: Catalog | None) -> Any:
+        """The script that follows a statement (Template.completion)."""
+        assert self.two_phase is not None
+        return complete_schema(self.config, schema or self.catalog, self.two_phase.cluster)
 
     def _keep(self, work: Any) -> None:
         task = self.loop.create_task(work)

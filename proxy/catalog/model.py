@@ -190,6 +190,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     # Sequences that feed keys of declared tables: qualified name -> table; names as serial columns get them are known.
     sequences: dict[str, str] = {}
     search_path: tuple[str, ...] = ("public",)
+    # Declared tables that cannot be used: qualified name -> why; "" where there is no such table yet.
+    pending: dict[str, str] = {}
+    # Types, functions, schemas and sequences that only the first shard has, by bare name.
+    local: frozenset[str] = frozenset()
     query_node: QueryNode | None = None  # None: there is none to be asked
 
     def find(self, name: str, schema: str | None = None) -> Table | None:
@@ -199,6 +203,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def find_view(self, name: str, schema: str | None = None) -> str | None:
         """The declared table that a view, rule or partition parent of this name reads; None when it reads none."""
         return self._search(self.views, name, schema)
+
+    def find_pending(self, name: str, schema: str | None = None) -> str | None:
+        """Why the declared table of this name cannot be used, "" when it does not exist; None for other names."""
+        return self._search(self.pending, name, schema)
 
     def find_function(self, name: str, schema: str | None = None) -> str | None:
         """The declared table that a function of this name works on; None when it works on none."""
@@ -231,6 +239,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.root_of(table).qualified in self.claiming_groups
 
     @functools.cached_property
+    def is_declared(self) -> bool:
+        """Whether any table is declared, be it there or not."""
+        return bool(self.tables or self.pending)
+
+    @functools.cached_property
     def all_sequences(self) -> dict[str, str]:
         """`sequences`, and the names that PostgreSQL gives the sequences of serial and identity key columns."""
         usual = {
@@ -243,10 +256,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @functools.cached_property
     def words(self) -> frozenset[str]:
         """The bare names that a text cannot do without if it touches a declared table in any way known here."""
-        everything = (*self.tables, *self.views, *self.functions, *self.all_sequences)
+        everything = (*self.tables, *self.views, *self.functions, *self.all_sequences, *self.pending)
         return frozenset(name.rpartition(".")[2] for name in everything)
 
     @functools.cached_property
     def schemas(self) -> frozenset[str]:
         """Schemas that hold declared tables."""
-        return frozenset(table.schema for table in self.tables.values())
+        return frozenset(name.partition(".")[0] for name in (*self.tables, *self.pending))

@@ -32,19 +32,21 @@ REFUSED_TYPES = {
 
 
 def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
-    """The catalog; ConfigError with everything that cannot be sharded as declared."""
+    """The catalog; ConfigError with everything that cannot be sharded as declared. Tables may be missing."""
     deriving = _Deriving(config, facts)
-    tables = deriving.tables()
-    deriving.check_foreign_keys(tables)
-    if deriving.problems:
-        raise ConfigError(deriving.problems)
-    return Catalog(
-        version=version,
-        tables=tables,
-        views=facts.indexes | facts.views,
-        functions=facts.functions,
-        search_path=facts.search_path,
-    )
+    catalog = deriving.catalog(version)
+    orphans = [name for name in catalog.pending if name not in deriving.reasons and name not in deriving.missing]
+    problems = deriving.problems + [
+        f"{config.path}: tables.{name.removeprefix('public.')}: {catalog.pending[name]}" for name in orphans
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return catalog
+
+
+def derive_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
+    """The catalog of what can be used as it is; a declared table that cannot is pending, with the reason."""
+    return _Deriving(config, facts).catalog(version)
 
 
 def held_by_one_shard(config: Config, facts: Facts) -> list[str]:
@@ -103,11 +105,33 @@ class _Deriving:
 
     def __init__(self, config: Config, facts: Facts) -> None:
         self.problems: list[str] = []
+        self.reasons: dict[str, str] = {}  # by table, the first of its problems
+        self.missing: list[str] = []  # declared tables that are not there
         self.held: list[str] = []  # problems, but for the shard being the only one
         self._config = config
         self._facts = facts
         self._indexes = profile_indexes(config)
         self._declared = {qualified(table.name): table for table in config.tables}
+
+    def catalog(self, version: int) -> Catalog:
+        """What can be used, and what is pending."""
+        tables = self.tables()
+        self.check_foreign_keys(tables)
+        pending = dict.fromkeys(self.missing, "") | self.reasons
+        while True:
+            left = {name: table for name, table in tables.items() if name not in pending}
+            lost = [table for table in left.values() if table.parent is not None and table.parent not in left]
+            if not lost:
+                break
+            pending |= {table.qualified: f"its parent {table.parent} is not there" for table in lost}
+        return Catalog(
+            version=version,
+            tables=left,
+            views=self._facts.indexes | self._facts.views,
+            functions=self._facts.functions,
+            search_path=self._facts.search_path,
+            pending=pending,
+        )
 
     def tables(self) -> dict[str, Table]:
         """Every declared table that exists, with parents filled in."""
@@ -115,9 +139,7 @@ class _Deriving:
         for name, declared in self._declared.items():
             facts = self._facts.tables.get(name)
             if facts is None:
-                self._problem(
-                    declared, f"shard {self._facts.shard} has no table {name}; create it there, or in the `schema` file"
-                )
+                self.missing.append(name)
             else:
                 made[name] = self._table(declared, facts)
         return self._without_cycles(made)
@@ -132,6 +154,7 @@ class _Deriving:
             if current == name:
                 circle = " -> ".join([*seen, name])
                 self._problem(self._declared[name], f"foreign keys make a circle: {circle}; declare a `parent` for one")
+                self.reasons |= dict.fromkeys(tables, f"foreign keys make a circle: {circle}")
                 return {}
         return tables
 
@@ -151,11 +174,14 @@ class _Deriving:
 
     def _problem(self, table: TableConfig, message: str, key: str = "") -> None:
         place = f"tables.{table.name}" + (f".{key}" if key else "")
+        self.reasons.setdefault(qualified(table.name), message)
         self.problems.append(f"{self._config.path}: {place}: {message}")
 
     def _held(self, table: TableConfig, message: str) -> None:
         """A problem, unless there is one shard, which holds every row."""
         problems = self.held if len(self._config.shards) == 1 else self.problems
+        if problems is self.problems:
+            self.reasons.setdefault(qualified(table.name), message)
         problems.append(f"{self._config.path}: tables.{table.name}: {message}")
 
     def _table(self, declared: TableConfig, facts: TableFacts) -> Table:
@@ -195,6 +221,7 @@ class _Deriving:
                 continue
             for column in trigger.columns or ():
                 if column not in names:
+                    self.reasons.setdefault(facts.qualified, f"triggers.{trigger.name}: no column `{column}`")
                     self.problems.append(
                         f"{self._config.path}: triggers.{trigger.name}.columns: {facts.qualified} has no column "
                         f"`{column}`{did_you_mean(column, names)} (columns: {listed(names)})"

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import asyncpg
+import msgspec
 
 from foreshard._core.buckets import PLACED_FLAG, initial_map
 from foreshard._core.two_phase import gid_prefix
@@ -23,10 +24,11 @@ from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.claim_intake import Intake, drop_claims, find_intakes, take_in
 from foreshard.proxy.control.claim_sets import claim_names
 from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
-from foreshard.proxy.control.derive import build_catalog, compare_shards, held_by_one_shard
+from foreshard.proxy.control.derive import build_catalog, compare_shards, derive_catalog, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_index_object, bucket_sql
+from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_file import read_schema_file
@@ -87,7 +89,13 @@ async def read_catalog(config: Config, version: int = 1) -> Catalog:
     """The catalog as the first shard has it now. ConfigError when it cannot be sharded as declared."""
     shard = config.shards[0]
     async with connected(f"shard {shard.name}", shard.dsn) as connection:
-        return build_catalog(config, await introspect(connection, config, shard.name), version)
+        facts = await introspect(connection, config, shard.name)
+    build_catalog(config, facts)
+    names = []
+    for each in config.shards:
+        async with connected(f"shard {each.name}", each.dsn) as connection:
+            names.append(await connection.fetchval(NAMES))
+    return msgspec.structs.replace(derive_catalog(config, facts, version), local=local_names(names))
 
 
 async def read_owners(config: Config) -> list[int]:
@@ -344,7 +352,11 @@ def _row_check(table: Table) -> str:
 def _notes(config: Config, catalog: Catalog, facts: Facts) -> list[str]:
     """What an operator should know although nothing has to be made."""
     notes = []
+    for name in catalog.pending:
+        notes.append(f"there is no table {name} yet: CREATE TABLE through Foreshard shards it at once")
     for declared in config.tables:
+        if qualified(declared.name) not in catalog.tables:
+            continue
         table = catalog.tables[qualified(declared.name)]
         if table.parent and (declared.parent is None or declared.via is None):
             notes.append(f"{table.qualified} lives with {table.parent} via {table.via}, by its foreign key")

@@ -93,6 +93,14 @@ class QueryWatch:
             sure = QueryNode(relations=self._seen.node.relations & self.catalog.tables.keys())
             self._report(Seen(sure, self._seen.types))
 
+    def follow(self, catalog: Catalog) -> None:
+        """Declared tables have changed: nothing on the node is sure to be as it was before the next look."""
+        self.catalog = catalog
+        self._doubts += 1
+        self._state = None
+        if self._seen.node is not None and not self._seen.node.is_only_shard:
+            self._report(Seen(QueryNode(), self._seen.types))
+
     async def look(self) -> None:
         """Look once. What cannot be reached is not there."""
         if len(self.config.shards) == 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog
-from foreshard.proxy.errors import not_built
+from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.builtins import AGGREGATES
 from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts, family_of
 from foreshard.proxy.routing.scope import Names, Reference, ReferenceKind, Scope
@@ -251,11 +251,24 @@ class Collector:
         if schema in SYSTEM_SCHEMAS or (table is None and schema is None and name.startswith("pg_")):
             return Reference(ReferenceKind.SYSTEM, shown, schema)
         if table is None:
+            self.refuse_pending(relation)
             self.refuse_disguised(name, schema)
             return Reference(ReferenceKind.PLAIN, shown, schema)
         kind = ReferenceKind.SHARDED if table.is_sharded else ReferenceKind.REFERENCE
         known = None if "colnames" in alias else table
         return Reference(kind, shown, None if alias else table.schema, known, table)
+
+    def refuse_pending(self, relation: Node) -> None:
+        """Refuse a declared table that is not there, or not as it must be: no shard can be asked for it."""
+        name, schema = relation["relname"], relation.get("schemaname")
+        reason = self.catalog.find_pending(name, schema)
+        if reason == "":
+            self.text.is_exact = True
+            position = len(self.text.sql[: relation.get("location", 0)].decode("utf-8", "replace")) + 1
+            shown = f"{schema}.{name}" if schema else name
+            raise SqlError("42P01", f'relation "{shown}" does not exist', "", "It is declared: create it.", position)
+        if reason is not None:
+            raise not_built(f'the declared table "{name}" as it is', "See `foreshard plan`.", reason)
 
     def refuse_disguised(self, name: str, schema: str | None) -> None:
         """Refuse what is not a declared table but reads one."""

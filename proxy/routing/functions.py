@@ -52,7 +52,7 @@ def read_effects(collector: Collector) -> Effects:
             effects.pin = "advisory lock"
         if name == "set_config":
             effects.pin = set_config(collector.catalog, collector.text, call.fields) or effects.pin
-        if collector.catalog.tables:
+        if collector.catalog.is_declared:
             check_call(collector.catalog, collector.text, name, call.fields)
     return effects
 
@@ -131,7 +131,7 @@ def set_config(catalog: Catalog, text: Text, fields: Node) -> str | None:
     arguments = fields.get("args", [])
     name = text.value_of(arguments[0]) if arguments else None
     if name is None:
-        if catalog.tables:
+        if catalog.is_declared:
             raise not_built(
                 "set_config of a setting that is not named in the statement",
                 "Write the setting's name into the statement.",
@@ -139,7 +139,7 @@ def set_config(catalog: Catalog, text: Text, fields: Node) -> str | None:
         return "set_config"
     value = text.value_of(arguments[1]) if len(arguments) > 1 else None
     check_setting(catalog, str(name), None if value is None else [str(value)])
-    if catalog.tables and str(name).lower() not in HARMLESS_SETTINGS:
+    if catalog.is_declared and str(name).lower() not in HARMLESS_SETTINGS:
         raise not_built(
             f"set_config of {name} beside declared tables",
             "Use SET or SET LOCAL: Foreshard makes those on every shard of the session.",

@@ -22,7 +22,8 @@ from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.session import HANDLED, plan_session
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
-from foreshard.proxy.routing.utility import STATE_WORDS, plan_utility, words_of
+from foreshard.proxy.routing.utility import STATE_WORDS, plan_utility
+from foreshard.proxy.routing.words import words_of
 from foreshard.proxy.routing.writes import plan_write
 
 CURSOR_OPT_HOLD = 0x20
@@ -30,7 +31,7 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "alters", "owes_claims", "reason"),
+    *("returns", "row_keys", "lock", "alters", "owes_claims", "completion", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -214,7 +215,7 @@ class Planner:
         inside = words_of(b" ".join(sql[at : at + size] for at, size, _ in literals).decode("utf-8", "replace"))
         names_table = bool((outside | inside) & self.catalog.words)
         may_name_table = b"U&" in sql.upper()  # in escapes
-        if self.catalog.tables and (names_table or may_name_table or OPTION in outside):
+        if self.catalog.is_declared and (names_table or may_name_table or OPTION in outside):
             detail = "The text names a declared table, so it was sent to no shard." if names_table else ""
             hint = "Foreshard knows the grammar of PostgreSQL 17."
             return refuse(SqlError(failure.sqlstate, failure.message, detail, hint, failure.position), True)

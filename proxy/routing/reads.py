@@ -73,7 +73,8 @@ def check_new_name(collector: Collector, relation: Node) -> None:
     """Refuse a new table that a statement would take for a declared one."""
     name, schema = relation.get("relname", ""), relation.get("schemaname")
     is_temporary = relation.get("relpersistence") == "t" or (schema or "").startswith("pg_temp")
-    if collector.catalog.find(name, None if is_temporary else schema) is not None:
+    schema = None if is_temporary else schema
+    if collector.catalog.find(name, schema) is not None or collector.catalog.find_pending(name, schema) is not None:
         raise not_built(f'a table with the name of the declared table "{name}"', "Choose another name.")
 
 

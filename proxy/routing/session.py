@@ -68,7 +68,7 @@ def plan_transaction(catalog: Catalog, statement: bytes, node: Node) -> Template
     """BEGIN, COMMIT, ROLLBACK and savepoints; prepared transactions are PostgreSQL's while no table is declared."""
     verb = VERBS.get(node["kind"])
     if verb is None:
-        if catalog.tables:
+        if catalog.is_declared:
             raise not_built(
                 "PREPARE TRANSACTION and COMMIT PREPARED beside declared tables",
                 "Use COMMIT.",

@@ -17,7 +17,7 @@ def check_setting(catalog: Catalog, name: str, values: list[str] | None) -> None
         raise SqlError(
             "42501", f'permission denied to set parameter "{name}"', "Foreshard itself uses the settings of this name."
         )
-    if not catalog.tables:
+    if not catalog.is_declared:
         return
     if folded == "search_path" and values is not None and not keeps_meaning(catalog, values):
         raise not_built(

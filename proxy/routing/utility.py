@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from foreshard._core.template import RouteKind, Template
@@ -10,11 +9,12 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.copies import plan_copy
+from foreshard.proxy.routing.ddl import plan_schema
 from foreshard.proxy.routing.functions import check_declared, read_effects
 from foreshard.proxy.routing.reads import check_new_name, route_read
 from foreshard.proxy.routing.tree import Node, range_vars, strings, unwrap, walk
+from foreshard.proxy.routing.words import body_of, words_of
 
-WORD = re.compile(r'"((?:[^"]|"")+)"|([A-Za-z_\u0080-\U0010ffff][\w$\u0080-\U0010ffff]*)')
 DDL_HINT = "Change the schema file and run `foreshard apply`, which changes every shard."
 # What a statement does to a declared table, and what to do instead.
 HINTS = {
@@ -39,23 +39,15 @@ STATE_WORDS = frozenset(
 )
 
 
-def words_of(written: str) -> set[str]:
-    """The identifiers in a text of any language, folded as SQL folds them; quoted ones as they are."""
-    found = set()
-    for quoted, bare in WORD.findall(written):
-        if bare:
-            found.add(bare.lower())
-        else:
-            found.add(quoted.replace('""', '"'))
-            found.update(word.lower() for _, word in WORD.findall(quoted) if word)
-    return found
-
-
 def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     """The route of a statement that is none of the others; SqlError when it must be refused."""
     collector.text.is_exact = True
     catalog = collector.catalog
     pin = None
+    if catalog.is_declared:
+        found = plan_schema(collector, kind, node)
+        if found is not None:
+            return found
     if kind == "CopyStmt" and "query" in node:
         return plan_copy_query(collector, node)
     if kind == "CopyStmt":
@@ -76,7 +68,7 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
         pin = read_effects(collector).pin
     if kind == "DoStmt":
         pin = do_pin(node)
-    if catalog.tables:
+    if catalog.is_declared:
         check_names(collector, kind, node)
     is_write = not (kind == "CopyStmt" and not node.get("is_from"))
     return Template(
@@ -93,7 +85,7 @@ def plan_copy_query(collector: Collector, node: Node) -> Template:
     """COPY (query) TO: as the query, which must be the default shard's."""
     kind, query = unwrap(node["query"])
     if kind != "SelectStmt":
-        if collector.catalog.tables:
+        if collector.catalog.is_declared:
             check_names(collector, "CopyStmt", node)
         return Template(RouteKind.ROUTE_DEFAULT, is_write=True, is_exact=True, reason="no declared table")
     collector.select(query)
@@ -123,11 +115,6 @@ def do_pin(node: Node) -> str | None:
     """Why a DO block ties the session to its backend: it may change session state."""
     found = words_of(body_of(node)) & STATE_WORDS
     return "DO" if found else None
-
-
-def body_of(node: Node) -> str:
-    """All string constants of a statement, which hold the body of a function or a DO block."""
-    return "\n".join(fields.get("sval", "") for kind, fields in walk(node) if kind == "String")
 
 
 def check_names(collector: Collector, kind: str, node: Node) -> None:

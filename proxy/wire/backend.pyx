@@ -334,6 +334,8 @@ cdef class Backend(Requests):
         elif class_ == CLASS_ASYNC:
             if type == b"S":
                 self.note_parameter(body[:size])
+            if self.filter == FILTER_REST and self.kept is not None and type == b"N":
+                return ACTION_DROP      # the shards do the same, one after the other: the first has said it
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
         if is_ours or self.filter == FILTER_REST or self.filter == FILTER_MUTE:
             return ACTION_DROP

@@ -13,6 +13,7 @@ cdef enum CommitStep:
     STEP_ASK_CLAIMS = 6     # writers are asked what they owe
     STEP_WAIT_CLAIMS = 7    # a backend on a claim's home is waited for
     STEP_TAKE_CLAIMS = 8    # the homes take and release claims
+    STEP_ASK = 9            # no commit: a question of a script's (asking.pyx)
 
 
 cdef bint owe_claims(list backends) noexcept

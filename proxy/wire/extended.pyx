@@ -28,7 +28,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport ROUTE_MANY, Gather
+from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -94,7 +94,7 @@ cdef class Extended(Parsing):
             if not self.attach_all(self.shards, template.is_write):
                 return RETRY
             if template.is_write:
-                for index, backend in enumerate([self.find_link(each) for each in self.shards]):
+                for index, backend in enumerate(self.completed_parts(template)):
                     self.mark(backend, template)
                     rows = 0 if self.split is None else len(self.split[index])
                     self.charge(backend, template, statement.literals, self.hub.params, rows)
@@ -138,7 +138,7 @@ cdef class Extended(Parsing):
         portal.name = parts.portal[:parts.portal_size]
         portal.rest = parts.rest[:parts.rest_size]
         portal.is_unnamed = parts.statement_size == 0
-        portal.parts = [self.find_link(shard) for shard in self.shards]
+        portal.parts = self.completed_parts(statement.template)
         self.active = portal.parts[0]
         portal.texts = None
         portal.row_order = None
@@ -278,7 +278,7 @@ cdef class Extended(Parsing):
         cdef int index
         if self.wait_until_drained():
             return RETRY
-        if rows and portal.statement.template.is_write:
+        if rows and portal.statement.template.is_write and len(portal.parts) > 1:
             if portal.statement.template.returns:
                 raise not_built("a row limit on a write of several shards", "Fetch all its rows at once.")
             rows = 0        # there are none to limit
@@ -286,6 +286,7 @@ cdef class Extended(Parsing):
         self.row_order = portal.row_order
         self.rows_left = rows
         self.lock = portal.statement.template.lock
+        self.completing = portal.statement.template if portal.statement.template.completion else None
         if self.lock is not None:
             self.lock_on(self.active, self.lock)
         for index in range(portal.part, portal.part + 1 if self.asks_in_turn() else len(portal.parts)):
@@ -394,7 +395,7 @@ cdef class Extended(Parsing):
 
     cdef int release_links(self) except -1:
         self.forget_portals()
-        return Gather.release_links(self)
+        return Parsing.release_links(self)
 
     cdef int forget_portals(self) except -1:
         """Portals end with their transaction."""

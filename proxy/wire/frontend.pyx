@@ -55,6 +55,7 @@ cdef class Frontend(Simple):
 
     def __init__(self, Hub hub, int fd, object address):
         self.hub = hub
+        self.cache = hub.cache
         self.address = address
         self.connected_at = hub.loop.time()
         self.connected_time = time.time()

@@ -1,14 +1,14 @@
 from foreshard._core.template cimport Template
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.transaction cimport Transaction
+from foreshard.proxy.wire.asking cimport Asking
 
 
 cdef enum:
     ROUTE_MANY = -2         # what route() answers for a read of several shards
 
 
-cdef class Gather(Transaction):
+cdef class Gather(Asking):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
     cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
     cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none

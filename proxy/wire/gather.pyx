@@ -8,6 +8,8 @@ the others still say is dropped.
 """
 
 from foreshard._core.template cimport (
+    COMPLETE_NONE,
+    COMPLETE_ROWS,
     ROUTE_ANY,
     ROUTE_DEFAULT,
     ROUTE_KEYED,
@@ -29,7 +31,7 @@ from foreshard.proxy.wire.backend cimport (
 )
 from foreshard.proxy.wire.pool cimport Hub
 from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_SHARD
-from foreshard.proxy.wire.transaction cimport Transaction
+from foreshard.proxy.wire.asking cimport Asking
 
 from foreshard._core.errors import SqlError, not_built
 
@@ -39,7 +41,7 @@ cdef enum:
 cdef frozenset MOMENTS = frozenset((b"now", b"today", b"tomorrow", b"yesterday"))
 
 
-cdef class Gather(Transaction):
+cdef class Gather(Asking):
     """The part of a frontend that finds shards and concatenates their rows."""
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3:
@@ -76,7 +78,7 @@ cdef class Gather(Transaction):
                 return (<Backend> self.links[0]).shard
             return hub.default_shard if hub.shard_count == 1 else self.next_any()
         if kind == ROUTE_SCATTER:
-            if hub.shard_count == 1:
+            if hub.shard_count == 1 and (template.completion == COMPLETE_NONE or template.completion == COMPLETE_ROWS):
                 return 0
             if template.lock is not None:
                 check_moments(literals)
@@ -189,11 +191,12 @@ cdef class Gather(Transaction):
         if self.wait_until_drained():
             return False
         if is_write:
-            self.check_two_phase(shards[0], shards[1])
+            if len(shards) > 1:
+                self.check_two_phase(shards[0], shards[1])
             if not self.explicit:
                 self.open_implicit()
         if (len(shards) > 1 or self.links) and self.is_serializable():
-            self.check_second(None, shards[1], False)
+            self.check_second(None, shards[-1], False)
         if not self.link_all(shards):
             return False
         for shard in shards:

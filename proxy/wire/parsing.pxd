@@ -1,6 +1,6 @@
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.completing cimport Completing
 from foreshard.proxy.wire.statement cimport Statement
 
 
@@ -9,7 +9,7 @@ cdef enum Handled:
     RETRY = 1               # it has to wait; nothing has changed
 
 
-cdef class Parsing(Gather):
+cdef class Parsing(Completing):
     cdef dict prepared              # name -> Statement
     cdef Statement unnamed          # the unnamed prepared statement
     cdef Statement recent           # the named statement bound last, and its name

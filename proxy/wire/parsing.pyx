@@ -25,7 +25,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.completing cimport Completing
 from foreshard.proxy.wire.statement cimport Statement
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -36,7 +36,7 @@ cdef enum:
     STATEMENTS_MAX = 10000      # that the router remembers for clients to come; chosen, not measured
 
 
-cdef class Parsing(Gather):
+cdef class Parsing(Completing):
     """The part of a frontend that knows the client's prepared statements."""
 
     def __cinit__(self):
@@ -93,26 +93,31 @@ cdef class Parsing(Gather):
             if len(self.hub.statements) >= STATEMENTS_MAX:
                 self.hub.statements.pop(next(iter(self.hub.statements)))
             self.hub.statement_ids += 1
-            statement = Statement(self.hub.statement_ids, body, query_size, self.hub.cache)
+            statement = Statement(self.hub.statement_ids, body, query_size, self.cache)
             self.hub.statements[body] = statement
+        elif statement.version != self.cache.catalog_version:
+            statement.plan(self.cache)
         return statement
 
     cdef Statement find_statement(self, const char* name, Py_ssize_t size):
-        """A prepared statement by name; SqlError 26000."""
+        """A prepared statement by name, planned by the catalog as it is now; SqlError 26000."""
         cdef Statement statement
         if size == 0:
             if self.unnamed is None:
                 raise SqlError("26000", "unnamed prepared statement does not exist")
-            return self.unnamed
-        if self.recent is not None and len(self.recent_name) == size:
-            if memcmp(<const char*> self.recent_name, name, size) == 0:
-                return self.recent
-        key = name[:size]
-        statement = self.prepared.get(key)
-        if statement is None:
-            raise SqlError("26000", f'prepared statement "{key.decode("utf-8", "replace")}" does not exist')
-        self.recent = statement
-        self.recent_name = key
+            statement = self.unnamed
+        elif self.recent is not None and len(self.recent_name) == size and \
+                memcmp(<const char*> self.recent_name, name, size) == 0:
+            statement = self.recent
+        else:
+            key = name[:size]
+            statement = self.prepared.get(key)
+            if statement is None:
+                raise SqlError("26000", f'prepared statement "{key.decode("utf-8", "replace")}" does not exist')
+            self.recent = statement
+            self.recent_name = key
+        if statement.version != self.cache.catalog_version:
+            statement.plan(self.cache)
         return statement
 
     cdef bint is_own(self, Template template) noexcept:

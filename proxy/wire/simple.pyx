@@ -9,6 +9,7 @@ there, and `several_at` says how far it is.
 from foreshard._core.replies cimport REPLY_QUERY
 from foreshard._core.row_split cimport RowText, order_of
 from foreshard._core.template cimport (
+    ROUTE_ALONE,
     ROUTE_ANY,
     ROUTE_EMPTY,
     ROUTE_EXPLAIN,
@@ -55,7 +56,7 @@ cdef class Simple(Merging):
         self.simple = True
         self.unnamed = None
         self.portal.statement = None
-        return self.run_query(self.hub.cache.get(body, size - 1, self.hub.literals), message, total)
+        return self.run_query(self.cache.get(body, size - 1, self.hub.literals), message, total)
 
     cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1:
         """Answer a text whose template and literals (hub.literals) are known; `message` is its Query."""
@@ -138,7 +139,8 @@ cdef class Simple(Merging):
         if not self.attach_all(self.shards, template.is_write):
             return RETRY
         self.queries += 1
-        parts = [self.find_link(shard) for shard in self.shards]
+        parts = self.completed_parts(template)
+        self.completing = template if template.completion else None
         whole = None if self.split is None else RowText(message[5:total - 1])
         self.row_order = order_of(self.split) if template.returns else None
         self.rows_left = 0
@@ -212,6 +214,9 @@ cdef class Simple(Merging):
         """The one shard that can run the whole string; ROUTE_APART when there is none. Raises a part's refusal."""
         cdef Template part
         cdef int shard = -1, found, only
+        for part in template.parts:
+            if part.completion or part.kind == ROUTE_ALONE:
+                return ROUTE_APART
         if not self.hub.is_sharded or self.hub.shard_count == 1:
             return self.hub.default_shard
         for part in template.parts:
@@ -248,7 +253,7 @@ cdef class Simple(Merging):
 
     cdef int run_next(self, bytes text) except -1:
         """Start one statement of the string."""
-        cdef Template template = self.hub.cache.get(<const char*> text, len(text), self.hub.literals)
+        cdef Template template = self.cache.get(<const char*> text, len(text), self.hub.literals)
         cdef bytes message = b"Q" + (len(text) + 5).to_bytes(4, "big") + text + b"\0"
         if self.wait_until_drained():
             return RETRY

@@ -1,3 +1,4 @@
+from foreshard._core.statement_cache cimport StatementCache
 from foreshard._core.template cimport Template
 from foreshard._core.values cimport Values
 
@@ -14,6 +15,9 @@ cdef class Statement:
     cdef Statement merged               # with the text that the shards of a merge run; None: not made yet
     cdef public bint is_validated       # some backend has parsed it without error
 
+    cdef int version                    # of the catalog that the template was planned by
+
+    cdef int plan(self, StatementCache cache) except -1
     cdef int read_texts(self, Values params) except -1
     cdef Statement with_text(self, object id, bytes text)
     cdef bytes describe_parameters(self)

@@ -26,17 +26,25 @@ cdef class Statement:
         self.body = body
         self.query_size = query_size
         self.server_name = b"foreshard_%d" % id
-        self.literals = Values()
-        self.template = cache.get(<const char*> body, query_size, self.literals)
+        self.is_validated = False
+        self.plan(cache)
+
+    cdef int plan(self, StatementCache cache) except -1:
+        """Plan the text by the catalog of the cache."""
+        cdef Values literals = Values()
+        self.template = cache.get(<const char*> self.body, self.query_size, literals)
+        self.literals = literals
+        self.version = cache.catalog_version
+        self.merged = None
         self.text_parameters = ()
         refusal = None
         if self.template.keys or self.template.merge is not None:
-            declared = parameter_types(body[query_size + 1:])
+            declared = parameter_types(self.body[self.query_size + 1:])
             refusal = self.template.check_types(declared)
             self.text_parameters = self.template.text_parameters(declared)
         if refusal is not None:
             self.template = Template(ROUTE_REFUSE, refusal=refusal)
-        self.is_validated = False
+        return 0
 
     cdef Statement with_text(self, object id, bytes text):
         """A statement of our own that is run in this one's place: other text, same parameters and template."""
@@ -48,6 +56,7 @@ cdef class Statement:
         made.literals = self.literals
         made.template = self.template
         made.text_parameters = self.text_parameters
+        made.version = self.version
         return made
 
     cdef int read_texts(self, Values params) except -1:

@@ -21,8 +21,9 @@ ROOT = "CREATE TABLE a (id bigserial PRIMARY KEY, x int, y int);"
 CHILD = "CREATE TABLE b (id bigserial PRIMARY KEY, a_id bigint REFERENCES a, x int);"
 
 REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
-    "a missing table": (
-        "", (A,), ["tables.a: shard s0 has no table public.a; create it there, or in the `schema` file"]
+    "a missing parent": (
+        "CREATE TABLE b (id bigserial PRIMARY KEY, a_id bigint);",
+        (A, TableConfig(name="b", key="id", parent="a", via="a_id")), ["tables.b: its parent public.a is not there"],
     ),
     "a missing key column": (
         ROOT, (TableConfig(name="a", key="ids"),),

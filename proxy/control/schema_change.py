@@ -1,0 +1,114 @@
+"""What follows DDL on the shards, in the transaction that made it: the code of `apply`, asked through that transaction.
+
+The new catalog is derived from the shards as the transaction sees them. It must be one that `plan` accepts, and the
+tables' keys must say where rows live as they did before; otherwise the statement fails, and with it the transaction.
+Then what the shards lack by now is made: a declared table that was just created is sharded at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foreshard.proxy.catalog import Catalog, Table
+from foreshard.proxy.config import Config
+from foreshard.proxy.control.derive import compare_shards, derive_catalog
+from foreshard.proxy.control.facts import Facts
+from foreshard.proxy.control.inside import Inside, together
+from foreshard.proxy.control.introspect import introspect
+from foreshard.proxy.control.names import NAMES, local_names
+from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.steps import find_lacking, run_steps
+from foreshard.proxy.errors import ConfigError, SqlError
+from foreshard.proxy.triggers.capture import quote_table, quote_text
+
+CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
+HELD_ROWS = "SELECT EXISTS (SELECT FROM {}) AS has_rows"
+FORGET = "DELETE FROM foreshard.applied WHERE object LIKE {}"
+
+
+async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog:
+    """The catalog after the statement at hand. SqlError when it would break the sharding."""
+    shards = [Inside(index) for index in range(len(config.shards))]
+    new, all_facts = await read_schema(config, old, shards)
+    check_kept(config, old, new)
+    new = await _without_rows(old, new, shards)
+    await _forget(old, new, shards)
+    if await _make_lacking(config, new, all_facts, cluster, shards):
+        new = await _without_rows(old, (await read_schema(config, old, shards))[0], shards)
+        check_kept(config, old, new)
+    await shards[0].execute(f"NOTIFY {CHANNEL}")
+    return new
+
+
+async def read_schema(config: Config, old: Catalog, shards: list[Inside]) -> tuple[Catalog, list[Facts]]:
+    """The catalog as the transaction sees the shards, and what it was derived from."""
+    names = config.shards
+    all_facts: list[Facts] = await together(
+        *(introspect(shard, config, names[shard.shard].name) for shard in shards)  # type: ignore[arg-type]
+    )
+    all_names = await together(*(shard.fetchval(NAMES) for shard in shards))
+    try:
+        compare_shards(config, all_facts)
+    except ConfigError as error:
+        raise refused(error.problems[0]) from None
+    first = msgspec.structs.replace(all_facts[0], search_path=old.search_path)
+    catalog = derive_catalog(config, first, old.version)
+    return msgspec.structs.replace(catalog, local=local_names(all_names)), all_facts
+
+
+def check_kept(config: Config, old: Catalog, new: Catalog) -> None:
+    """SqlError when a table cannot be what it is declared to be any more, or keeps its rows elsewhere."""
+    for name, reason in new.pending.items():
+        if reason and (name in old.tables or old.pending.get(name) == ""):
+            raise refused(f"{name}: {reason}", f"The configuration declares it: {config.path.name}, tables.{name}.")
+    for name, table in new.tables.items():
+        before = old.tables.get(name)
+        if before is not None and _places(before) != _places(table):
+            raise refused(
+                f"{name}: its rows would be looked for elsewhere", "Keep the key, its type and its default as they are."
+            )
+
+
+def _places(table: Table) -> tuple[Any, ...]:
+    """What says where a table's rows are."""
+    types = [table.type_of(column) for column in (table.key, table.via or "")]
+    return (table.kind, table.key, table.parent, table.via, types, table.key != "" and table.generates_key)
+
+
+def refused(problem: str, hint: str = "") -> SqlError:
+    """The refusal of a statement that has already run: its transaction is rolled back."""
+    return SqlError("0A000", f"the table could not be sharded as declared: {problem}", "", hint)
+
+
+async def _without_rows(old: Catalog, new: Catalog, shards: list[Inside]) -> Catalog:
+    """The catalog less the tables that are taken in now but have rows already: `apply` looks where those belong."""
+    held = dict(new.pending)
+    for name in new.tables.keys() - old.tables.keys():
+        sql = HELD_ROWS.format(quote_table(new.tables[name]))
+        if any(await together(*(shard.fetchval(sql) for shard in shards))):
+            held[name] = "it has rows: run `foreshard apply`"
+    left = {name: table for name, table in new.tables.items() if name not in held}
+    return msgspec.structs.replace(new, tables=left, pending=held)
+
+
+async def _forget(old: Catalog, new: Catalog, shards: list[Inside]) -> None:
+    """What was made for a table that has been dropped has to be made again, should it come back."""
+    for name in old.tables.keys() - new.tables.keys() - {name for name, reason in new.pending.items() if reason}:
+        pattern = quote_text(f"% o_ {name}")
+        await together(*(shard.execute(FORGET.format(pattern)) for shard in shards))
+
+
+async def _make_lacking(
+    config: Config, new: Catalog, all_facts: list[Facts], cluster: str, shards: list[Inside]
+) -> bool:
+    """Make what each shard lacks; whether anything was made."""
+    made = False
+    for shard, facts in zip(shards, all_facts, strict=True):
+        steps = shard_steps(config, new, facts, shard.shard, cluster)
+        lacking = await find_lacking(shard, steps)  # type: ignore[arg-type]
+        if lacking:
+            await run_steps(shard, lacking)  # type: ignore[arg-type]
+            made = True
+    return made

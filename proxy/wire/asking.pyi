@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.transaction import Transaction
+
+class Asking(Transaction): ...

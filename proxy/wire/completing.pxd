@@ -1,0 +1,15 @@
+from foreshard._core.statement_cache cimport StatementCache
+from foreshard._core.template cimport Template
+from foreshard.proxy.wire.gather cimport Gather
+
+
+cdef class Completing(Gather):
+    cdef StatementCache cache           # the hub's, or this session's own while it has changed the schema
+    cdef Template completing            # of the statement under way, which something follows; None: nothing
+    cdef bint is_suspended              # it ended at a row limit
+    cdef readonly object schema         # the Catalog as this transaction has made it; None: as everybody's
+    cdef list schema_marks              # (savepoint's place in `history`, `schema` at that time)
+
+    cdef list completed_parts(self, Template template)
+    cdef int take_schema(self, object schema) except -1
+    cdef int restore_schema(self) except -1

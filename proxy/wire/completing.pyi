@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.gather import Gather
+
+class Completing(Gather): ...
