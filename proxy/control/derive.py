@@ -35,9 +35,11 @@ def build_catalog(config: Config, facts: Facts, version: int = 1) -> Catalog:
     """The catalog; ConfigError with everything that cannot be sharded as declared. Tables may be missing."""
     deriving = _Deriving(config, facts)
     catalog = deriving.catalog(version)
-    orphans = [name for name in catalog.pending if name not in deriving.reasons and name not in deriving.missing]
+    orphans = {f"its parent {name} is not there" for name in deriving.missing}
     problems = deriving.problems + [
-        f"{config.path}: tables.{name.removeprefix('public.')}: {catalog.pending[name]}" for name in orphans
+        f"{config.path}: tables.{name.removeprefix('public.')}: {reason}"
+        for name, reason in catalog.pending.items()
+        if reason in orphans and name not in deriving.reasons
     ]
     if problems:
         raise ConfigError(problems)

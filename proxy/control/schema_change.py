@@ -7,6 +7,7 @@ Then what the shards lack by now is made: a declared table that was just created
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -25,7 +26,20 @@ from foreshard.proxy.triggers.capture import quote_table, quote_text
 
 CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
 HELD_ROWS = "SELECT EXISTS (SELECT FROM {}) AS has_rows"
-FORGET = "DELETE FROM foreshard.applied WHERE object LIKE {}"
+# What was made for one table: its functions' names end with a digest of its name.
+FORGET = """\
+DELETE FROM foreshard.applied WHERE object LIKE {pattern};
+DO $forget$
+DECLARE
+  made regprocedure;
+BEGIN
+  FOR made IN SELECT oid FROM pg_proc WHERE pronamespace = 'foreshard'::regnamespace AND proname LIKE {digest} LOOP
+    EXECUTE 'DROP FUNCTION ' || made;
+  END LOOP;
+  PERFORM foreshard.claims_forget({relation});
+END
+$forget$
+"""
 
 
 async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog:
@@ -96,8 +110,10 @@ async def _without_rows(old: Catalog, new: Catalog, shards: list[Inside]) -> Cat
 async def _forget(old: Catalog, new: Catalog, shards: list[Inside]) -> None:
     """What was made for a table that has been dropped has to be made again, should it come back."""
     for name in old.tables.keys() - new.tables.keys() - {name for name, reason in new.pending.items() if reason}:
-        pattern = quote_text(f"% o_ {name}")
-        await together(*(shard.execute(FORGET.format(pattern)) for shard in shards))
+        digest = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[:8]
+        relation = quote_text(quote_table(old.tables[name]))
+        sql = FORGET.format(pattern=quote_text(f"% o_ {name}"), digest=quote_text(f"%_{digest}"), relation=relation)
+        await together(*(shard.execute(sql) for shard in shards))
 
 
 async def _make_lacking(
