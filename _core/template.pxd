@@ -16,6 +16,7 @@ cpdef enum RouteKind:
     ROUTE_TRANSACTION = 7   # BEGIN, COMMIT, ROLLBACK, SAVEPOINT ...: `verb`
     ROUTE_EXPLAIN = 8       # EXPLAIN (FORESHARD) of `parts[0]`
     ROUTE_MULTI = 9         # several statements in one string: `parts`
+    ROUTE_CARRY = 13        # an INSERT whose rows the router carries from a query to their shards: `carry`
     ROUTE_QUERY = 11        # a read for the query node; `refusal` when the transaction has written
     ROUTE_ALONE = 12        # on every shard, one after the other and outside of transactions: CREATE INDEX CONCURRENTLY
 
@@ -116,6 +117,9 @@ cdef class Template:
     cdef readonly bint returns          # a write with RETURNING
     # An INSERT that may be split by row: for each row the position of its key among `keys`. Empty for all others.
     cdef readonly tuple row_keys
+    # How an INSERT of a query's rows is carried out over the router (CarryPlan): always when kind is ROUTE_CARRY, else
+    # where `one_shard_refusal` would be raised. None for all others.
+    cdef readonly object carry
     # A write that every shard does, one after the other, with the same result (reference tables): what it locks.
     cdef readonly bytes lock
     cdef readonly int completion        # Completion

@@ -1,5 +1,6 @@
 from enum import IntEnum
 
+from foreshard._core.carry_plan import CarryPlan
 from foreshard._core.errors import SqlError
 from foreshard._core.merge_plan import MergePlan
 
@@ -16,6 +17,7 @@ class RouteKind(IntEnum):
     ROUTE_MULTI = 9
     ROUTE_QUERY = 11
     ROUTE_ALONE = 12
+    ROUTE_CARRY = 13
 
 class Verb(IntEnum):
     VERB_NONE = 0
@@ -82,6 +84,7 @@ class Template:
     row_keys: tuple[int, ...]
     lock: bytes | None
     completion: int
+    carry: CarryPlan | None
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -117,6 +120,7 @@ class Template:
         lock: bytes | None = None,
         owes_claims: bool = False,
         completion: int = 0,
+        carry: CarryPlan | None = None,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

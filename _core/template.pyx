@@ -99,7 +99,7 @@ cdef class Template:
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, int completion=0, str reason="",
+        bytes lock=None, bint owes_claims=False, int completion=0, object carry=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -129,6 +129,7 @@ cdef class Template:
         self.row_keys = row_keys
         self.lock = lock
         self.completion = completion
+        self.carry = carry
         self.reason = reason
         self.fill_arrays()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreshard._core.row_split import RowText
-from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
+from foreshard._core.template import KeyFlag, RouteKind, Template
 from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
@@ -13,10 +13,18 @@ from foreshard.proxy.routing.functions import check_shard_local, is_unknown, rea
 from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference
-from foreshard.proxy.routing.rows import COMPUTED, Value, fired_profiles, inserted_values, shape_of
+from foreshard.proxy.routing.rows import inserted_values
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
-from foreshard.proxy.routing.tree import Node, strings, unwrap
-from foreshard.proxy.routing.writes import check_assignments, check_target, open_write, plain_write, several_shards
+from foreshard.proxy.routing.selected import Selected, carry, plan_selected
+from foreshard.proxy.routing.tree import Node, unwrap
+from foreshard.proxy.routing.writes import (
+    check_assignments,
+    check_target,
+    insert_template,
+    open_write,
+    plain_write,
+    several_shards,
+)
 
 Rows = list[list[Node]]
 GENERATED = "SetToDefault"
@@ -28,36 +36,42 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     collector.rest_of_write(node, level, ctes)
     effects = read_effects(collector)
     table = target.declared
-    if table is None:
-        return plain_write(collector, "InsertStmt", effects)
-    if target.kind is ReferenceKind.REFERENCE:
-        return plan_reference(collector, "InsertStmt", node, table)
+    rows = value_rows(node)
+    columns = insert_columns(table, node)
+    selected = Selected(collector, node, target, table, columns, effects)
+    if table is None or target.kind is ReferenceKind.REFERENCE:
+        try:
+            if table is None:
+                return plain_write(collector, "InsertStmt", effects)
+            return plan_reference(collector, "InsertStmt", node, table)
+        except SqlError as problem:
+            if rows is not None or collector.writes_within:
+                raise
+            return carry(selected, problem)
     check_target(collector)
     check_conflict(table, node.get("onConflictClause"))
-    check_no_plain(collector)
-    check_shard_local(collector)
-    columns = insert_columns(table, node)
-    rows = value_rows(node)
+    try:
+        check_no_plain(collector)
+        check_shard_local(collector)
+    except SqlError as problem:
+        if rows is not None:
+            raise
+        return carry(selected, problem)
     if rows is None:
-        check_query_source(table, columns, node)
+        return plan_selected(selected)
     uses = key_source(collector, table, columns, rows, node)
     keys = locate_rest(collector, target, uses)
-    values = inserted_values(collector.text, table, columns, rows) if rows is not None else query_values(table)
-    return Template(
+    return insert_template(
+        collector,
+        table,
+        effects,
+        node,
         RouteKind.ROUTE_PLACE if uses is None else RouteKind.ROUTE_KEYED,
-        operation=Operation.OPERATION_INSERT,
-        is_write=True,
-        pin=effects.pin,
-        table=table.qualified,
         keys=keys,
         one_shard_refusal=None if uses is None else several_shards(),
-        profiles=fired_profiles(table, "insert"),
-        values=values,
-        rows=len(rows) if rows is not None else 1,
-        returns="returningList" in node,
+        values=inserted_values(collector.text, table, columns, rows),
+        rows=len(rows),
         row_keys=row_keys(collector, node, rows, uses, keys),
-        is_exact=collector.text.is_exact,
-        owes_claims=collector.catalog.owes_claims(table),
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
 
@@ -81,9 +95,11 @@ def row_keys(
     return tuple(positions[use.index, use.flags] for use in uses)
 
 
-def insert_columns(table: Table, node: Node) -> list[str]:
+def insert_columns(table: Table | None, node: Node) -> list[str]:
     """The columns that values are given for, in their order."""
     named = [unwrap(column)[1] for column in node.get("cols", [])]
+    if table is None or not table.is_sharded:
+        return [column["name"] for column in named] or [column.name for column in (table.columns if table else ())]
     for column in named:
         if "indirection" in column and column["name"] in (table.key, table.via):
             raise not_built(f'a part of "{column["name"]}"', "Give the column's whole value.")
@@ -207,30 +223,6 @@ def check_param_types(collector: Collector, table: Table, column: str, uses: lis
                 f"Write ${use.index + 1}::{TYPE_NAMES[key_type]} wherever it stands, or use two parameters.",
                 "The type of the parameter is not certain.",
             )
-
-
-def check_query_source(table: Table, columns: list[str], node: Node) -> None:
-    """INSERT ... SELECT: only into roots, with generated keys."""
-    targets = unwrap(node["selectStmt"])[1].get("targetList", [])
-    stars = [target for target in targets if is_star(target)]
-    width = len(columns) if stars or not targets else min(len(columns), len(targets))
-    if table.kind is TableKind.CHILD or table.key in columns[:width]:
-        raise not_built(
-            f'INSERT ... SELECT that gives "{table.routing_column}" of "{table.name}"',
-            "Select the rows first, then insert them with VALUES.",
-            "Where the rows live would depend on the query's result.",
-        )
-
-
-def is_star(target: Node) -> bool:
-    """Whether a target stands for several columns."""
-    fields = unwrap(unwrap(target)[1].get("val"))[1].get("fields", [])
-    return bool(fields) and len(strings(fields)) < len(fields)
-
-
-def query_values(table: Table) -> tuple[Value, ...]:
-    """The values of a row of which only the table is known."""
-    return tuple((COMPUTED, False, shape_of(table, column.name)) for column in table.columns)
 
 
 def locate_rest(

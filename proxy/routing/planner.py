@@ -31,7 +31,7 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "alters", "owes_claims", "completion", "reason"),
+    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "completion", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -79,7 +79,7 @@ class Planner:
         if kind == "SelectStmt":
             return self.plan_read(collector, node)
         if kind == "InsertStmt":
-            return plan_insert(collector, node)
+            return self.plan_carried(plan_insert(collector, node))
         if kind in ("UpdateStmt", "DeleteStmt", "MergeStmt"):
             return plan_write(collector, kind, node)
         if kind == "ExplainStmt":
@@ -93,6 +93,15 @@ class Planner:
         if kind == "CopyStmt" and not node.get("is_from") and not node.get("filename"):
             return self.plan_copy_out(collector, node)
         return plan_utility(collector, kind, node)
+
+    def plan_carried(self, found: Template) -> Template:
+        """An INSERT; the statements of the router's own that carry its rows must have routes, too."""
+        if found.kind != RouteKind.ROUTE_CARRY or found.carry is None:
+            return found
+        part = self.plan(found.carry.select)
+        if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
+            raise part.refusal
+        return copy_of(found, parts=(part,))
 
     def plan_read(self, collector: Collector, node: Node) -> Template:
         """A SELECT; what the shards cannot answer, the query node may."""
@@ -260,7 +269,7 @@ def within(template: Template, text: bytes, literals_before: int) -> Template:
 
 def explained(inner: Template) -> Template:
     """EXPLAIN without ANALYZE: where the statement would go, but nothing is changed; a placement is not needed."""
-    if inner.kind == RouteKind.ROUTE_PLACE:
+    if inner.kind in (RouteKind.ROUTE_PLACE, RouteKind.ROUTE_CARRY):
         return Template(
             RouteKind.ROUTE_ANY,
             operation=Operation.OPERATION_OTHER,

@@ -26,20 +26,26 @@ VOLATILE = frozenset(
 HINT = "Restrict the statement to keys of one shard, or select the keys first."
 
 
-def wide_problem(collector: Collector, locator: Locator, target: Reference, node: Node) -> SqlError | None:
-    """Why a write may not run on several shards; None when it may."""
+def wide_problem(
+    collector: Collector, locator: Locator, anchor: Reference, node: Node, own: Level | None = None
+) -> SqlError | None:
+    """Why a write may not run on several shards; None when it may.
+
+    `own` is the query that makes a row of each of the anchor's, if that is not the written statement itself.
+    """
+    rowwise = (collector.levels[0], own)
     if any("aggregates of an outer query" in level.merges for level in collector.levels):
         return refused("aggregates of the written table")
     for call in collector.calls:
         if is_unknown(call):
             return refused(f'the function "{call.path[-1]}"', "Nothing is known about what it does on each shard.")
-        if call.path[-1] in VOLATILE and call.level is not collector.levels[0]:
+        if call.path[-1] in VOLATILE and call.level not in rowwise:
             return refused(f"{call.path[-1]}() in a sub-select", "Every shard would compute another value.")
     for column in system_columns(node):
         return refused(f"the system column {column}", "It means another row on each shard.")
-    if any(cuts_reference_rows(level) for level in collector.levels[1:]):
+    if any(cuts_reference_rows(level) for level in collector.levels if level not in rowwise):
         return refused("LIMIT over rows of reference tables", "Every shard could take other rows.")
-    if len(locator.tied(target)) < len(locator.sharded):
+    if len(locator.tied(anchor)) < len(locator.sharded):
         return refused("rows of several declared tables", "Rows that belong together may be on several shards.")
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import SqlError, not_built
@@ -67,6 +69,23 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
         is_exact=collector.text.is_exact,
         owes_claims=collector.catalog.owes_claims(table),
         reason="no key: every shard writes its rows" if keys is None else "restricted to keys",
+    )
+
+
+def insert_template(
+    collector: Collector, table: Table, effects: Effects, node: Node, kind: RouteKind, **fields: Any
+) -> Template:
+    """The Template of an INSERT into a sharded table."""
+    return Template(
+        kind,
+        operation=Operation.OPERATION_INSERT,
+        is_write=True,
+        pin=effects.pin,
+        table=table.qualified,
+        profiles=fired_profiles(table, "insert"),
+        returns="returningList" in node,
+        owes_claims=collector.catalog.owes_claims(table),
+        **{"is_exact": collector.text.is_exact, **fields},
     )
 
 

@@ -21,6 +21,8 @@ cdef class Extended(Parsing):
     cdef Portal make_portal(self, const char* name, Py_ssize_t size)
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
+    cdef int bind_carried(self, Statement statement, BindParts* parts) except -1
+    cdef int bind_part(self, Portal portal, int index) except -1
     cdef int split_bind(self, Portal portal, Statement statement, BindParts* parts) except -1
     cdef int bind_split(self, Portal portal, int index, bint is_shown) except -1
     cdef int execute_part(self, Portal portal, int index, long long rows) except -1

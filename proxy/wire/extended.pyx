@@ -28,7 +28,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport ROUTE_MANY
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -88,6 +88,8 @@ cdef class Extended(Parsing):
             if statement.text_parameters:
                 statement.read_texts(self.hub.params)
             shard = self.route(template, statement.literals, self.hub.params, -1)
+        if shard == ROUTE_CARRIED:
+            return self.bind_carried(statement, &parts)
         if shard == ROUTE_MANY:
             if self.snapshot and not self.explicit and not template.is_write:
                 self.open_implicit(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -294,15 +296,18 @@ cdef class Extended(Parsing):
         self.start_parts(portal.parts, portal.part, not self.asks_in_turn())
         return HANDLED
 
-    cdef int execute_part(self, Portal portal, int index, long long rows) except -1:
-        """Run one shard's part, bound there before if it was not yet."""
+    cdef int bind_carried(self, Statement statement, BindParts* parts) except -1:
+        """Bind an INSERT whose rows the router carries (carrying.pyx)."""
+        return HANDLED
+
+    cdef int bind_part(self, Portal portal, int index) except -1:
+        """See that one shard has its part bound."""
         cdef BindParts parts
         cdef Backend backend = portal.parts[index]
         if index >= portal.bound:
             portal.bound = index + 1
             if portal.texts is not None:
-                self.bind_split(portal, index, False)
-                return self.send_execute(backend, portal.name, rows)
+                return self.bind_split(portal, index, False)
             parts.portal = <const char*> portal.name
             parts.portal_size = len(portal.name)
             parts.statement_size = 0 if portal.is_unnamed else 1
@@ -310,7 +315,12 @@ cdef class Extended(Parsing):
             parts.rest_size = len(portal.rest)
             self.ensure(backend, portal.statement, portal.is_unnamed, False)
             self.send_bind(backend, portal.statement, &parts, False)
-        return self.send_execute(backend, portal.name, rows)
+        return 0
+
+    cdef int execute_part(self, Portal portal, int index, long long rows) except -1:
+        """Run one shard's part, bound there before if it was not yet."""
+        self.bind_part(portal, index)
+        return self.send_execute(portal.parts[index], portal.name, rows)
 
     cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1:
         """Execute and Flush."""

@@ -221,6 +221,8 @@ cdef class Frontend(Simple):
     cdef int resume(self) except -1:
         """Go on with the client's next message."""
         self.waiting = WAIT_NOTHING
+        if self.carry is not None:
+            self.skipping = self.failed = False     # its reader has the error
         if self.phase == FRONTEND_LOGIN:
             return self.resume_login()
         if self.reading_paused:
@@ -248,7 +250,7 @@ cdef class Frontend(Simple):
     ) except -1:
         """One whole message; SqlErrors become its answer."""
         try:
-            if self.denied is not None:
+            if self.denied is not None and self.carry is None:
                 error, self.denied = self.denied, None
                 raise error
             return self.on_message(type, body, size, message, total)
@@ -387,6 +389,7 @@ cdef class Frontend(Simple):
 
     cdef int fatal(self, object error) except -1:
         """Tell the client and close."""
+        self.carry = None
         self.push_bytes(error.encode("FATAL"))
         return self.finish()
 

@@ -5,6 +5,7 @@ from foreshard.proxy.wire.asking cimport Asking
 
 
 cdef enum:
+    ROUTE_CARRIED = -4      # for an INSERT whose rows the router carries
     ROUTE_MANY = -2         # what route() answers for a read of several shards
 
 

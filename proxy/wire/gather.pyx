@@ -11,6 +11,7 @@ from foreshard._core.template cimport (
     COMPLETE_NONE,
     COMPLETE_ROWS,
     ROUTE_ANY,
+    ROUTE_CARRY,
     ROUTE_DEFAULT,
     ROUTE_KEYED,
     ROUTE_PLACE,
@@ -87,6 +88,8 @@ cdef class Gather(Asking):
             return ROUTE_MANY
         if kind == ROUTE_QUERY:
             return self.route_query(template.refusal)
+        if kind == ROUTE_CARRY:
+            return 0 if hub.shard_count == 1 else ROUTE_CARRIED
         if kind == ROUTE_REFUSE:
             raise template.refusal
         return hub.default_shard
@@ -134,6 +137,8 @@ cdef class Gather(Asking):
             return self.route_rows(template, literals, params)
         if template.can_query:
             return self.route_query(template.one_shard_refusal)
+        if template.carry is not None:
+            return ROUTE_CARRIED
         if template.one_shard_refusal is not None:
             raise template.one_shard_refusal
         if buckets.every:

@@ -16,6 +16,7 @@ from foreshard._core.replies cimport (
     SYNTHETIC_PARSE,
 )
 from foreshard._core.template cimport (
+    ROUTE_CARRY,
     ROUTE_DEFAULT,
     ROUTE_EXPLAIN,
     ROUTE_MULTI,
@@ -130,7 +131,7 @@ cdef class Parsing(Completing):
         cdef int kind = statement.template.kind
         if kind == ROUTE_QUERY:
             return self.hub.query_shard
-        if kind == ROUTE_DEFAULT or kind == ROUTE_MULTI or self.active is None or \
+        if kind == ROUTE_DEFAULT or kind == ROUTE_MULTI or kind == ROUTE_CARRY or self.active is None or \
                 self.active.shard == self.hub.query_shard:
             return self.hub.default_shard
         return self.active.shard

@@ -1,5 +1,6 @@
 from foreshard._core.merge cimport Merger
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.carry cimport Carry
 from foreshard.proxy.wire.statement cimport Statement
 
 
@@ -14,5 +15,6 @@ cdef class Portal:
     cdef list texts                 # of a split INSERT: each part's own (Parse, Bind) behind the names; None otherwise
     cdef list row_order             # of a split INSERT with RETURNING: Gather.row_order
     cdef bint is_unnamed            # its statement is the unnamed one
+    cdef Carry carry                # of a portal with parts whose rows are carried, or held back; None otherwise
     cdef Merger merger              # of a merged result; None for a plain concatenation
     cdef list states                # PartState of each part of a merged result; None before its first Execute

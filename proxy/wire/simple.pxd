@@ -1,8 +1,8 @@
 from foreshard._core.template cimport Template
-from foreshard.proxy.wire.merging cimport Merging
+from foreshard.proxy.wire.carrying cimport Carrying
 
 
-cdef class Simple(Merging):
+cdef class Simple(Carrying):
     cdef readonly long long queries
     cdef tuple several              # texts of a string's statements that are run one after the other; None: none
     cdef int several_at             # index of the one at hand

@@ -1,4 +1,4 @@
-from foreshard.proxy.wire.merging import Merging
+from foreshard.proxy.wire.carrying import Carrying
 
-class Simple(Merging):
+class Simple(Carrying):
     queries: int

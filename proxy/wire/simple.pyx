@@ -21,9 +21,9 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gather cimport ROUTE_MANY
-from foreshard.proxy.wire.merging cimport Merging
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -38,7 +38,7 @@ cdef bytes SNAPSHOT_BEGIN = b"BEGIN ISOLATION LEVEL REPEATABLE READ"
 cdef bytes NO_COPY = b"Foreshard does not support COPY FROM STDIN inside this string of statements; send it alone\0"
 
 
-cdef class Simple(Merging):
+cdef class Simple(Carrying):
     """The part of a frontend that answers simple queries."""
 
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1:
@@ -61,6 +61,8 @@ cdef class Simple(Merging):
     cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1:
         """Answer a text whose template and literals (hub.literals) are known; `message` is its Query."""
         cdef int shard, kind = template.kind
+        if self.carry is not None:
+            return self.run_carry()
         if kind == ROUTE_TRANSACTION:
             if self.wait_until_drained():
                 return RETRY
@@ -82,6 +84,12 @@ cdef class Simple(Merging):
             return self.explain_query(template)
         self.hub.params.clear()
         shard = self.route(template, self.hub.literals, self.hub.params, -1)
+        if shard == ROUTE_CARRIED:
+            if not self.explicit:
+                self.own_begin = b"BEGIN"
+                return self.run_in_transaction(message[5:total - 1])
+            self.queries += 1
+            return self.query_carried(message[5:total - 1])
         if shard != ROUTE_MANY and template.owes_claims and template.is_write and not self.explicit and \
                 self.hub.shard_count > 1:
             self.decided_shard = -1
@@ -173,7 +181,7 @@ cdef class Simple(Merging):
 
     cdef int ask_part(self, Backend backend) except -1:
         if not self.simple:
-            return Merging.ask_part(self, backend)
+            return Carrying.ask_part(self, backend)
         self.lock_on(backend, self.lock)
         backend.outbox.append(<const char*> self.message, len(self.message))
         backend.unnamed = None
@@ -234,7 +242,7 @@ cdef class Simple(Merging):
                 if error.sqlstate == "0A000":
                     raise
                 return ROUTE_APART
-            if found == ROUTE_MANY or (shard >= 0 and found != shard):
+            if found < 0 or (shard >= 0 and found != shard):
                 return ROUTE_APART
             shard = found
         return shard if shard >= 0 else self.hub.default_shard
@@ -279,11 +287,11 @@ cdef class Simple(Merging):
     cdef int push_ready(self) except -1:
         if self.several is not None:
             return 0        # a statement of the string is done: ReadyForQuery follows the last one
-        return Merging.push_ready(self)
+        return Carrying.push_ready(self)
 
     cdef int answer_error(self, object error) except -1:
         if self.several is None:
-            return Merging.answer_error(self, error)
+            return Carrying.answer_error(self, error)
         self.several_failed = True
         if self.explicit:
             self.failed = True
@@ -291,7 +299,7 @@ cdef class Simple(Merging):
 
     cdef int on_copy_in(self, Backend backend) except -1:
         if self.several is None:
-            return Merging.on_copy_in(self, backend)
+            return Carrying.on_copy_in(self, backend)
         backend.write_message(b"f", <const char*> NO_COPY, len(NO_COPY))    # the data would stand behind the string
         backend.flush()
         return 0

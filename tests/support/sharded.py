@@ -73,12 +73,15 @@ class Deployment(NamedTuple):
 
 
 @contextlib.contextmanager
-def deployment(instances: TestInstances, folder: Path, **sections: Any) -> Iterator[Deployment]:
-    """A fresh deployment; `sections` are more of the configuration."""
+def deployment(
+    instances: TestInstances, folder: Path, schema: str = "", tables: dict[str, Any] | None = None, **sections: Any
+) -> Iterator[Deployment]:
+    """A fresh deployment; `schema` and `tables` are more tables, `sections` more of the configuration."""
     shards = instances.create(SHARD_COUNT)
-    shards.execute(SCHEMA)
+    shards.execute(SCHEMA + schema)
     try:
-        with Proxy(shards.dsns, folder, tables=TABLES, **{"workers": {"per_shard": 0}, **sections}) as proxy:
+        declared = {**TABLES, **(tables or {})}
+        with Proxy(shards.dsns, folder, tables=declared, **{"workers": {"per_shard": 0}, **sections}) as proxy:
             with proxy.server.connect() as client:
                 for key in range(1, ROOTS + 1):
                     client.rows(f"INSERT INTO root (id, tag, n) VALUES ({key}, 'kept', {key})")

@@ -45,13 +45,13 @@ def _both(twins: Twins) -> Iterator[tuple[RawConnection, RawConnection]]:
 
 
 @contextlib.contextmanager
-def twins(instances: TestInstances, folder: Path, **sections: Any) -> Iterator[Twins]:
-    """A fresh pair; `sections` are more of the configuration."""
+def twins(instances: TestInstances, folder: Path, schema: str = "", **sections: Any) -> Iterator[Twins]:
+    """A fresh pair; `schema` are more tables, `sections` more of the configuration."""
     reference = instances.create(1)
-    reference.execute(SCHEMA)
+    reference.execute(SCHEMA + schema)
     for table in ("root", "plain"):
         reference.execute(f"INSERT INTO {table} (tag, n) SELECT 'kept', n FROM generate_series(1, {ROOTS}) AS n")
-    with deployment(instances, folder, **sections) as deployed:
+    with deployment(instances, folder, schema=schema, **sections) as deployed:
         yield Twins(deployed, Server.of_dsn(reference.dsns[0]))
     instances.drop(reference)
 
