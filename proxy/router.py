@@ -29,7 +29,6 @@ from foreshard._core.placement import Placer
 from foreshard._core.shared import SharedState
 from foreshard._core.statement_cache import StatementCache
 from foreshard._core.template import Template
-from foreshard._core.two_phase import gid_prefix
 from foreshard.proxy.admin import (
     ClientRow,
     Console,
@@ -50,6 +49,7 @@ from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
 from foreshard.proxy.control.schema_change import complete_schema
 from foreshard.proxy.control.schema_watch import SchemaWatch
+from foreshard.proxy.control.shard_gate import ShardGate
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
@@ -142,8 +142,7 @@ class Router:
         self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
-        self.two_phase = two_phase
-        self.is_asking_doubt = False
+        self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema)
         self.versions = itertools.count(catalog.version + 1)
@@ -206,9 +205,6 @@ class Router:
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         self.hub.run_housekeeping()
         self.hub.waker.list_workers()
-        if self.two_phase is not None and self.hub.gate.in_doubt != frozenset() and not self.is_asking_doubt:
-            self.is_asking_doubt = True
-            self._keep(self.ask_doubt(self.two_phase.cluster))
         now = self.loop.time()
         for frontend, deadline in list(self.starting.items()):
             if not frontend.is_starting() or frontend.fd < 0:
@@ -216,20 +212,6 @@ class Router:
             elif now > deadline:
                 del self.starting[frontend]
                 frontend.terminate(SqlError("08P01", "start-up took too long", "", "limits.startup_timeout bounds it."))
-
-    async def ask_doubt(self, cluster: str) -> None:
-        """Which prepared transactions that recovery has to end are left; until then no common snapshot is opened."""
-        try:
-            answers = await ask_shards(
-                self.config, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-            )
-            if all(answer.error is None for answer in answers):
-                prefix = gid_prefix(cluster)
-                left = {str(row[0]) for answer in answers for row in answer.rows if str(row[0]).startswith(prefix)}
-                known = self.hub.gate.in_doubt
-                self.hub.gate.set_doubt(frozenset(left if known is None else left & known))
-        finally:
-            self.is_asking_doubt = False
 
     async def stop(self) -> None:
         """Accept no more, let transactions end within DRAIN_S, close everything."""
@@ -248,6 +230,7 @@ class Router:
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
         self.deadlocks.close()
+        self.shard_gate.close()
         self.query_watch.close()
         self.schema_watch.close()
         self.reactor.stop()
@@ -306,6 +289,14 @@ class Router:
             log.warning("a cancel request may not have reached shard %s: %s", name, error or "no answer in time")
         finally:
             backend.end_cancel(is_delivered)
+
+    def hold_gate(self) -> None:
+        """Somebody wants snapshots of all shards."""
+        self._keep(self.shard_gate.serve(self.hub.gate))
+
+    def release_gate(self) -> None:
+        """Whoever was let in has them."""
+        self.shard_gate.note_opened()
 
     def list_busy(self) -> list[OpenTransaction]:
         """Transactions on several shards of which a statement is under way."""

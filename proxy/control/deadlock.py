@@ -3,16 +3,22 @@
 It runs in the router, which knows for nothing which server processes serve one client, and whose cancel requests never
 hit a later statement. The shards are asked only while transactions of ours on several shards have been busy for a
 whole interval; then the shards that they are on are asked twice, and only waits of both looks count (waits.py).
+
+Several routers tell each other what they have under way then (peers.py), and each looks for itself. All see the same
+circles, and the same victim: only the router that has it cancels.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from foreshard._core.two_phase import parse_gid
 from foreshard.proxy.config import Config
+from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.kept import KeptConnection, ShardDown
+from foreshard.proxy.control.peers import Peers, Told, believe, tell
 from foreshard.proxy.control.waits import (
     Cycle,
     OpenTransaction,
@@ -39,6 +45,10 @@ STARTS = """
 SELECT pid, extract(epoch FROM xact_start)::float8 FROM pg_stat_activity
 WHERE pid = ANY ($1::int[]) AND xact_start IS NOT NULL
 """
+VIRTUAL_IDS = """
+SELECT pid, virtualtransaction FROM pg_locks
+WHERE pid = ANY ($1::int[]) AND locktype = 'virtualxid' AND virtualxid = virtualtransaction AND granted
+"""
 SETTINGS = {"application_name": "foreshard deadlock watch", "default_transaction_isolation": "read committed"}
 
 
@@ -55,6 +65,7 @@ class DeadlockWatch:
         cancel: Callable[[OpenTransaction, Cycle], None],
     ) -> None:
         self._shards = [KeptConnection(shard, SETTINGS, "SELECT 1") for shard in config.shards]
+        self._peers = Peers(control_dsn(config))
         self._list_busy = list_busy
         self._cancel = cancel
 
@@ -66,7 +77,7 @@ class DeadlockWatch:
                 await asyncio.sleep(INTERVAL_S)
                 busy = set(self._list_busy())
                 suspects &= busy
-                if len(suspects) > 1:  # one alone deadlocks on one shard only
+                if suspects:  # one alone deadlocks with another router's only
                     await self.look()
                 suspects = busy
         finally:
@@ -74,36 +85,56 @@ class DeadlockWatch:
 
     def close(self) -> None:
         """Give every connection up."""
+        self._peers.close()
         for shard in self._shards:
             shard.close()
 
     async def look(self) -> int:
         """Break the deadlocks of this moment; how many there were."""
-        transactions = self._list_busy()
-        indexes = sorted({shard for transaction in transactions for shard, _ in transaction.places})
+        own = self._list_busy()
+        told = await self._peers.exchange(tell(own, await self._read_virtual_ids(_places(own))))
+        if len(own) + len(told) < 2:
+            return 0
+        indexes = sorted({shard for shard, _ in _places(own) | _places_told(told)} & set(range(len(self._shards))))
+        heard_before = await self._read_virtual_ids(_places_told(told))
         before = await self._read_waits(indexes)
         if len({wait.place[0] for wait in before}) < 2:
             return 0
         await asyncio.sleep(LOOKS_APART_S)
         now = await self._read_waits(indexes)
+        others = believe(told, heard_before, await self._read_virtual_ids(_places_told(told)))
         still = set(self._list_busy())
-        transactions = [transaction for transaction in transactions if transaction in still]
-        cycles = find_cycles(transactions, lasting(before, now))
+        own = [transaction for transaction in own if transaction in still]
+        cycles = find_cycles([*own, *others], lasting(before, now))
         for cycle in cycles:
-            places = {place for member in members_of(cycle, transactions) for place in member.places}
-            started = await asyncio.gather(*(self._read_starts(index, places) for index in indexes))
-            victim = choose_victim(cycle, transactions, dict(pair for some in started for pair in some))
-            self._cancel(victim, cycle)
+            members = members_of(cycle, [*own, *others])
+            started = await self._read_starts(_places(members))
+            victim = choose_victim(cycle, members, started)
+            if victim in own:
+                self._cancel(victim, cycle)
         return len(cycles)
 
-    async def _read_starts(self, index: int, places: Collection[Place]) -> list[tuple[Place, float]]:
-        """When the transactions of some processes of one shard began, of those that we may know of."""
-        try:
-            async with self._shards[index].asked() as connection:
-                rows = await connection.fetch(STARTS, [pid for shard, pid in places if shard == index])
-        except ShardDown:
-            return []
-        return [((index, pid), started_s) for pid, started_s in map(tuple, rows)]
+    async def _read_starts(self, places: Collection[Place]) -> dict[Place, float]:
+        """When the transactions of some processes began, of those that we may know of."""
+        return {place: float(started_s) for place, started_s in (await self._ask_of(places, STARTS)).items()}
+
+    async def _read_virtual_ids(self, places: Collection[Place]) -> dict[Place, str]:
+        """What some processes have under way."""
+        return {place: str(name) for place, name in (await self._ask_of(places, VIRTUAL_IDS)).items()}
+
+    async def _ask_of(self, places: Collection[Place], sql: str) -> dict[Place, Any]:
+        """What the shards answer of their processes; nothing of a shard that is down."""
+
+        async def ask(index: int) -> list[tuple[Place, Any]]:
+            try:
+                async with self._shards[index].asked() as connection:
+                    rows = await connection.fetch(sql, [pid for shard, pid in places if shard == index])
+            except ShardDown:
+                return []
+            return [((index, pid), value) for pid, value in map(tuple, rows)]
+
+        indexes = {shard for shard, _ in places} & set(range(len(self._shards)))  # less the query node
+        return dict(pair for some in await asyncio.gather(*map(ask, sorted(indexes))) for pair in some)
 
     async def _read_waits(self, indexes: Sequence[int]) -> list[Wait]:
         return [wait for some in await asyncio.gather(*map(self._read_waits_of, indexes)) for wait in some]
@@ -121,6 +152,14 @@ class DeadlockWatch:
             id = gid.id if gid is not None else ""
             found.append(Wait((index, pid), since, tuple(blockers), id))
         return found
+
+
+def _places(transactions: Collection[OpenTransaction]) -> set[Place]:
+    return {place for transaction in transactions for place in transaction.places}
+
+
+def _places_told(told: Collection[Told]) -> set[Place]:
+    return {part.place for each in told for part in each.parts}
 
 
 def explain_deadlock(victim: OpenTransaction, cycle: Cycle, names: Sequence[str]) -> SqlError:

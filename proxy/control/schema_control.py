@@ -34,6 +34,17 @@ CREATE TABLE IF NOT EXISTS foreshard.bucket_map (
 COMMENT ON TABLE foreshard.bucket_map IS 'the shard index that owns each bucket';
 """,
 )
+BUSY_ROUTER = labelled_step(
+    "table foreshard.busy_router",
+    """\
+CREATE UNLOGGED TABLE IF NOT EXISTS foreshard.busy_router (
+  instance text PRIMARY KEY,
+  transactions text NOT NULL,
+  told_at timestamptz NOT NULL
+);
+COMMENT ON TABLE foreshard.busy_router IS 'what routers tell each other of transactions that may be in a deadlock';
+""",
+)
 
 
 def new_cluster_name() -> str:
@@ -66,6 +77,7 @@ def control_steps(config: Config, cluster: str) -> list[Step]:
         APPLIED,
         CLUSTER,
         BUCKET_MAP,
+        BUSY_ROUTER,
         Step(
             "row of foreshard.cluster",
             f"INSERT INTO foreshard.cluster (name, epoch, shards) VALUES ({quote_text(cluster)}, 1, {count})\n"

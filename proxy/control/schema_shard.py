@@ -57,6 +57,15 @@ GRANT INSERT ON foreshard.decision TO PUBLIC; -- the row is written in the clien
 """,
 )
 
+GATE = labelled_step(
+    "table foreshard.gate",
+    """\
+CREATE TABLE IF NOT EXISTS foreshard.gate ();
+COMMENT ON TABLE foreshard.gate IS 'locked by commits over several shards, and by who opens snapshots of all shards';
+GRANT INSERT ON foreshard.gate TO PUBLIC; -- to lock it in ROW EXCLUSIVE mode, in the client's own transaction
+""",
+)
+
 _REFUSE_COUNTER = f"""\
   RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
     USING ERRCODE = 'sequence_generator_limit_exceeded',
@@ -121,6 +130,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         SHARD_INFO,
         _identity(config.shards[index].name, index, cluster),
         DECISION,
+        GATE,
         *bucket_of_steps(),
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),

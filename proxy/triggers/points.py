@@ -25,7 +25,7 @@ NAMES = (
 )
 # In the controller, as it ends a transaction in doubt.
 RECOVERY_NAMES = ("recovery-listed", "recovery-decided", "recovery-read", "recovery-finished", "recovery-forgotten")
-ELSEWHERE = ("commit-",)  # in the router, which is compiled
+ELSEWHERE = ("commit-", "claims-", "snapshots-")  # in the router, which is compiled
 
 _armed = os.environ.get("FORESHARD_CRASH_AT", "")
 

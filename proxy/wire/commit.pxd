@@ -16,6 +16,13 @@ cdef enum CommitStep:
     STEP_ASK = 9            # no commit: a question of a script's (asking.pyx)
 
 
+cdef enum GatePlace:
+    GATE_OUTSIDE = 0
+    GATE_IN_LINE = 1        # wants snapshots of all shards
+    GATE_INSIDE = 2         # opens them
+    GATE_DONE = 3           # has them, and is to hear that they are of one moment
+
+
 cdef bint owe_claims(list backends) noexcept
 cdef Template COMMIT
 cdef Template ROLLBACK
@@ -29,9 +36,7 @@ cdef class Commit(Session):
     cdef Backend decider            # backend on the decision shard, or the only writer's
     cdef list participants          # the other writers
     cdef readonly str commit_id     # names the distributed transaction
-    cdef int gate_side              # Side of the gate that it is inside of, or in line for
-    cdef bint in_gate
-    cdef bint in_line
+    cdef int gate_place             # GatePlace
     cdef dict claims                # shard -> commands for the claims that it is the home of
 
     cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
@@ -42,7 +47,6 @@ cdef class Commit(Session):
     cdef int take_claims(self) except -1
     cdef int settle_claims(self, int step) except -1
     cdef int next_step(self) except -1
-    cdef int pass_gate(self, int side) except -1
     cdef int finish_snapshots(self) except -1
     cdef int decide(self) except -1
     cdef int finish_participants(self) except -1

@@ -5,7 +5,8 @@
         --committed--> FINISH: COMMIT PREPARED on the others, then the client's answer
       --one failed--> UNDO: ROLLBACK, ROLLBACK PREPARED
 
-From the decision on the gate (gate.pyx) keeps snapshots of several shards from being opened until all have committed.
+Snapshots of several shards are not opened in between: one participant, the *gate shard*, holds a lock on
+foreshard.gate from before its PREPARE until it has committed, which keeps them out (proxy/control/shard_gate.py).
 The decision row is the commit point. Whatever dies in between, recovery (proxy/control) reads the row, or inserts
 (id, abort) on the same primary key, and finishes or undoes what is prepared; the global ids say where to look. Readers
 commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
@@ -17,7 +18,6 @@ of those claims take part in the transaction (ARCHITECTURE.md, "Claims").
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.template cimport ROUTE_TRANSACTION, VERB_COMMIT, VERB_ROLLBACK, Template
 from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_MUTE, FILTER_NONE, Backend
-from foreshard.proxy.wire.gate cimport SIDE_COMMIT, SIDE_SNAPSHOT
 from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_POOL, Session
 
 import os
@@ -40,6 +40,9 @@ cdef bytes DECIDE = (
     b" WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; "
     b"INSERT INTO foreshard.decision (id, outcome) VALUES ('%s', 'commit'); COMMIT"
 )
+
+# The prepared transaction keeps the lock, whatever becomes of this process, until somebody has ended it.
+cdef bytes PREPARE_AT_GATE = b"LOCK TABLE foreshard.gate IN ROW EXCLUSIVE MODE; PREPARE TRANSACTION '%s'"
 
 cdef bytes CLAIMS_DUE = b"SELECT home, command FROM foreshard.claims_due()"
 
@@ -117,13 +120,15 @@ cdef class Commit(Session):
         if self.participants:
             self.commit_id = new_id()
             control_point("commit-voting")
-        texts = [(each, self.gid(each)) for each in self.participants]
+        # One participant at the gate is enough, and two could wait for snapshots that wait for each other's end.
+        texts = [
+            (each, (b"PREPARE TRANSACTION '%s'" if index else PREPARE_AT_GATE) % self.gid(each))
+            for index, each in enumerate(self.participants)
+        ]
         # AND CHAIN begins anew on each shard; after a distributed commit the next statement does.
         text = b"COMMIT" if self.participants else template.text
         texts += [(each, text) for each in targets if each is not self.decider and each not in self.participants]
-        self.send_texts(template, [
-            (each, b"PREPARE TRANSACTION '%s'" % text if each in self.participants else text) for each, text in texts
-        ], None)
+        self.send_texts(template, texts, None)
         self.step = STEP_VOTE
         if not texts:
             return self.next_step()
@@ -206,6 +211,7 @@ cdef class Commit(Session):
         return self.take_claims()
 
     cdef int on_denied(self, object error) except -1:
+        self.gate_place = GATE_OUTSIDE
         if self.step != STEP_WAIT_CLAIMS:
             return Session.on_denied(self, error)
         self.push_bytes(error.encode())
@@ -231,7 +237,6 @@ cdef class Commit(Session):
         if step == STEP_SNAPSHOT:
             return self.finish_snapshots()
         if step == STEP_UNDO:
-            self.leave_gate()
             self.command_failed = True
             return self.conclude(ROLLBACK)
         if step == STEP_FINISH:
@@ -249,8 +254,7 @@ cdef class Commit(Session):
             self.step = STEP_FINISH
             return self.next_step() if self.pending == 0 else 0
         if self.participants:
-            self.step = STEP_VOTE
-            return self.pass_gate(SIDE_COMMIT)
+            return self.decide()
         return self.send_command(template, template.text, [self.decider], None if self.is_quiet else self.decider)
 
     cdef int decide(self) except -1:
@@ -264,7 +268,6 @@ cdef class Commit(Session):
         """The transaction is committed; what a participant has not confirmed, recovery commits."""
         cdef Backend backend
         control_point("commit-finished")
-        self.leave_gate()
         for backend in self.participants:
             if backend.muted_error is not None and b"\0C42704\0" in backend.muted_error:
                 backend.muted_error = None      # recovery was faster
@@ -272,7 +275,6 @@ cdef class Commit(Session):
                 name = self.hub.shard_names[backend.shard]
                 self.warn("01000", f"the transaction is committed, but shard {name} has not confirmed it yet",
                           "Recovery commits it there; until then its rows are locked. SHOW TWO_PHASE shows it.")
-                self.hub.gate.add_doubt(self.gid(backend).decode())
                 backend.muted_error = None
         if not self.is_quiet:
             self.push_complete(b"COMMIT")
@@ -310,23 +312,16 @@ cdef class Commit(Session):
                 return True
         return False
 
-    # -- the gate, and snapshots of several shards ---------------------------------------------------------------
-
-    cdef int pass_gate(self, int side) except -1:
-        """Go through the gate; on_gate follows, now or later."""
-        self.gate_side = side
-        self.in_line = True
-        if self.hub.gate.enter(self, side):
-            return self.on_gate()
-        return 0
+    # -- snapshots of several shards -----------------------------------------------------------------------------
 
     cdef int on_gate(self) except -1:
-        """Inside."""
+        """No commit over several shards passes now; or none has passed while the snapshots were opened."""
         cdef Backend backend
-        self.in_line = False
-        self.in_gate = True
-        if self.gate_side == SIDE_COMMIT:
-            return self.decide()
+        if self.gate_place == GATE_DONE:
+            self.gate_place = GATE_OUTSIDE
+            return self.resume()
+        self.gate_place = GATE_INSIDE
+        control_point("snapshots-opening")
         for backend in self.links:
             self.join(backend, False)
         self.send_texts(None, [(backend, b"SELECT") for backend in self.links], None)
@@ -334,16 +329,10 @@ cdef class Commit(Session):
         return 0
 
     cdef int leave_gate(self) except -1:
-        """Out of it, or out of its line; whoever leaves in the middle of a commit leaves a doubt."""
-        if self.step == STEP_DECIDE or self.step == STEP_FINISH:
-            for backend in self.participants:
-                self.hub.gate.add_doubt(self.gid(backend).decode())
-        if self.in_line:
-            self.in_line = False
+        """Want no snapshots any more."""
+        if self.gate_place != GATE_OUTSIDE:
+            self.gate_place = GATE_OUTSIDE
             self.hub.gate.forget(self)
-        if self.in_gate:
-            self.in_gate = False
-            self.hub.gate.leave(self.gate_side)
         return 0
 
     cdef bint open_snapshots(self) except -1:
@@ -356,20 +345,21 @@ cdef class Commit(Session):
         if not self.link_all(range(self.hub.shard_count)):
             return False
         self.waiting = WAIT_COMMANDS
-        self.pass_gate(SIDE_SNAPSHOT)
+        self.gate_place = GATE_IN_LINE
+        self.hub.gate.enter(self)
         return False
 
     cdef int finish_snapshots(self) except -1:
         """Every shard has its snapshot, or said why not."""
         cdef Backend backend
-        self.leave_gate()
         self.has_snapshots = True
         for backend in self.links:
             backend.filter = FILTER_NONE
             if backend.muted_error is not None:
                 self.denied = decode_error(backend.muted_error)
                 backend.muted_error = None
-        return self.resume()
+        self.gate_place = GATE_DONE
+        return self.hub.gate.leave(self)
 
     cdef bint survives(self, Backend backend) noexcept:
         """The connection to a participant broke once it had prepared: recovery ends what is left there."""

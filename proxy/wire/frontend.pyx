@@ -14,9 +14,8 @@ cimport cython
 
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.commit cimport STEP_DECIDE
+from foreshard.proxy.wire.commit cimport GATE_IN_LINE, STEP_DECIDE
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gate cimport SIDE_SNAPSHOT
 from foreshard.proxy.wire.pool cimport Hub, Pool
 from foreshard.proxy.wire.session cimport (
     WAIT_ANSWER,
@@ -461,7 +460,7 @@ cdef class Frontend(Simple):
                 if pool is not None:
                     (<Pool> pool).leave(self)
             self.on_denied(SqlError("57014", "canceling statement due to user request"))
-        elif self.in_line and self.gate_side == SIDE_SNAPSHOT:
+        elif self.gate_place == GATE_IN_LINE:
             self.leave_gate()
             self.on_denied(SqlError("57014", "canceling statement due to user request"))
 

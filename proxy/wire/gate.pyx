@@ -1,93 +1,101 @@
-"""The gate between commits on several shards and snapshots of several shards.
+"""The line of those who want snapshots of several shards that are of one moment.
 
 A snapshot opened on one shard before a distributed transaction has committed there, and on another one after, would
-show half of it. So either commits pass (any number, each from its commit point to its last COMMIT PREPARED), or
-snapshots are opened (any number); the two take turns, first come first served. What a dead router, or a participant
-that broke, has left prepared is in doubt: no snapshot is opened before recovery has ended it.
+show half of it. So snapshots are opened while the shards let no commit over several shards pass, whichever router it
+comes from (proxy/control/shard_gate.py). Whoever waits when that is so is let in, all at once:
+
+    waiting --admit--> inside --leave--> done --settle--> out
+                          |                |
+                          +--(too late)----+--(the shards let somebody pass meanwhile)--> denied, 40001
 """
 
 cimport cython
 
 from foreshard.proxy.wire.backend cimport Owner
 
-from collections import deque
+from foreshard._core.errors import SqlError
 
 
 @cython.final
 cdef class Gate:
-    """One per router. Owners that may not enter yet hear on_gate when they may."""
+    """One per router. Owners hear on_gate twice: they may open their snapshots; these are of one moment."""
 
-    def __init__(self):
-        self.waiting = deque()
-        self.parked = []
-        self.in_doubt = None
+    def __init__(self, object services):
+        self.services = services
+        self.waiting = []
+        self.inside = set()
+        self.done = []
 
-    cdef bint enter(self, Owner owner, int side) except -1:
-        """Pass, or stand in line."""
-        if side == SIDE_SNAPSHOT and self.has_doubt():
-            self.parked.append(owner)
-            return False
-        if self.waiting or not self.admits(side):
-            self.waiting.append((owner, side))
-            return False
-        self.admit(side)
-        return True
+    cdef int enter(self, Owner owner) except -1:
+        """Stand in line."""
+        self.waiting.append(owner)
+        self.services.hold_gate()
+        return 0
 
-    cdef int leave(self, int side) except -1:
-        """Done with what `enter` or on_gate allowed."""
-        if side == SIDE_COMMIT:
-            self.committing -= 1
-        else:
-            self.opening -= 1
-        return self.admit_waiting()
+    cdef int leave(self, Owner owner) except -1:
+        """The owner has its snapshots."""
+        if owner not in self.inside:
+            return owner.on_denied(missed_moment())
+        self.inside.remove(owner)
+        self.done.append(owner)
+        if not self.inside:
+            self.services.release_gate()
+        return 0
 
     cdef int forget(self, Owner owner) except -1:
-        """The owner stands in line no more."""
-        if owner in self.parked:
-            self.parked.remove(owner)
-        if self.waiting:
-            self.waiting = deque([each for each in self.waiting if each[0] is not owner])
-            self.admit_waiting()
+        """The owner wants no snapshots any more."""
+        for line in (self.waiting, self.done):
+            if owner in line:
+                line.remove(owner)
+        if owner in self.inside:
+            self.inside.remove(owner)
+            if not self.inside:
+                self.services.release_gate()
         return 0
 
-    cdef bint has_doubt(self) noexcept:
-        return self.in_doubt is None or len(self.in_doubt) > 0
+    def is_wanted(self) -> bool:
+        """Somebody waits."""
+        return len(self.waiting) > 0
 
-    cdef bint admits(self, int side) noexcept:
-        return self.opening == 0 if side == SIDE_COMMIT else self.committing == 0
-
-    cdef void admit(self, int side) noexcept:
-        if side == SIDE_COMMIT:
-            self.committing += 1
-        else:
-            self.opening += 1
-
-    cdef int admit_waiting(self) except -1:
-        """Let in whoever is first in line, as many as may be inside together."""
+    def admit(self) -> bool:
+        """Let in whoever waits; False: nobody does any more."""
         cdef Owner owner
-        cdef int side
-        while self.waiting:
-            owner, side = self.waiting[0]
-            if side == SIDE_SNAPSHOT and self.has_doubt():
-                self.waiting.popleft()
-                self.parked.append(owner)
-                continue
-            if not self.admits(side):
-                break
-            self.waiting.popleft()
-            self.admit(side)
-            owner.on_gate()
+        entering, self.waiting = self.waiting, []
+        self.inside.update(entering)
+        for owner in entering:
+            if owner in self.inside:
+                self.tell(owner, None)
+        return len(self.inside) > 0
+
+    def settle(self, bint is_kept) -> None:
+        """Commits pass again; they have not before (is_kept), or may have. Who is inside still comes too late."""
+        cdef Owner owner
+        self.inside.clear()
+        done, self.done = self.done, []
+        for owner in done:
+            self.tell(owner, None if is_kept else missed_moment())
+
+    def refuse(self, object error) -> None:
+        """There is no such moment."""
+        cdef Owner owner
+        waiting, self.waiting = self.waiting, []
+        for owner in waiting:
+            self.tell(owner, error)
+
+    cdef int tell(self, Owner owner, object error) except -1:
+        """One owner's turn; a mistake of ours in it ends that session only."""
+        try:
+            if error is None:
+                owner.on_gate()
+            else:
+                owner.on_denied(error)
+        except Exception as mistake:
+            self.services.report_failure(owner, mistake)
         return 0
 
-    def add_doubt(self, str gid) -> None:
-        """A participant may not have committed what is decided."""
-        if self.in_doubt is not None:
-            self.in_doubt |= {gid}
 
-    def set_doubt(self, object still) -> None:
-        """What is left of it, as the shards say."""
-        self.in_doubt = still
-        if not still:
-            self.waiting.extend([(owner, SIDE_SNAPSHOT) for owner in self.parked])
-            self.parked.clear()
-            self.admit_waiting()
+def missed_moment() -> SqlError:
+    """Snapshots that may not be of one moment are not used."""
+    return SqlError(
+        "40001", "the shards' snapshots could not be opened at one moment",
+        "a shard or this router took too long, and commits over several shards had to go on", "Run it again.")

@@ -12,7 +12,7 @@ from foreshard.proxy.wire.waker cimport Waker
 cdef class Hub:
     cdef readonly Reactor reactor
     cdef readonly Waker waker
-    cdef readonly Gate gate                 # between commits on several shards and snapshots of several
+    cdef readonly Gate gate                 # those who want snapshots of several shards
     cdef readonly object loop
     cdef readonly object config             # foreshard.proxy.config.Config
     cdef readonly StatementCache cache

@@ -61,7 +61,7 @@ cdef class Hub:
                  str cluster, bint two_phase):
         self.reactor = reactor
         self.waker = Waker(reactor, config.run_directory, len(config.shards))
-        self.gate = Gate()
+        self.gate = Gate(services)
         self.loop = loop
         self.config = config
         self.cache = cache

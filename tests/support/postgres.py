@@ -11,6 +11,7 @@ import itertools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ import psycopg
 
 from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.embedded import EmbeddedCluster
+from tests.support.proxy import descendants
+from tests.support.waiting import wait_until_gone
 
 INSTANCES = 3
 MEMORY_BYTES_FREE_MIN = 2 * 2**30
@@ -100,6 +103,20 @@ class TestInstances:
                     connection.execute(f"ROLLBACK PREPARED '{gid}'")
             _execute(f"{base}/app", f"DROP DATABASE IF EXISTS {name}_foreshard_query WITH (FORCE)")
             _execute(f"{base}/app", f"DROP DATABASE {name} WITH (FORCE)")
+
+    def crash(self, index: int) -> None:
+        """Kill one instance's processes, postmaster first, and start it again, which recovers from its log."""
+        pid = self._cluster.pids()[f"s{index}"]
+        os.kill(pid, signal.SIGSTOP)  # no more children from now on
+        family = [pid, *descendants(pid)]
+        for each in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        wait_until_gone(*family)
+        self._cluster.start()
+        self._reaper.kill()  # it knows the old pid
+        self._reaper.communicate()
+        self._reaper = self._start_reaper()
 
     def close(self) -> None:
         """Stop the instances and remove their data."""
