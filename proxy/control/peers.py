@@ -1,8 +1,8 @@
 """Transactions that other routers of the deployment have under way: told to each other in the control database.
 
 Only while one of its statements has been busy for a second does a router tell anything. A transaction is told with the
-virtual transaction ids of its parts, which PostgreSQL never uses again: whoever hears of it asks the shards whether they
-are still those, so nothing is believed that was true only when it was told.
+virtual transaction ids of its parts, which PostgreSQL never uses again. Whoever hears of it asks the shards whether
+they are still those: so nothing is believed that was true only when it was told.
 """
 
 from __future__ import annotations

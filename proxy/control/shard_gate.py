@@ -101,7 +101,7 @@ class ShardGate:
         line.settle(await self._let_go())
 
     async def _hold(self) -> None:
-        """Return at a moment from which on no commit over several shards passes. SqlError when there is none in time."""
+        """Return when no commit over several shards passes any more. SqlError when that was not to be had in time."""
         wait_s = LOCK_WAIT_FIRST_S
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._wait_s

@@ -42,6 +42,9 @@ ANY_BACKEND = """
 SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 AND backend_type = 'client backend' ORDER BY random() LIMIT 1
 """
+# Rows with a column whose values are unique over all shards: their claims take part in the transaction.
+CLAIMING_SCHEMA = SCHEMA + "ALTER TABLE root ADD code text UNIQUE;"
+CLAIMING_TABLES = {**TABLES, "root": {"key": "id", "unique": ["code"]}}
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
 
@@ -67,8 +70,8 @@ async def recover(proxy: Proxy, shards: Shards) -> list[str]:
 @contextlib.contextmanager
 def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
     """A router alone: what recovers is up to the test."""
-    shards.execute(SCHEMA)
-    proxy = Proxy(shards.dsns, folder, tables=TABLES, command="router", environment=environment)
+    shards.execute(CLAIMING_SCHEMA)
+    proxy = Proxy(shards.dsns, folder, tables=CLAIMING_TABLES, command="router", environment=environment)
     (folder / "run").mkdir()
     attach_state(load_config(proxy.configuration))
     proxy.start()
@@ -82,14 +85,18 @@ def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
 
 
 def change_on_every_shard(client: RawConnection, shards: Shards) -> None:
-    """A transaction that writes a row of each shard, open."""
+    """A transaction that writes a row of each shard, and claims a value for each, open."""
     client.rows("BEGIN")
     for shard in range(SHARD_COUNT):
-        client.rows(f"UPDATE root SET tag = 'after' WHERE id = {shards.query(FIRST_KEY, on=shard)[0][0]}")
+        key = shards.query(FIRST_KEY, on=shard)[0][0]
+        client.rows(f"UPDATE root SET tag = 'after', code = 'code {shard}' WHERE id = {key}")
 
 
 def changed(shards: Shards) -> list[object]:
-    """On how many rows of each shard that transaction has happened."""
+    """On how many rows of each shard that transaction has happened; the claims have, too, or neither."""
+    codes = {row[0] for shard in range(SHARD_COUNT) for row in shards.query("SELECT code FROM root", on=shard)} - {None}
+    claims = {row[0] for shard in range(SHARD_COUNT) for row in shards.query("SELECT key FROM foreshard.claim", on=shard)}
+    assert claims == codes
     sql = "SELECT count(*) FROM root WHERE tag = 'after'"
     return [shards.query(sql, on=shard)[0][0] for shard in range(SHARD_COUNT)]
 
@@ -106,8 +113,9 @@ def test_a_router_killed_at_any_step_of_commit_leaves_all_or_nothing(
         assert proxy.wait_for_end() == -signal.SIGKILL
     wait_until(lambda: not open_transactions(three_shards))
     asyncio.run(recover(proxy, three_shards))
-    happened = {"commit-voting": [0], "commit-prepared": [0], "commit-decided": [1], "commit-finished": [1]}
+    happened = {"claims-asked": [0], "claims-taken": [0], "commit-voting": [0], "commit-prepared": [0], "commit-decided": [1], "commit-finished": [1]}
     assert changed(three_shards) in [[count] * SHARD_COUNT for count in happened.get(point, [0, 1])]
+    assert_verified(proxy.configuration)
 
 
 @pytest.mark.parametrize("point", CONTROL_POINTS)
@@ -132,6 +140,7 @@ def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
             assert changed(three_shards) == [1] * SHARD_COUNT
         assert prepared_count(three_shards) == 0
         assert client.value("SELECT 1") == "1"
+    assert_verified(proxy.configuration)
 
 
 def process_state(pid: int) -> str:

@@ -213,7 +213,8 @@ def test_no_total_is_wrong_while_clients_of_another_proxy_move_money(
                 bank.stopping.set()
             for task in running:
                 task.result()
-            told = f"{bank.transfers} transfers, {bank.totals} totals, {dict(bank.errors)}" + (f", {trouble.result()}" if disturbed else "")
+            told = f"{bank.transfers} transfers, {bank.totals} totals, {dict(bank.errors)}"
+            told += f", {trouble.result()}" if disturbed else ""
         print(told)
         wait_until(lambda: prepared_count(shards) == 0)
         found = sum(int(str(shards.query("SELECT sum(n) FROM root", on=shard)[0][0])) for shard in range(SHARD_COUNT))
