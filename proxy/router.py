@@ -142,6 +142,7 @@ class Router:
         self.reading: Listener | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
+        self.two_phase = two_phase
         self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema)
