@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
+from foreshard._core.copy_plan cimport CopyPlan
 from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.typed_keys cimport TypedKey
 from foreshard._core.values cimport Value, Values
@@ -19,6 +20,7 @@ cpdef enum RouteKind:
     ROUTE_CARRY = 13        # an INSERT whose rows the router carries from a query to their shards: `carry`
     ROUTE_QUERY = 11        # a read for the query node; `refusal` when the transaction has written
     ROUTE_ALONE = 12        # on every shard, one after the other and outside of transactions: CREATE INDEX CONCURRENTLY
+    ROUTE_COPY = 14         # COPY FROM STDIN whose rows are told apart: `copy`
 
 
 cpdef enum Verb:
@@ -123,6 +125,7 @@ cdef class Template:
     # A write that every shard does, one after the other, with the same result (reference tables): what it locks.
     cdef readonly bytes lock
     cdef readonly int completion        # Completion
+    cdef readonly CopyPlan copy         # of COPY: its format, and where its rows' keys are; None for all others
     cdef readonly tuple keys            # (index, flags, column) of each KeySource, column as in "relation.column"
     cdef readonly tuple values          # (index, is_param, shape) of each FeatureSource
     cdef readonly tuple parameters      # type OIDs of $1, $2, ... when kind is ROUTE_EXPLAIN

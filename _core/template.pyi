@@ -1,6 +1,7 @@
 from enum import IntEnum
 
 from foreshard._core.carry_plan import CarryPlan
+from foreshard._core.copy_plan import CopyPlan
 from foreshard._core.errors import SqlError
 from foreshard._core.merge_plan import MergePlan
 
@@ -18,6 +19,7 @@ class RouteKind(IntEnum):
     ROUTE_QUERY = 11
     ROUTE_ALONE = 12
     ROUTE_CARRY = 13
+    ROUTE_COPY = 14
 
 class Verb(IntEnum):
     VERB_NONE = 0
@@ -85,6 +87,7 @@ class Template:
     lock: bytes | None
     completion: int
     carry: CarryPlan | None
+    copy: CopyPlan | None
     keys: tuple[tuple[int, int, str], ...]
     values: tuple[tuple[int, bool, int], ...]
     rows: int
@@ -121,6 +124,7 @@ class Template:
         owes_claims: bool = False,
         completion: int = 0,
         carry: CarryPlan | None = None,
+        copy: CopyPlan | None = None,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

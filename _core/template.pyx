@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from foreshard._core.buckets cimport BUCKET_COUNT, bucket_of_key, home_of_hash, home_seed
+from foreshard._core.copy_plan cimport CopyPlan
 from foreshard._core.features cimport add_generated, add_value
 from foreshard._core.key_values cimport (
     READ_KEY, READ_NONE, READ_NULL, READ_OTHER, ArrayCursor, next_key, open_array, read_key,
@@ -99,7 +100,7 @@ cdef class Template:
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, int completion=0, object carry=None, str reason="",
+        bytes lock=None, bint owes_claims=False, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -130,6 +131,7 @@ cdef class Template:
         self.lock = lock
         self.completion = completion
         self.carry = carry
+        self.copy = copy
         self.reason = reason
         self.fill_arrays()
 

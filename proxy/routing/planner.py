@@ -31,7 +31,7 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "completion", "reason"),
+    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "completion", "copy", "reason"),
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")

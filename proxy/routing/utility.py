@@ -8,7 +8,7 @@ from foreshard._core.template import RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.copies import plan_copy
+from foreshard.proxy.routing.copies import plan_copy, plan_copy_select
 from foreshard.proxy.routing.ddl import plan_schema
 from foreshard.proxy.routing.functions import check_declared, read_effects
 from foreshard.proxy.routing.reads import check_new_name, route_read
@@ -82,19 +82,13 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
 
 
 def plan_copy_query(collector: Collector, node: Node) -> Template:
-    """COPY (query) TO: as the query, which must be the default shard's."""
+    """COPY (query) TO: as the query."""
     kind, query = unwrap(node["query"])
-    if kind != "SelectStmt":
-        if collector.catalog.is_declared:
-            check_names(collector, "CopyStmt", node)
-        return Template(RouteKind.ROUTE_DEFAULT, is_write=True, is_exact=True, reason="no declared table")
-    collector.select(query)
-    if any(one.declared is not None for one in collector.references):
-        raise touching("COPY", collector.references[0].name, "Use SELECT.")
-    inner = route_read(collector)
-    return Template(
-        RouteKind.ROUTE_DEFAULT, is_write=inner.is_write, pin=inner.pin, is_exact=True, reason="no declared table"
-    )
+    if kind == "SelectStmt":
+        return plan_copy_select(collector, node, query)
+    if collector.catalog.is_declared:
+        check_names(collector, "CopyStmt", node)
+    return Template(RouteKind.ROUTE_DEFAULT, is_write=True, is_exact=True, reason="no declared table")
 
 
 def new_relation(node: Node) -> Node:

@@ -14,7 +14,15 @@ cdef enum Filter:               # what of a backend's replies the client sees
     FILTER_FIRST = 1            # first of several shards: no CommandComplete, no ReadyForQuery
     FILTER_REST = 2             # a later shard: rows and notices only
     FILTER_MUTE = 3             # nothing: another shard has failed
-    FILTER_MERGE = 4            # as FILTER_FIRST, but rows and their description are the owner's to merge
+    # From here on rows, their description and errors are the owner's.
+    FILTER_MERGE = 4            # as FILTER_FIRST
+    FILTER_COPY = 5             # as FILTER_REST: a later shard of a COPY FROM STDIN
+
+
+cdef enum CopyOut:              # what of a shard's COPY data must not be repeated by those of later ones
+    COPY_OUT_PLAIN = 0
+    COPY_OUT_LINE = 1           # the first line
+    COPY_OUT_BINARY = 2         # header and trailer
 
 
 cdef class Owner(Endpoint):
@@ -89,6 +97,8 @@ cdef class Backend(Requests):
     cdef bytes part_tag
     cdef list kept                      # rows of its part, for the owner to give in their order; None: relayed
     cdef bint part_suspended
+    cdef int copy_out                   # CopyOut of its part
+    cdef bint copy_begun                # of which the first message has come
     cdef bytes muted_error              # body of the ErrorResponse to a command whose answer was not shown
     cdef object deadlock                # SqlError to tell in place of the cancelled statement's; None: none
     cdef bytes told_instead             # ErrorResponse that replaces the one at hand

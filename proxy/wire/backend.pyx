@@ -43,6 +43,8 @@ cdef enum:
     REPLY_BYTES_MAX = 0x7FFFFFF0    # PostgreSQL itself sends no message above 1 GB
     OUTBOX_LOW_BYTES = 65536        # COPY goes on when a shard has taken all but this
     OUTBOX_HIGH_BYTES = 262144      # a client that lags so far stops its backend; chosen, not measured
+    COPY_HEAD_SIZE = 19             # of the binary format, before the first row in its message
+    COPY_TRAILER_SIZE = 7           # of the message with the binary format's trailer
 
 cdef enum Action:               # odd: not for the client
     ACTION_RELAY = 0
@@ -214,7 +216,8 @@ cdef class Backend(Requests):
                 return size
             if result == FRAME_PARTIAL and (
                     CLASSES[<unsigned char> data[at]] != CLASS_ROW or self.filter == FILTER_MERGE
-                    or self.kept is not None or self.collected is not None):
+                    or self.kept is not None or self.collected is not None
+                    or (self.copy_out and (not self.copy_begun or total <= COPY_TRAILER_SIZE))):
                 self.inbox_goal = total
                 break
             if self.types is not None and (data[at] == b"T" or data[at] == b"t"):
@@ -310,7 +313,7 @@ cdef class Backend(Requests):
                 self.last_words = decode_error(body[:size])
             elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
                 self.muted_error = body[:size]
-            elif self.filter == FILTER_MERGE and self.owner is not None:
+            elif self.filter >= FILTER_MERGE and self.owner is not None:
                 self.owner.on_merge_input(self, type, body, size)
                 return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
             if self.deadlock is not None:
@@ -330,7 +333,7 @@ cdef class Backend(Requests):
                     type == b"T" and self.owner is not None:
                 return ACTION_MERGE
         elif class_ == CLASS_COPY_IN:
-            return ACTION_COPY_IN
+            return ACTION_DROP if self.filter == FILTER_COPY or self.filter == FILTER_MUTE else ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:
             if type == b"S":
                 self.note_parameter(body[:size])
@@ -552,7 +555,34 @@ cdef int row_action(Backend backend, char type, const char* body, Py_ssize_t siz
     if backend.kept is not None:
         backend.kept.append((body - 5)[:size + 5])
         return ACTION_DROP
-    return ACTION_DROP if backend.filter == FILTER_MUTE else ACTION_RELAY
+    if backend.filter == FILTER_MUTE:
+        return ACTION_DROP
+    return copy_action(backend, body, size) if type == b"d" and backend.copy_out else ACTION_RELAY
+
+
+cdef int copy_action(Backend backend, const char* body, Py_ssize_t size) except -1:
+    """What to do with COPY data whose header and trailer stand there once for all shards: the owner gives the trailer.
+
+    PostgreSQL sends each row in a message of its own: a header line, too, but that of the binary format with what
+    follows it. What comes before a first message has been relayed or dropped when it is looked at.
+    """
+    cdef bint is_first = not backend.copy_begun, is_later = backend.filter == FILTER_REST
+    cdef bytes shown
+    backend.copy_begun = True
+    if backend.copy_out == COPY_OUT_LINE:
+        return ACTION_DROP if is_first and is_later else ACTION_RELAY
+    if not is_first:
+        return ACTION_DROP if size == 2 and body[0] == -1 and body[1] == -1 else ACTION_RELAY
+    if size == COPY_HEAD_SIZE + 2 and body[COPY_HEAD_SIZE] == -1 and body[COPY_HEAD_SIZE + 1] == -1:
+        shown = body[:0 if is_later else COPY_HEAD_SIZE]    # no rows
+    elif not is_later:
+        return ACTION_RELAY
+    else:
+        shown = body[COPY_HEAD_SIZE:size]
+    if shown:
+        shown = b"d" + (len(shown) + 4).to_bytes(4, "big") + shown
+        backend.owner_push(<const char*> shown, len(shown))
+    return ACTION_DROP
 
 
 def decode_error(bytes body) -> SqlError:

@@ -1,12 +1,12 @@
 from foreshard._core.frames cimport BindParts
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.carry cimport Carry
-from foreshard.proxy.wire.merging cimport Merging
+from foreshard.proxy.wire.copying cimport Copying
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
 
 
-cdef class Carrying(Merging):
+cdef class Carrying(Copying):
     cdef Carry carry                # under way: what shards answer is for it, not for the client; None: none is
     cdef long long carry_limit      # the row limit of the Execute at hand
 

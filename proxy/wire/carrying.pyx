@@ -43,7 +43,7 @@ from foreshard.proxy.wire.carry cimport (
     Carry,
 )
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
-from foreshard.proxy.wire.merging cimport Merging
+from foreshard.proxy.wire.copying cimport Copying
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.session cimport WAIT_CLIENT, WAIT_DRAIN, WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.statement cimport Statement
@@ -60,17 +60,17 @@ cdef bytes ROWS = b"foreshard inserted"
 cdef bytes NO_PARAMETERS = b"\0\0\0\0\0\0"
 
 
-cdef class Carrying(Merging):
+cdef class Carrying(Copying):
     """The part of a frontend that carries rows."""
 
     cdef int push(self, const char* data, Py_ssize_t size) except -1:
         if self.carry is not None:
             return self.carry.reader.feed(data, size)
-        return Merging.push(self, data, size)
+        return Copying.push(self, data, size)
 
     cdef int tell(self, bytes data) except -1:
         """Bytes for the client itself."""
-        return Merging.push(self, <const char*> data, len(data))
+        return Copying.push(self, <const char*> data, len(data))
 
     # -- where it begins -----------------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ cdef class Carrying(Merging):
 
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1:
         portal.carry = None
-        return Merging.bind_many(self, portal, statement, parts)
+        return Copying.bind_many(self, portal, statement, parts)
 
     cdef int execute_many(self, Portal portal, long long rows) except -1:
         cdef Carry carry
@@ -107,7 +107,7 @@ cdef class Carrying(Merging):
             carry.step = CARRY_HOLD
             portal.carry = carry
         if portal.carry is None:
-            return Merging.execute_many(self, portal, rows)
+            return Copying.execute_many(self, portal, rows)
         return self.execute_carried(portal, rows)
 
     cdef int execute_carried(self, Portal portal, long long rows) except -1:
@@ -184,7 +184,7 @@ cdef class Carrying(Merging):
         if step == CARRY_HOLD:
             if carry.reader.tag is not None:
                 return carry.note_held()
-            return Merging.execute_many(self, self.asked, 0)
+            return Copying.execute_many(self, self.asked, 0)
         if step == CARRY_INSERT:
             return self.insert_carry(carry)
         if step == CARRY_COUNT:

@@ -28,7 +28,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -287,6 +287,7 @@ cdef class Extended(Parsing):
         self.asked = portal
         self.row_order = portal.row_order
         self.rows_left = rows
+        self.copy_out = copy_out_of(portal.statement.template)
         self.lock = portal.statement.template.lock
         self.completing = portal.statement.template if portal.statement.template.completion else None
         if self.lock is not None:

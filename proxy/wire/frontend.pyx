@@ -45,7 +45,7 @@ cdef enum:
 ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the shards read it
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", "active", "active", "active", "active", "active", "active")
+WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 7)
 
 
 @cython.final
@@ -209,6 +209,8 @@ cdef class Frontend(Simple):
             return size
         if self.active is not None and self.active.outbox.end > self.active.outbox.start:
             self.active.flush()
+        if self.copying and self.splitter is not None and self.waiting == WAIT_NOTHING:
+            self.end_batch()
         if self.waiting != WAIT_NOTHING and size - at > INBOX_HIGH_BYTES and not self.reading_paused:
             self.reading_paused = True
             self.set_reading(False)
@@ -316,6 +318,8 @@ cdef class Frontend(Simple):
             return 0
         if not self.copying:
             return RETRY if not self.skipping and self.owes_unsynced() and self.wait_until_drained() else 0
+        if self.splitter is not None:
+            return self.feed_copy(type, message + 5, total - 5)
         backend.outbox.append(message, total)
         if type != b"d":
             self.copying = False

@@ -9,10 +9,14 @@ cdef enum:
     ROUTE_MANY = -2         # what route() answers for a read of several shards
 
 
+cdef int copy_out_of(Template template) noexcept
+
+
 cdef class Gather(Asking):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
     cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
     cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none
+    cdef int copy_out                   # CopyOut of the statement whose parts are under way
     cdef list shards                    # of the read that route() found to go to many
     cdef int any_turn
     cdef int decided_rows               # of the placement at hand

@@ -7,11 +7,13 @@ asks one shard after the other instead, each for what is left. When a shard fail
 the others still say is dropped.
 """
 
+from foreshard._core.copy_plan cimport COPY_BINARY
 from foreshard._core.template cimport (
     COMPLETE_NONE,
     COMPLETE_ROWS,
     ROUTE_ANY,
     ROUTE_CARRY,
+    ROUTE_COPY,
     ROUTE_DEFAULT,
     ROUTE_KEYED,
     ROUTE_PLACE,
@@ -24,6 +26,9 @@ from foreshard._core.template cimport (
 from foreshard._core.values cimport VALUE_BINARY, Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
+    COPY_OUT_BINARY,
+    COPY_OUT_LINE,
+    COPY_OUT_PLAIN,
     FILTER_FIRST,
     FILTER_MUTE,
     FILTER_NONE,
@@ -92,6 +97,8 @@ cdef class Gather(Asking):
             return 0 if hub.shard_count == 1 else ROUTE_CARRIED
         if kind == ROUTE_REFUSE:
             raise template.refusal
+        if kind == ROUTE_COPY:
+            return ROUTE_MANY if hub.shard_count > 1 else 0
         return hub.default_shard
 
     cdef int route_query(self, object refusal) except -3:
@@ -222,6 +229,8 @@ cdef class Gather(Asking):
             backend = parts[index]
             backend.part_rows = 0
             backend.part_suspended = False
+            backend.copy_out = self.copy_out
+            backend.copy_begun = False
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
             # The shards' rows are the same where there is a lock: the first's are enough.
             backend.kept = [] if self.row_order is not None or (self.lock is not None and index) else None
@@ -284,6 +293,7 @@ cdef class Gather(Asking):
                 word = words[0] if is_counted else backend.part_tag
             backend.filter = FILTER_NONE
             backend.part_rows = 0
+            backend.copy_out = COPY_OUT_PLAIN
             if backend.hold:
                 backend.set_hold(False)
             if self.parts_failed and self.explicit:
@@ -291,10 +301,13 @@ cdef class Gather(Asking):
         if suspended:
             self.push_bytes(b"s\0\0\0\4")
         elif not self.parts_failed:
+            if self.copy_out == COPY_OUT_BINARY:
+                self.push(b"d\x00\x00\x00\x06\xff\xff", 7)
             if word == b"COPY":
                 self.push(b"c\x00\x00\x00\x04", 5)
             self.push_complete(word + b" %d" % rows if is_counted else word)     # EXPLAIN has no count
         self.rows_left = 0
+        self.copy_out = COPY_OUT_PLAIN
         if self.simple:
             self.parts = []
             self.settle_status()
@@ -360,6 +373,15 @@ cdef class Gather(Asking):
             if self.waiting == WAIT_SHARD:
                 return self.resume()
         return 0
+
+
+cdef int copy_out_of(Template template) noexcept:
+    """What of a COPY TO STDOUT of several shards must stand there once."""
+    if template.copy is None:
+        return COPY_OUT_PLAIN
+    if template.copy.form == COPY_BINARY:
+        return COPY_OUT_BINARY
+    return COPY_OUT_LINE if template.copy.has_header else COPY_OUT_PLAIN
 
 
 cdef int check_moments(Values values) except -1:

@@ -15,6 +15,7 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_SHARD = 7              # a shard that has to take what was sent first
     WAIT_CLIENT = 8             # the client itself, which has to take its answers first
     WAIT_MERGE = 9              # the shards' rows of a merged result
+    WAIT_COPY = 10              # the shards of a COPY FROM STDIN: CopyInResponse, or all their answers
 
 
 cdef class Session(Owner):

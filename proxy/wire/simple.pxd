@@ -13,6 +13,7 @@ cdef class Simple(Carrying):
     cdef int on_query(self, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1
     cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1
+    cdef int query_copy(self, Template template, bytes text) except -1
     cdef int run_in_transaction(self, bytes text) except -1
     cdef int query_many(self, Template template, const char* message, Py_ssize_t total) except -1
     cdef int query_same(self, Template template, list parts, bytes message) except -1

@@ -11,6 +11,7 @@ from foreshard._core.row_split cimport RowText, order_of
 from foreshard._core.template cimport (
     ROUTE_ALONE,
     ROUTE_ANY,
+    ROUTE_COPY,
     ROUTE_EMPTY,
     ROUTE_EXPLAIN,
     ROUTE_MULTI,
@@ -23,7 +24,7 @@ from foreshard._core.template cimport (
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -96,6 +97,8 @@ cdef class Simple(Carrying):
             self.own_begin = b"BEGIN"
             return self.run_in_transaction(message[5:total - 1])
         if shard == ROUTE_MANY:
+            if kind == ROUTE_COPY:
+                return self.query_copy(template, message[5:total - 1])
             if not self.explicit and (template.is_write or self.snapshot):
                 self.own_begin = b"BEGIN" if template.is_write else SNAPSHOT_BEGIN
                 return self.run_in_transaction(message[5:total - 1])
@@ -106,6 +109,16 @@ cdef class Simple(Carrying):
                 return 0
             return self.query_many(template, message, total)
         return self.forward_query(template, shard, message, total)
+
+    cdef int query_copy(self, Template template, bytes text) except -1:
+        """COPY FROM STDIN whose rows are told apart."""
+        cdef int handled
+        if self.several is not None:    # its data would stand behind the string
+            raise not_built("COPY FROM STDIN inside a string of statements", "Send it alone.")
+        handled = self.begin_copy(template, text)
+        if handled != RETRY:
+            self.queries += 1
+        return handled
 
     cdef int run_in_transaction(self, bytes text) except -1:
         """A statement that writes on several shards: as a string of one."""
@@ -152,6 +165,7 @@ cdef class Simple(Carrying):
         whole = None if self.split is None else RowText(message[5:total - 1])
         self.row_order = order_of(self.split) if template.returns else None
         self.rows_left = 0
+        self.copy_out = copy_out_of(template)
         self.lock = template.lock
         if self.lock is not None:
             return self.query_same(template, parts, message[:total])
