@@ -243,7 +243,7 @@ cdef class Simple(Carrying):
             return self.hub.default_shard
         for part in template.parts:
             if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY or part.kind == ROUTE_REFUSE:
-                return ROUTE_APART      # a refusal that is PostgreSQL's own error comes when the statements before it ran
+                return ROUTE_APART      # its error comes when the statements before it ran
             if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
                 return ROUTE_APART
         only = self.written_shard()
