@@ -211,7 +211,7 @@ cdef class Template:
         """Add the bucket of one key of any type; an array may only be its last column."""
         cdef TypedKey key
         cdef const Value* value
-        cdef int flags, reading
+        cdef int flags, reading, first = position
         cdef uint64_t seed = home_seed()
         while True:
             flags = self.key_sources[position].flags
@@ -222,6 +222,8 @@ cdef class Template:
             reading = read_typed(
                 value, type_of(flags), flags & KEY_QUOTED, flags & KEY_NEGATIVE, flags // KEY_LIMIT_UNIT, seed, &key
             )
+            if position != first:
+                key.bucket = -1         # of several columns none names the bucket by itself
             if reading != READ_KEY or not flags & KEY_PART:
                 self.locate_hash(reading, &key, value, position, found)
                 while self.key_sources[position].flags & KEY_PART:
@@ -245,6 +247,8 @@ cdef class Template:
             if data is not None:
                 element = Value(<const char*> data, len(data), value.format)
                 reading = read_typed(&element, type_of(flags), False, False, 0, seed, &key)
+                if seed != home_seed():
+                    key.bucket = -1
                 self.locate_hash(reading, &key, &element, position, found)
         return 0
 

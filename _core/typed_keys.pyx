@@ -544,6 +544,21 @@ def bucket_of_text(type: int, data: bytes, format: int = VALUE_TEXT) -> int | st
     return key.bucket if key.bucket >= 0 else home_of_hash(key.hash)
 
 
+def home_of_texts(list types, list texts) -> int | str:
+    """The home of a key of several columns, or the name of what is wrong with one of them."""
+    cdef Value value
+    cdef TypedKey key
+    cdef bytes data
+    cdef uint64_t seed = home_seed()
+    for type, data in zip(types, texts):
+        value = Value(<const char*> data, len(data), VALUE_TEXT)
+        reading = read_typed(&value, type, False, False, 0, seed, &key)
+        if reading != READ_KEY:
+            return READING_NAMES[reading]
+        seed = key.hash
+    return home_of_hash(seed)
+
+
 def is_placed_uuid(data: bytes) -> bool:
     """Whether the 16 bytes of a uuid name a bucket."""
     return data[6] >> 4 == 8 and data[8] >> 6 == 2

@@ -57,10 +57,10 @@ async def show_tables(sources: ConsoleSources) -> ResultSet:
         (
             table.qualified,
             table.kind.value,
-            table.key or None,
+            ", ".join(table.key_columns) or None,
             table.key_type or None,
             table.parent,
-            table.via,
+            ", ".join(table.via_columns) or None,
             group_of(catalog, table),
             ", ".join(function.name for function in table.functions) or None,
         )
@@ -71,7 +71,7 @@ async def show_tables(sources: ConsoleSources) -> ResultSet:
 
 def group_of(catalog: Catalog, table: Table) -> str | None:
     """The root whose bucket the table's rows share; None for reference tables."""
-    if not table.key:
+    if not table.key_columns:
         return None
     while table.parent is not None and table.parent in catalog.tables:
         table = catalog.tables[table.parent]

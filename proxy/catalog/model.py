@@ -103,10 +103,15 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     schema: str
     name: str
     kind: TableKind
-    key: str  # primary key column; "" for reference tables
-    key_type: str  # as format_type() prints it; "" for reference tables
+    key: str  # the column of the key; "" for reference tables, and where it has several (composite_key)
+    key_type: str  # as format_type() prints it; "" where `key` is
     parent: str | None = None  # "schema.name" of the parent
-    via: str | None = None  # the child's column that holds the parent's key
+    via: str | None = None  # the child's column that holds the key of `domain_of_via`; None where it has several
+    composite_key: tuple[str, ...] = ()  # in the order that they are hashed in
+    composite_via: tuple[str, ...] = ()
+    # The table whose key is in the via columns: the parent, or one above it, whose key the parent holds as well.
+    via_domain: str | None = None
+    primary_key: tuple[str, ...] = ()  # where it has several columns
     columns: tuple[Column, ...] = ()
     functions: tuple[Function, ...] = ()
     unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are claimed: unique over all shards
@@ -123,8 +128,31 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def routing_column(self) -> str:
-        """The column whose value says where a row lives: a root's key, a child's reference to its parent."""
+        """The column whose value says where a row lives: a root's key, a child's reference to its parent.
+
+        "" where it takes several: see `routing_columns`.
+        """
         return self.via or "" if self.kind is TableKind.CHILD else self.key
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns of the key."""
+        return self.composite_key or ((self.key,) if self.key else ())
+
+    @property
+    def via_columns(self) -> tuple[str, ...]:
+        """The columns that hold the key of `domain_of_via`."""
+        return self.composite_via or ((self.via,) if self.via else ())
+
+    @property
+    def routing_columns(self) -> tuple[str, ...]:
+        """The columns whose values say where a row lives, in the order that they are hashed in."""
+        return self.via_columns if self.kind is TableKind.CHILD else self.key_columns
+
+    @property
+    def domain_of_via(self) -> str | None:
+        """The table whose key is in the via columns."""
+        return self.via_domain or self.parent
 
     def column(self, name: str) -> Column | None:
         """A column by name; None when there is none, or columns are not known."""
@@ -132,7 +160,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     def has_column(self, name: str) -> bool:
         """Whether the table is known to have this column."""
-        return name in (self.key, self.via) or self.column(name) is not None
+        return name in (*self.key_columns, *self.via_columns) or self.column(name) is not None
 
     def type_of(self, name: str) -> KeyType | None:
         """The type of a column as keys have it; None for types that no key has, and for unknown columns."""
@@ -144,7 +172,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def row_key(self) -> tuple[str, ...]:
         """The columns that tell one row from all others of the table: its primary key."""
-        return (self.key,) if self.key else ()
+        return self.primary_key or self.key_columns
 
     @property
     def is_placeable(self) -> bool:
@@ -154,7 +182,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def takes_keys(self) -> bool:
         """Whether clients may give a key: a child's is then claimed."""
-        return self.kind is not TableKind.CHILD or (self.key,) in self.unique
+        is_held = bool(self.composite_key) or self.key in self.via_columns  # the key holds where the row lives
+        return self.kind is not TableKind.CHILD or is_held or (self.key,) in self.unique
 
     @property
     def generates_key(self) -> bool:
@@ -168,7 +197,15 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
             return None
         if name == self.key:
             return self.qualified
-        return self.parent if name == self.via else None
+        return self.domain_of_via if name == self.via else None
+
+    @property
+    def domains(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """Columns whose values say together where a row lives, and the table whose key they are."""
+        if not self.is_sharded:
+            return ()
+        found = [(self.via_columns, self.domain_of_via or ""), (self.key_columns, self.qualified)]
+        return tuple((columns, domain) for columns, domain in found if columns)
 
 
 class QueryNode(msgspec.Struct, frozen=True, kw_only=True):

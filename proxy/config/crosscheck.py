@@ -64,6 +64,12 @@ def _check_table(table: TableConfig, tables: Mapping[str, TableConfig], places: 
         return
     if table.key is None and f"{path}.key" not in places:
         place.problem("lacks `key`, the primary key column, or `reference: true`")
+    for name in ("key", "via"):
+        columns = getattr(table, f"{name}_columns")
+        if getattr(table, name) == ():
+            places[f"{path}.{name}"].problem("is empty")
+        for column in {column for column in columns if columns.count(column) > 1}:
+            places[f"{path}.{name}"].problem(f"`{column}` is listed twice")
     if table.parent is None:
         return
     parent = tables.get(qualified(table.parent))
@@ -74,7 +80,7 @@ def _check_table(table: TableConfig, tables: Mapping[str, TableConfig], places: 
         )
     elif parent.reference:
         places[f"{path}.parent"].problem(f"`{table.parent}` is a reference table; a parent must have a `key`")
-    if table.via is not None and table.via == table.key and parent is not None and parent is not table:
+    if isinstance(table.via, str) and table.via == table.key and parent is not None and parent is not table:
         places[f"{path}.via"].problem(f"`{table.via}` is the table's own key; it must be the column with the parent's")
 
 

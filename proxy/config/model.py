@@ -22,15 +22,33 @@ class EmbeddedConfig(msgspec.Struct, frozen=True, kw_only=True):
     data: Path = Path("./data")
 
 
+Columns = str | tuple[str, ...] | None  # one column, or several in order
+
+
+def as_columns(given: Columns) -> tuple[str, ...]:
+    """The columns, however many were named."""
+    return (given,) if isinstance(given, str) else given or ()
+
+
 class TableConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A declared table. Sharded root: key only. Child: key, parent, via. Reference: reference only."""
 
     name: str
-    key: str | None = None
+    key: Columns = None
     parent: str | None = None
-    via: str | None = None
+    via: Columns = None
     reference: bool = False
     unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are unique over all shards
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns of the key, in the order they were given."""
+        return as_columns(self.key)
+
+    @property
+    def via_columns(self) -> tuple[str, ...]:
+        """The columns that hold the parent's key; empty when the foreign key has to tell."""
+        return as_columns(self.via)
 
 
 class ProfilePrior(msgspec.Struct, frozen=True, kw_only=True):

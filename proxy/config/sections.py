@@ -25,6 +25,7 @@ class Field:
     kind: kinds.Kind
     many: bool = False
     required: bool = False
+    is_one_or_many: bool = False  # a list of several, or a single value as it is
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ EMBEDDED = Section(
 TABLE = Section(
     model.TableConfig,
     {
-        "key": Field("key", kinds.identifier),
+        "key": Field("key", kinds.identifier, is_one_or_many=True),
         "parent": Field("parent", kinds.table_name),
-        "via": Field("via", kinds.identifier),
+        "via": Field("via", kinds.identifier, is_one_or_many=True),
         "reference": Field("reference", kinds.boolean),
         "unique": Field("unique", kinds.columns, many=True),
     },
@@ -180,12 +181,14 @@ def read_values(section: Section, item: Item, others: tuple[str, ...] = ()) -> d
 def _read_field(wanted: Field, item: Item, values: dict[str, Any]) -> None:
     if item.kind == "nothing":
         item.problem("has no value; leave the key out to have the default")
-    elif wanted.many:
+    elif wanted.many or (wanted.is_one_or_many and item.kind == "list"):
         elements = item.items()
         if elements is not None:
-            values[wanted.attribute] = tuple(
+            found = tuple(
                 value for value in (read_scalar(wanted.kind, element) for element in elements) if value is not None
             )
+            is_single = wanted.is_one_or_many and len(found) == 1
+            values[wanted.attribute] = found[0] if is_single else found
     else:
         value = read_scalar(wanted.kind, item)
         if value is not None:

@@ -20,7 +20,6 @@ from foreshard.proxy.catalog import Catalog, Table
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.claim_sets import (
     PRINTING,
-    bucket_sql_of,
     claim_name,
     home_sql,
     is_claimed_sql,
@@ -28,6 +27,7 @@ from foreshard.proxy.control.claim_sets import (
 )
 from foreshard.proxy.control.connect import connected
 from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.control.key_sql import bucket_of_row
 from foreshard.proxy.errors import ConfigError, ForeshardError
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
@@ -195,7 +195,7 @@ class _Taking:
         )
         return (
             f"SELECT {key_text_sql(columns, 'held')} AS key, {home_sql(table, columns, 'held')} AS home, "
-            f"{bucket_sql_of(table, 'held')} AS bucket FROM unnest({given}) AS given({', '.join(names)}) "
+            f"{bucket_of_row(table, 'held')} AS bucket FROM unnest({given}) AS given({', '.join(names)}) "
             f"JOIN {quote_table(table)} AS held ON {joined} WHERE {is_claimed_sql(table, columns, 'held')} "
             "FOR SHARE OF held"
         )

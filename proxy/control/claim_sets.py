@@ -6,15 +6,13 @@ The triggers go with rows, whoever writes them. Rows that are older than the tri
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 
-from foreshard._core.buckets import BUCKET_COUNT, HOME_SEED, PLACED_FLAG
-from foreshard._core.typed_keys import HASH_SQL, KeyType
+from foreshard._core.buckets import PLACED_FLAG
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
-from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.control.claims import SAFE
-from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET
+from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_of_row, chained_bucket_sql
 from foreshard.proxy.control.lineage import bucket_of_child
 from foreshard.proxy.control.steps import ALWAYS, Step
 from foreshard.proxy.triggers.capture import quote_name, quote_table, quote_text
@@ -42,26 +40,14 @@ def claim_trigger(name: str) -> str:
 
 
 def home_sql(table: Table, columns: Sequence[str], row: str) -> str:
-    """The home of a row's values: each column's hash is the seed of the next one's."""
-    found = str(HOME_SEED)
-    for column in columns:
-        key_type = table.type_of(column)
-        assert key_type is not None
-        words = {"key": f"{row}.{quote_name(column)}", "seed": found}
-        parts = re.split(r"\b(key|seed)\b", HASH_SQL[key_family(key_type)])
-        found = "".join(words.get(part, part) for part in parts)
-    return f"({found} & {BUCKET_COUNT - 1})::integer"
+    """The home of a row's values."""
+    return chained_bucket_sql(table, columns, row)
 
 
 def key_text_sql(columns: Sequence[str], row: str) -> str:
     """A row's values as one text; equal values are equal texts."""
     texts = [f"{row}.{quote_name(column)}::text" for column in columns]
     return texts[0] if len(texts) == 1 else f"ARRAY[{', '.join(texts)}]::text"
-
-
-def bucket_sql_of(table: Table, row: str) -> str:
-    """The bucket that a claim says its row is in."""
-    return f"foreshard.bucket_of({row}.{quote_name(table.routing_column)})"
 
 
 def is_claimed_sql(table: Table, columns: Sequence[str], row: str) -> str:
@@ -82,7 +68,7 @@ def claim_set_steps(catalog: Catalog, table: Table, columns: Sequence[str]) -> I
     trigger = claim_trigger(name)
     function = f"foreshard.{trigger}"
     old, new = is_claimed_sql(table, columns, "OLD"), is_claimed_sql(table, columns, "NEW")
-    watched = dict.fromkeys((*columns, table.routing_column))
+    watched = dict.fromkeys((*columns, *table.routing_columns))
     changed = " OR ".join(f"OLD.{quote_name(column)} IS DISTINCT FROM NEW.{quote_name(column)}" for column in watched)
     on = f"ON {quote_table(table)} FOR EACH ROW WHEN"
     run = f"EXECUTE FUNCTION {function}()"
@@ -159,7 +145,7 @@ def _function_sql(table: Table, columns: Sequence[str], function: str) -> str:
     settings = "" if all(table.type_of(column) in _PRINTS_ALIKE for column in columns) else _printing_sql()
 
     def call(what: str, row: str) -> str:
-        home, bucket = home_sql(table, columns, row), bucket_sql_of(table, row)
+        home, bucket = home_sql(table, columns, row), bucket_of_row(table, row)
         return f"foreshard.{what}({name}, {key_text_sql(columns, row)}, {home}, {bucket})"
 
     return f"""\
@@ -208,6 +194,6 @@ BEGIN
 END
 $body$;
 CREATE OR REPLACE TRIGGER {trigger}_guard AFTER INSERT OR UPDATE ON {quote_table(table)} FOR EACH ROW
-WHEN ({is_placed} AND foreshard.bucket_of({key}) <> {bucket_sql_of(table, "NEW")})
+WHEN ({is_placed} AND foreshard.bucket_of({key}) <> {bucket_of_row(table, "NEW")})
 EXECUTE FUNCTION foreshard.{trigger}_guard();
 """

@@ -102,6 +102,14 @@ def _described(column: tuple[str, str, bool]) -> str:
     return f"`{column[0]} {column[1]}{' NOT NULL' if column[2] else ''}`"
 
 
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """How a child's rows are found: by the key of `domain`, which the via columns hold."""
+
+    parent: str | None = None
+    via: tuple[str, ...] = ()
+    domain: str | None = None
+
+
 class _Deriving:
     """One run of build_catalog: the inputs and the problems found so far."""
 
@@ -114,6 +122,7 @@ class _Deriving:
         self._facts = facts
         self._indexes = profile_indexes(config)
         self._declared = {qualified(table.name): table for table in config.tables}
+        self._routes: dict[str, Route] = {}
 
     def catalog(self, version: int) -> Catalog:
         """What can be used, and what is pending."""
@@ -198,20 +207,25 @@ class _Deriving:
                 columns=facts.columns,
                 functions=functions,
             )
-        parent, via = self._parent(declared, facts)
-        self._check_key(declared, facts)
-        self._check_unique(declared, facts, via)
+        route = self._route(declared, facts)
+        key = declared.key_columns
+        self._check_key(declared, facts, route.via)
+        self._check_unique(declared, facts, route.via)
         if facts.ancestors:
             self._problem(declared, f"inherits from {facts.ancestors[0]}: declare that table instead")
         return Table(
             schema=facts.schema,
             name=facts.name,
-            kind=TableKind.ROOT if parent is None else TableKind.CHILD,
-            key=declared.key or "",
-            key_type=_type_name(facts, declared.key),
-            parent=parent,
-            via=via,
-            columns=tuple(_with_fill(column, declared.key, facts) for column in facts.columns),
+            kind=TableKind.ROOT if route.parent is None else TableKind.CHILD,
+            key=key[0] if len(key) == 1 else "",
+            key_type=_type_name(facts, key[0]) if len(key) == 1 else "",
+            parent=route.parent,
+            via=route.via[0] if len(route.via) == 1 else None,
+            composite_key=key if len(key) > 1 else (),
+            composite_via=route.via if len(route.via) > 1 else (),
+            via_domain=route.domain if route.domain != route.parent else None,
+            primary_key=facts.primary_key if len(facts.primary_key) > 1 else (),
+            columns=tuple(_with_fill(column, key, facts) for column in facts.columns),
             functions=functions,
             unique=declared.unique,
         )
@@ -237,39 +251,46 @@ class _Deriving:
                 },
             )
 
-    def _parent(self, declared: TableConfig, facts: TableFacts) -> tuple[str | None, str | None]:
-        """Parent and via as declared, or as the foreign keys propose."""
-        wanted = qualified(declared.parent) if declared.parent else None
-        if declared.via and facts.column(declared.via) is None:
-            names = [column.name for column in facts.columns]
-            self._problem(
-                declared,
-                f"{facts.qualified} has no column `{declared.via}`{did_you_mean(declared.via, names)} "
-                f"(columns: {listed(names)})",
-                "via",
-            )
-            return wanted, declared.via
-        if wanted and declared.via:
-            self._check_via(declared, facts, declared.via, wanted)
-            return wanted, declared.via
-        fitting = [key for key in self._facts.foreign_keys if self._may_be_parent(key, facts, wanted, declared.via)]
+    def _route(self, declared: TableConfig, facts: TableFacts) -> Route:
+        """Parent and via as declared, or as the foreign keys propose. Problems are reported once."""
+        name = facts.qualified
+        if name not in self._routes:
+            self._routes[name] = Route()  # what a circle of foreign keys sees of it
+            self._routes[name] = self._find_route(declared, facts)
+        return self._routes[name]
+
+    def _find_route(self, declared: TableConfig, facts: TableFacts) -> Route:
+        wanted, via = qualified(declared.parent) if declared.parent else None, declared.via_columns
+        names = [column.name for column in facts.columns]
+        for column in via:
+            if column not in names:
+                proposal = f"{did_you_mean(column, names)} (columns: {listed(names)})"
+                self._problem(declared, f"{facts.qualified} has no column `{column}`{proposal}", "via")
+                return Route(parent=wanted, via=via, domain=wanted)
+        found = [self._route_by(key, facts) for key in self._facts.foreign_keys if self._may_be_parent(key, facts)]
+        fitting = [
+            route for route in found
+            if route.via and wanted in (None, route.parent) and (not via or set(via) == set(route.via))
+        ]  # fmt: skip
+        if wanted and via:
+            hinted = Route(parent=wanted, via=via, domain=self._hinted_domain(wanted, via))
+            return self._checked(declared, facts, fitting[0] if fitting else hinted)
         if len(fitting) == 1:
-            self._check_via(declared, facts, fitting[0].columns[0], fitting[0].target)
-            return fitting[0].target, fitting[0].columns[0]
+            return self._checked(declared, facts, fitting[0])
         if fitting:
-            choices = listed(f"{{parent: {key.target}, via: {key.columns[0]}}}" for key in fitting)
+            choices = listed(f"{{parent: {route.parent}, via: {_shown(route.via)}}}" for route in fitting)
             self._problem(
                 declared, f"has several foreign keys to sharded tables; say which one it lives with: {choices}"
             )
         elif wanted:
             self._problem(declared, f"has no foreign key to {wanted}: say which column holds its key", "via")
-        elif declared.via:
+        elif via:
             self._problem(
-                declared, f"`{declared.via}` is in no foreign key to a sharded table: say the `parent`", "via"
+                declared, f"`{', '.join(via)}` is in no foreign key to a sharded table: say the `parent`", "via"
             )
-        return wanted, declared.via
+        return Route(parent=wanted, via=via, domain=wanted)
 
-    def _may_be_parent(self, key: ForeignKey, facts: TableFacts, wanted: str | None, via: str | None) -> bool:
+    def _may_be_parent(self, key: ForeignKey, facts: TableFacts) -> bool:
         target = self._declared.get(key.target)
         return (
             key.table == facts.qualified
@@ -277,10 +298,29 @@ class _Deriving:
             and target is not None
             and not target.reference
             and facts.qualified not in self._declared_ancestors(key.target)
-            and key.target_columns == (target.key,)
-            and wanted in (None, key.target)
-            and via in (None, key.columns[0])
         )
+
+    def _route_by(self, key: ForeignKey, facts: TableFacts) -> Route:
+        """How rows are found by a foreign key: by the key of the topmost table that it holds, else of its target."""
+        target = self._declared[key.target]
+        mapped = dict(zip(key.target_columns, key.columns, strict=True))
+        above = self._facts.tables.get(key.target)
+        route = self._route(target, above) if above is not None else Route()
+        choices = [(target.key_columns, key.target)]
+        if route.via:
+            choices.insert(0, (route.via, route.domain or ""))
+            choices = [each for each in choices if each[1] != key.target or len(each[0]) == 1]
+        for columns, domain in choices:
+            if columns and all(column in mapped for column in columns):
+                return Route(parent=key.target, via=tuple(mapped[column] for column in columns), domain=domain)
+        return Route()
+
+    def _hinted_domain(self, parent: str, via: tuple[str, ...]) -> str:
+        """Whose key the declared `via` holds where no foreign key says it: the parent's, if it has as many columns."""
+        declared, facts = self._declared.get(parent), self._facts.tables.get(parent)
+        if declared is None or facts is None or len(declared.key_columns) == len(via):
+            return parent
+        return self._route(declared, facts).domain or parent
 
     def _declared_ancestors(self, name: str) -> list[str]:
         """The table's parent, the parent's parent and so on, as far as they are declared (without circles)."""
@@ -292,37 +332,70 @@ class _Deriving:
             parent = above.parent if above else None
         return found
 
-    def _check_via(self, declared: TableConfig, facts: TableFacts, via: str, parent: str) -> None:
-        above = self._facts.tables.get(parent)
-        parent_key = self._declared[parent].key if parent in self._declared else None
-        column = facts.column(via)
-        wanted = above.column(parent_key) if above is not None and parent_key is not None else None
-        if column is None or wanted is None or _same_keys(column, wanted):
-            return
-        self._problem(
-            declared,
-            f"column {via} is {column.type_name}, the key of {parent} is {wanted.type_name}: "
-            f"ALTER TABLE {facts.qualified} ALTER COLUMN {via} TYPE {wanted.type_name}",
-            "via",
-        )
+    def _checked(self, declared: TableConfig, facts: TableFacts, route: Route) -> Route:
+        """The route, when its columns are of the types of the key that they hold."""
+        owner = route.domain or ""
+        above, target = self._facts.tables.get(owner), self._declared.get(owner)
+        wanted = [above.column(name) for name in target.key_columns] if above is not None and target is not None else []
+        if target is not None and len(target.key_columns) != len(route.via):
+            key = ", ".join(target.key_columns)
+            self._problem(declared, f"names {len(route.via)} columns, the key of {owner} is ({key})", "via")
+            return route
+        for name, theirs in zip(route.via, wanted, strict=False):
+            column = facts.column(name)
+            if column is not None and theirs is not None and not _same_keys(column, theirs):
+                self._problem(
+                    declared,
+                    f"column {name} is {column.type_name}, the key of {owner} is {theirs.type_name}: "
+                    f"ALTER TABLE {facts.qualified} ALTER COLUMN {name} TYPE {theirs.type_name}",
+                    "via",
+                )
+        return route
 
-    def _check_key(self, declared: TableConfig, facts: TableFacts) -> None:
-        key = declared.key or ""
-        column = facts.column(key)
+    def _check_key(self, declared: TableConfig, facts: TableFacts, via: tuple[str, ...]) -> None:
         names = [name.name for name in facts.columns]
-        primary = facts.primary_key
-        if column is None:
-            proposal = f"{did_you_mean(key, names)} (columns: {listed(names)})"
-            self._problem(declared, f"{facts.qualified} has no column `{key}`{proposal}", "key")
-            return
+        primary, key = facts.primary_key, declared.key_columns
+        for name in key:
+            if name not in names:
+                proposal = f"{did_you_mean(name, names)} (columns: {listed(names)})"
+                self._problem(declared, f"{facts.qualified} has no column `{name}`{proposal}", "key")
+                return
         if not primary:
-            remedy = f"ALTER TABLE {facts.qualified} ADD PRIMARY KEY ({key})"
+            remedy = f"ALTER TABLE {facts.qualified} ADD PRIMARY KEY ({', '.join(key)})"
             self._problem(declared, f"{facts.qualified} has no primary key: {remedy}", "key")
-        elif primary != (key,):
-            what = f"its primary key is ({', '.join(primary)})"
-            self._problem(declared, f"{what}; a sharded table's primary key is the one column it is declared by", "key")
-        self._check_key_type(declared, facts, column)
-        self._check_source(declared, facts, key)
+        elif not set(key) <= set(primary) or (via and set(key) != set(primary)):
+            self._problem(
+                declared,
+                f"its primary key is ({', '.join(primary)}): declare that (key: [{', '.join(primary)}])"
+                + ("" if via else ", or the columns of it by which rows belong together"),
+                "key",
+            )
+        elif via and len(key) > 1 and not set(via) <= set(key) and key not in declared.unique:
+            self._held(
+                declared,
+                f"its primary key ({', '.join(primary)}) would hold on each shard only: declare it unique "
+                f'(unique: ["{", ".join(key)}"]), or add {", ".join(via)} to it',
+            )
+        for name in key:
+            column = facts.column(name)
+            if column is not None:
+                self._check_key_type(declared, facts, column)
+        if len(key) == 1:
+            self._check_source(declared, facts, key[0])
+        elif not via:
+            self._check_given(declared, facts, key)
+
+    def _check_given(self, declared: TableConfig, facts: TableFacts, key: tuple[str, ...]) -> None:
+        """The columns of a composite key say where a row lives before any shard has seen it."""
+        for name in key:
+            if name in facts.sources:
+                others = ", ".join(other for other in key if other != name)
+                self._problem(
+                    declared,
+                    f"column {name} is filled in by the shard, which must be known before: drop its default, or "
+                    f"declare the rest of the key (key: [{others}]), by which rows will live together",
+                    "key",
+                )
 
     def _check_key_type(self, declared: TableConfig, facts: TableFacts, column: Column) -> None:
         """Refuse types whose equal values may hash differently, or be stored otherwise than they were sent."""
@@ -356,13 +429,14 @@ class _Deriving:
                 declared, f"column {key} has the default {source.default}; only a sequence can be replaced", "key"
             )
 
-    def _check_unique(self, declared: TableConfig, facts: TableFacts, via: str | None) -> None:
+    def _check_unique(self, declared: TableConfig, facts: TableFacts, via: tuple[str, ...]) -> None:
         """Refuse unique indexes that would hold on each shard only, and declared columns that cannot be claimed."""
         for columns in declared.unique:
-            self._check_claimed(declared, facts, columns, via is not None)
+            self._check_claimed(declared, facts, columns, bool(via))
         for index in facts.unique:
             is_declared = index.columns in declared.unique and index.is_simple
-            if not index.is_primary and not is_declared and not {declared.key, via} & set(index.columns):
+            holds_place = any(columns and set(columns) <= set(index.columns) for columns in (declared.key_columns, via))
+            if not index.is_primary and not is_declared and not holds_place:
                 listed_columns = ", ".join(index.columns)
                 declaring = listed_columns if len(index.columns) == 1 else f'"{listed_columns}"'
                 remedy = f"declare it (unique: [{declaring}]), drop it, or make it not unique"
@@ -371,7 +445,7 @@ class _Deriving:
                 self._held(
                     declared,
                     f"unique index {index.name} on ({listed_columns}) would hold on each shard only, not "
-                    f"over all of them: {remedy}, or add {via or declared.key} to it",
+                    f"over all of them: {remedy}, or add {', '.join(via or declared.key_columns)} to it",
                 )
 
     def _check_claimed(
@@ -387,9 +461,9 @@ class _Deriving:
             problem = _type_problem(column, facts, self._facts.encoding)
             if problem:
                 self._problem(declared, f"column {name} is {column.type_name}; {problem}", "unique")
-        if columns == (declared.key,) and not is_child:
+        if columns == declared.key_columns and not is_child and set(columns) == set(facts.primary_key):
             self._problem(declared, "a root's key is unique as it is: its rows live where it says", "unique")
-        elif columns == (declared.key,):
+        elif columns == declared.key_columns and is_child:
             has_children = any(
                 key.target == facts.qualified and key.table != key.target and key.table in self._declared
                 for key in self._facts.foreign_keys
@@ -398,7 +472,7 @@ class _Deriving:
                 self._problem(
                     declared,
                     f"its rows have children, which could not be found by a key that clients give: leave "
-                    f"{declared.key} out, and let the shards generate the keys",
+                    f"{', '.join(columns)} out, and let the shards generate the keys",
                     "unique",
                 )
 
@@ -450,9 +524,13 @@ def _same_keys(one: Column, other: Column) -> bool:
     return types[0] is types[1]
 
 
-def _with_fill(column: Column, key: str | None, facts: TableFacts) -> Column:
+def _shown(columns: tuple[str, ...]) -> str:
+    return columns[0] if len(columns) == 1 else f"[{', '.join(columns)}]"
+
+
+def _with_fill(column: Column, key: tuple[str, ...], facts: TableFacts) -> Column:
     """A child's key has no default once `apply` has run, but a trigger that fills it from the same source."""
-    filled = column.name == key and (facts.filled or bool(facts.sources.get(column.name)))
+    filled = key == (column.name,) and (facts.filled or bool(facts.sources.get(column.name)))
     return msgspec.structs.replace(column, has_default=True) if filled else column
 
 

@@ -7,11 +7,13 @@ say. It depends on no setting and on no collation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from foreshard._core.buckets import BUCKET_COUNT, BUCKET_OF_SQL, HOME_SEED
 from foreshard._core.typed_keys import HASH_SQL, TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.control.steps import Step
 from foreshard.proxy.triggers.capture import quote_name, quote_table, quote_text
 
@@ -73,6 +75,25 @@ def bucket_sql(key_type: KeyType) -> str:
     return home
 
 
+def chained_bucket_sql(table: Table, columns: Sequence[str], row: str) -> str:
+    """The home of several columns' values in `row`: each column's hash is the seed of the next one's."""
+    found = str(HOME_SEED)
+    for column in columns:
+        key_type = table.type_of(column)
+        assert key_type is not None
+        words = {"key": f"{row}.{quote_name(column)}", "seed": found}
+        parts = re.split(r"\b(key|seed)\b", HASH_SQL[key_family(key_type)])
+        found = "".join(words.get(part, part) for part in parts)
+    return f"({found} & {BUCKET_COUNT - 1})::integer"
+
+
+def bucket_of_row(table: Table, row: str) -> str:
+    """The bucket that the routing columns of `row` name, as an SQL expression."""
+    if len(table.routing_columns) > 1:
+        return chained_bucket_sql(table, table.routing_columns, row)
+    return f"foreshard.bucket_of({row}.{quote_name(table.routing_column)})"
+
+
 def bucket_of_steps() -> Iterator[Step]:
     """foreshard.bucket_of for each type, and what makes uuid keys."""
     for key_type in HASH_SQL:
@@ -110,9 +131,9 @@ def bucket_index_steps(catalog: Catalog, table: Table) -> Iterator[Step]:
         return
     digest = hashlib.md5(table.qualified.encode(), usedforsecurity=False).hexdigest()[:8]
     name = quote_name(f"foreshard_bucket_{digest}")
-    column = quote_name(table.routing_column)
+    bucket = bucket_of_row(table, quote_name(table.name))
     yield Step(
         bucket_index_object(table),
-        f"CREATE INDEX IF NOT EXISTS {name} ON {quote_table(table)} (foreshard.bucket_of({column}));\n",
+        f"CREATE INDEX IF NOT EXISTS {name} ON {quote_table(table)} (({bucket}));\n",
         f"to_regclass({quote_text(f'{quote_name(table.schema)}.{name}')}) IS NOT NULL",
     )

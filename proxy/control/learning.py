@@ -244,4 +244,4 @@ def _known(value: float | None) -> float | None:
 
 
 def _is_root(table: TableConfig) -> bool:
-    return table.key is not None and table.parent is None and not table.reference
+    return bool(table.key_columns) and table.parent is None and not table.reference

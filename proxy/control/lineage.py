@@ -9,16 +9,16 @@ from __future__ import annotations
 from foreshard._core.buckets import PLACED_FLAG
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
-from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET
+from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_of_row
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
 
 def bucket_of_child(catalog: Catalog, table: Table, row: str, depth: int = 1) -> str:
     """An SQL expression over the child's row `row` for its bucket."""
-    via = f"{row}.{quote_name(table.via or '')}"
-    said = f"foreshard.bucket_of({via})"
+    said = bucket_of_row(table, row)
     if not looks_further(catalog, table):
         return said
+    via = f"{row}.{quote_name(table.via or '')}"
     parent = catalog.tables[table.parent or ""]
     above = f"above_{depth}"
     return (
@@ -39,6 +39,6 @@ def names_bucket(table: Table, column: str, value: str) -> str:
 
 
 def looks_further(catalog: Catalog, table: Table) -> bool:
-    """Whether the parent is a child itself, so that its row may have to be asked."""
-    parent = catalog.tables.get(table.parent or "")
+    """Whether the parent's key is held, and that is a child itself, so that its row may have to be asked."""
+    parent = catalog.tables.get(table.domain_of_via or "")
     return parent is not None and parent.kind is TableKind.CHILD

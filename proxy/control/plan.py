@@ -10,6 +10,7 @@ The control database is written before the shards: a shard that knows its cluste
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ from foreshard.proxy.control.connect import connected, control_dsn, described, s
 from foreshard.proxy.control.derive import build_catalog, compare_shards, derive_catalog, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
-from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_index_object, bucket_sql
+from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_index_object, bucket_sql, chained_bucket_sql
 from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
@@ -321,31 +322,31 @@ async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) 
         if row["misplaced"]:
             raise ConfigError(
                 [
-                    place.format(row["misplaced"]) + f" that belong to other shards by their {routing_column(table)}: "
+                    place.format(row["misplaced"])
+                    + f" that belong to other shards by their {', '.join(table.routing_columns)}: "
                     "start with the database that holds them as the only shard"
                 ]
             )
 
 
-def routing_column(table: Table) -> str:
-    """The column whose value says which bucket a row is in."""
-    return table.via or table.key
-
-
 def _row_check(table: Table) -> str:
     # A root's uuid of version 8 may be the client's: it names its bucket all the same. A child's would name another.
     is_placed = "false"
+    own_key = f"held.{quote_name(table.key)}"
     if table.type_of(table.key) is KeyType.TYPE_INT8:
-        is_placed = f"own_key >= {PLACED_FLAG} AND own_key < {2 * PLACED_FLAG}"
+        is_placed = f"{own_key} >= {PLACED_FLAG} AND {own_key} < {2 * PLACED_FLAG}"
     elif table.type_of(table.key) is KeyType.TYPE_UUID and table.kind is TableKind.CHILD:
-        is_placed = UUID_NAMES_BUCKET.replace("key", "own_key")
-    key_type = table.type_of(routing_column(table))
-    assert key_type is not None
+        is_placed = UUID_NAMES_BUCKET.replace("key", own_key)
+    bucket = chained_bucket_sql(table, table.routing_columns, "held")
+    if len(table.routing_columns) == 1:  # foreshard.bucket_of may not be there yet
+        key_type = table.type_of(table.routing_column)
+        assert key_type is not None
+        held = f"held.{quote_name(table.routing_column)}"
+        bucket = re.sub(r"\bkey\b", lambda match: held, bucket_sql(key_type))
     return f"""
     SELECT count(*) FILTER (WHERE {is_placed}) AS placed,
-           count(*) FILTER (WHERE ($1::int[])[1 + {bucket_sql(key_type)}] <> $2) AS misplaced
-    FROM (SELECT {quote_name(table.key)} AS own_key, {quote_name(routing_column(table))} AS key
-          FROM {quote_table(table)}) AS row
+           count(*) FILTER (WHERE ($1::int[])[1 + {bucket}] <> $2) AS misplaced
+    FROM {quote_table(table)} AS held
     """
 
 
@@ -359,7 +360,9 @@ def _notes(config: Config, catalog: Catalog, facts: Facts) -> list[str]:
             continue
         table = catalog.tables[qualified(declared.name)]
         if table.parent and (declared.parent is None or declared.via is None):
-            notes.append(f"{table.qualified} lives with {table.parent} via {table.via}, by its foreign key")
+            notes.append(
+                f"{table.qualified} lives with {table.parent} via {', '.join(table.via_columns)}, by its foreign key"
+            )
     notes += [f"before a second shard: {line}" for line in held_by_one_shard(config, facts)]
     for kind, readers in (("view or table", facts.views), ("function", facts.functions)):
         for name, read in sorted(readers.items()):

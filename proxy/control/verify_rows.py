@@ -50,6 +50,7 @@ class TableVerification:
         self._wants_free = table.kind is TableKind.CHILD and len(readers) > 1
         self._ask = RowQuestions(catalog, table, wants_free=self._wants_free)
         self._doubled: dict[tuple[int, int], list[str]] = defaultdict(list)
+        self._via = ", ".join(table.via_columns)
 
     async def run(self) -> None:
         """Look at every row of every shard, then again at what looked wrong."""
@@ -62,7 +63,10 @@ class TableVerification:
         for index, seen in self.seen.items():
             if seen.without_parent and self.table.kind is TableKind.CHILD:
                 self._note(
-                    index, "parentless", seen.without_parent, f"rows with no {self.table.via}: they belong to no bucket"
+                    index,
+                    "parentless",
+                    seen.without_parent,
+                    f"rows with no {self._via}: they belong to no bucket",
                 )
 
     async def run_quick(self) -> None:
@@ -173,7 +177,7 @@ class TableVerification:
             where = f"; some of those are on shard {', '.join(sorted(elsewhere))}" if elsewhere else ""
             self._find(
                 index, "orphans", self._count(index, "orphans", still), [key for key, _ in still],
-                f"rows whose {self.table.via} names a row of {self.table.parent} that is not on this shard{where}",
+                f"rows whose {self._via} names a row of {self.table.parent} that is not on this shard{where}",
                 "move them to their parent's shard" if elsewhere else "delete them, or give them a parent that exists",
             )  # fmt: skip
 
@@ -183,7 +187,7 @@ class TableVerification:
             if still:
                 self._find(
                     index, "bucket", self._count(index, "other_bucket", still), [key for key, _ in still],
-                    f"rows whose key carries another bucket than that of their {self.table.via}",
+                    f"rows whose key carries another bucket than that of their {self._via}",
                     "insert them again without a key, which makes one of their parent's bucket",
                 )  # fmt: skip
 

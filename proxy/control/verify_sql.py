@@ -11,6 +11,7 @@ from __future__ import annotations
 from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
+from foreshard.proxy.control.key_sql import bucket_of_row
 from foreshard.proxy.control.lineage import bucket_of_child, names_bucket
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
@@ -28,9 +29,10 @@ class RowQuestions:
         self.parent = catalog.tables[table.parent] if table.parent else None
         self.has_counter = table.type_of(table.key) is KeyType.TYPE_INT8
         self._wants_free = wants_free  # keys that do not carry their bucket, to be looked for on other shards
-        self._via = quote_name(table.via) if table.via else "NULL"
-        self._bucket = bucket_of_child(catalog, table, "chunk") if table.via else "NULL"
-        self._names_bucket = names_bucket(table, table.key, f"chunk.{self.key.columns}")
+        self._own = quote_name(table.key)  # of no use where the key has several columns
+        self._via = KeyText(table, table.via_columns)
+        self._bucket = bucket_of_child(catalog, table, "chunk") if table.via_columns else "NULL"
+        self._names_bucket = names_bucket(table, table.key, f"chunk.{self._own}") if table.key else "false"
 
     def first_chunk(self) -> str:
         """$1 owners, $2 shard index, $3 rows of a chunk."""
@@ -54,12 +56,12 @@ class RowQuestions:
     def parents_present(self) -> str:
         """Those keys of the array $1 that the parent has on the shard."""
         assert self.parent is not None
-        key = KeyText(self.parent)
-        return f"SELECT {key.text} AS key FROM {quote_table(self.parent)} WHERE {key.among(1)}"
+        key = KeyText(self.parent, self._parent_columns())
+        return f"SELECT DISTINCT {key.text} AS key FROM {quote_table(self.parent)} WHERE {key.among(1)}"
 
     def placed_ranges(self) -> str:
         """Buckets with placed keys, and the largest of each, by one look at the key's index per bucket."""
-        name, table = self.key.columns, quote_table(self.table)
+        name, table = self._own, quote_table(self.table)
         low = f"{PLACED_FLAG} + (bucket::bigint << {COUNTER_BITS})"
         return f"""
         SELECT bucket, found.key::text AS key, found.key & {COUNTER_MASK} AS counter
@@ -81,11 +83,11 @@ class RowQuestions:
             f", ARRAY(SELECT ARRAY[key, via] FROM judged WHERE {name} LIMIT {SUSPECTS_MAX}) AS {name}"
             for name in wrong
         )
-        counter = f"{self.key.columns} & {COUNTER_MASK}" if self.has_counter else "NULL::bigint"
+        counter = f"{self._own} & {COUNTER_MASK}" if self.has_counter else "NULL::bigint"
         free = "ARRAY(SELECT key FROM judged WHERE NOT is_placed)" if self._wants_free else "'{}'::text[]"
         return f"""
         WITH place AS (SELECT $1::int[] AS owners, $2::int AS shard), chunk AS MATERIALIZED (
-          SELECT {self.key.columns}, {self._via}::text AS via_text{self._more_columns()} FROM {quote_table(self.table)}
+          SELECT {self._columns()}, {self._via.text_or_null} AS via_text FROM {quote_table(self.table)}
           {source}
         ), judged AS MATERIALIZED (
           SELECT {self.key.text} AS key, via_text AS via, {self._names_bucket} AS is_placed, {counter} AS counter{flags}
@@ -98,38 +100,46 @@ class RowQuestions:
                {free} AS free{arrays}
         """
 
-    def _more_columns(self) -> str:
-        return f", {self._via}" if self.table.via else ""
+    def _columns(self) -> str:
+        names = dict.fromkeys((*self.table.row_key, *self.table.key_columns, *self.table.via_columns))
+        return ", ".join(quote_name(name) for name in names)
 
-    def _owner(self, value: str) -> str:
-        return f"((SELECT owners FROM place))[1 + foreshard.bucket_of({value})]"
+    def _parent_columns(self) -> tuple[str, ...]:
+        """The parent's columns that hold the key which the via columns hold."""
+        assert self.parent is not None
+        is_own = self.table.domain_of_via == self.parent.qualified
+        return self.parent.key_columns if is_own else self.parent.via_columns
 
     def _misplaced(self) -> str:
         """By its key a row is elsewhere. A child with a free key is found through its parent."""
-        wrong = f"{self._owner(self.key.columns)} <> (SELECT shard FROM place)"
-        return wrong if self.table.kind is TableKind.ROOT else f"{self._names_bucket} AND {wrong}"
+        is_root = self.table.kind is TableKind.ROOT
+        bucket = bucket_of_row(self.table, "chunk") if is_root else f"foreshard.bucket_of(chunk.{self._own})"
+        wrong = f"((SELECT owners FROM place))[1 + {bucket}] <> (SELECT shard FROM place)"
+        if is_root:
+            return wrong
+        return f"{self._names_bucket} AND {wrong}" if self.table.key else "false"
 
     def _orphan(self) -> str:
         if self.parent is None:
             return "false"
-        parent_key = f"parent.{KeyText(self.parent).columns}"
+        pairs = zip(self._parent_columns(), self.table.via_columns, strict=True)
+        same = " AND ".join(f"parent.{quote_name(theirs)} = chunk.{quote_name(ours)}" for theirs, ours in pairs)
         return (
-            f"chunk.{self._via} IS NOT NULL AND NOT EXISTS (SELECT FROM {quote_table(self.parent)} AS parent "
-            f"WHERE {parent_key} = chunk.{self._via})"
+            f"chunk.via_text IS NOT NULL AND NOT EXISTS (SELECT FROM {quote_table(self.parent)} AS parent WHERE {same})"
         )
 
     def _other_bucket(self) -> str:
         """A child's placed key carries its parent's bucket, or a move of that would leave it behind."""
-        if self.parent is None:
+        if self.parent is None or not self.table.key:
             return "false"
-        return f"{self._names_bucket} AND foreshard.bucket_of({self.key.columns}) <> {self._bucket}"
+        return f"{self._names_bucket} AND foreshard.bucket_of({self._own}) <> {self._bucket}"
 
 
 class KeyText:
-    """A table's key in SQL: as columns, as one text, and compared with such texts."""
+    """A table's key, or other columns of it, in SQL: as columns, as one text, and compared with such texts."""
 
-    def __init__(self, table: Table) -> None:
-        self.names = (table.key,)
+    def __init__(self, table: Table, names: tuple[str, ...] | None = None) -> None:
+        self.names = table.row_key if names is None else names
         self._types = tuple(_type_of(table, name) for name in self.names)
         self.columns = ", ".join(quote_name(name) for name in self.names)
         self.descending = ", ".join(f"{quote_name(name)} DESC" for name in self.names)
@@ -140,6 +150,15 @@ class KeyText:
         if len(self.names) == 1:
             return f"{self.columns}::text"
         return f"jsonb_build_array({', '.join(f'{quote_name(name)}::text' for name in self.names)})::text"
+
+    @property
+    def text_or_null(self) -> str:
+        """The same; NULL when a column is, or there is none."""
+        if len(self.names) < 2:
+            return f"{self.columns or 'NULL'}::text"
+        return (
+            f"CASE WHEN {' AND '.join(f'{quote_name(name)} IS NOT NULL' for name in self.names)} THEN {self.text} END"
+        )
 
     def after(self, parameter: int) -> str:
         """Whether the key is behind the one whose text is the parameter."""

@@ -184,7 +184,7 @@ def text_keys(columns: list[str], table: Table | None) -> tuple[int, ...]:
     """The columns that say where a row lives and are texts."""
     if table is None:
         return ()
-    routing = (table.key, table.via)
+    routing = (*table.key_columns, *table.via_columns)
     return tuple(
         index
         for index, column in enumerate(columns)

@@ -16,7 +16,7 @@ from foreshard.proxy.errors import not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.copy_options import CopyOptions
 from foreshard.proxy.routing.inserts import null_key
-from foreshard.proxy.routing.locate import KeyUse, key_uses
+from foreshard.proxy.routing.locate import KeyUse, chain, key_uses
 from foreshard.proxy.routing.query import SAFE, Findings, is_queryable
 from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.references import filled_in
@@ -112,20 +112,23 @@ def check_where(node: Node, table: Table) -> None:
 
 def plan_keyed(catalog: Catalog, table: Table, columns: list[str], options: CopyOptions) -> Template:
     """COPY FROM STDIN of rows that say where they live."""
-    column = table.routing_column
-    if column not in columns:
-        raise null_key(table, column)
-    uses = list(copy_uses(catalog, table, column, 0))
-    fields = [options.field(columns, column)]
+    routing = table.routing_columns
+    for column in routing:
+        if column not in columns:
+            raise null_key(table, column)
+    sources = list(
+        chain(use for index, column in enumerate(routing) for use in copy_uses(catalog, table, column, index)).sources
+    )
+    fields = [options.field(columns, column) for column in routing]
     own = -1
-    if table.kind is TableKind.CHILD and table.key in columns and table.key != column and not table.takes_keys:
+    if table.kind is TableKind.CHILD and table.key in columns and not table.takes_keys:
         if table.type_of(table.key) not in PLACEABLE_TYPES:
             raise not_built(
                 f'given keys of the child table "{table.name}"',
                 f'Leave "{table.key}" out: the shard generates it. Or declare the table with unique: [{table.key}].',
             )
-        own = len(uses)
-        uses.append(own_use(table, own))
+        own = len(sources)
+        sources += own_use(table, own).sources
         fields.append(options.field(columns, table.key))
     return Template(
         RouteKind.ROUTE_COPY,
@@ -133,7 +136,7 @@ def plan_keyed(catalog: Catalog, table: Table, columns: list[str], options: Copy
         is_write=True,
         table=table.qualified,
         profiles=fired_profiles(table, "insert"),
-        keys=tuple((use.index, use.flags, use.column) for use in uses),
+        keys=tuple(sources),
         owes_claims=catalog.owes_claims(table),
         copy=options.plan_in(
             fields=tuple(fields), own=own, generates=table.kind is TableKind.ROOT and table.generates_key

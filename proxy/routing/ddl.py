@@ -139,7 +139,8 @@ def plan_alone(catalog: Catalog, kind: str, node: Node) -> Template:
         relation = node["relation"]
         table = catalog.find(relation["relname"], relation.get("schemaname"))
         columns = {unwrap(element)[1].get("name") for element in node.get("indexParams", [])}
-        if table is not None and table.is_sharded and not columns & {table.key, table.via}:
+        holds_place = table is not None and any(set(placing) <= columns for placing, _ in table.domains)
+        if table is not None and table.is_sharded and not holds_place:
             raise not_built(
                 f'a unique index on other columns than the key of "{table.name}", made concurrently',
                 f"Create it without CONCURRENTLY, or declare it (unique: in tables.{table.name}) and run apply.",

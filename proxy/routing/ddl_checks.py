@@ -101,8 +101,10 @@ def check_moved(catalog: Catalog, relation: Node) -> None:
 
 def check_column(table: Table, column: str, doing: str) -> None:
     """Refuse to take away a column that the configuration names."""
-    if column and column in (table.key, table.via):
-        line = f"tables.{table.name}.{'key' if column == table.key else 'via'}"
+    if column in (*table.key_columns, *table.via_columns):
+        line = f"tables.{table.name}.{'key' if column in table.key_columns else 'via'}"
+    elif any(column in columns for columns in table.unique):
+        line = f"tables.{table.name}.unique"
     else:
         fires = [one.name for one in table.functions if one.columns and column in one.columns]
         if not fires:
@@ -122,7 +124,7 @@ def check_alter(catalog: Catalog, node: Node) -> None:
         subtype, name = fields.get("subtype", ""), fields.get("name", "")
         if subtype == "AT_DropColumn":
             check_column(table, name, "dropping")
-        elif subtype == "AT_AlterColumnType" and name in (table.key, table.via):
+        elif subtype == "AT_AlterColumnType" and name in (*table.key_columns, *table.via_columns):
             raise not_built(
                 f'changing the type of "{name}" of "{table.name}"',
                 "Make a table with the new key, and copy the rows.",
@@ -133,7 +135,7 @@ def check_alter(catalog: Catalog, node: Node) -> None:
         ):
             raise not_built("changing Foreshard's own triggers", "Name the trigger to be disabled.")
         elif subtype in ("AT_ColumnDefault", "AT_DropIdentity", "AT_SetIdentity", "AT_AddIdentity") and (
-            name == table.key and table.is_sharded
+            name in table.key_columns and table.is_sharded
         ):
             raise not_built(f'another default for the key of "{table.name}"', "Foreshard generates it; leave it.")
         if table.kind is TableKind.REFERENCE:

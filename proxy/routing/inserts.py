@@ -10,7 +10,7 @@ from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
-from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses
+from foreshard.proxy.routing.locate import KeyUse, Locator, chain, distinct, key_uses, starts, unnamed
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference
 from foreshard.proxy.routing.rows import inserted_values
@@ -91,8 +91,8 @@ def row_keys(
         return ()
     if len(RowText(collector.text.sql).rows) != len(rows):
         return ()
-    positions = {(index, flags): position for position, (index, flags, _) in enumerate(keys)}
-    return tuple(positions[use.index, use.flags] for use in uses)
+    positions = starts(keys)
+    return tuple(positions[unnamed(use.sources)] for use in uses)
 
 
 def insert_columns(table: Table | None, node: Node) -> list[str]:
@@ -101,7 +101,7 @@ def insert_columns(table: Table | None, node: Node) -> list[str]:
     if table is None or not table.is_sharded:
         return [column["name"] for column in named] or [column.name for column in (table.columns if table else ())]
     for column in named:
-        if "indirection" in column and column["name"] in (table.key, table.via):
+        if "indirection" in column and column["name"] in (*table.key_columns, *table.via_columns):
             raise not_built(f'a part of "{column["name"]}"', "Give the column's whole value.")
     if named:
         return [column["name"] for column in named]
@@ -130,18 +130,18 @@ def check_conflict(table: Table, clause: Node | None) -> None:
     if not infer and table.unique:
         raise not_built(
             f'ON CONFLICT without the columns, for "{table.name}"',
-            f"Name the key: ON CONFLICT ({table.key}).",
+            f"Name the key: ON CONFLICT ({', '.join(table.row_key)}).",
             f"A row with equal values of {', '.join(table.unique[0])} may be on another shard.",
         )
     if not infer:
         return
-    columns = [unwrap(element)[1].get("name") for element in infer.get("indexElems", [])]
-    routing = (table.key, table.via)
-    if infer.get("conname") == f"{table.name}_pkey" or any(column in routing for column in columns if column):
+    columns = {unwrap(element)[1].get("name") for element in infer.get("indexElems", [])}
+    holds_place = any(set(placing) <= columns for placing, _ in table.domains)
+    if infer.get("conname") == f"{table.name}_pkey" or holds_place:
         return
     raise not_built(
         f'ON CONFLICT on other columns than the key of "{table.name}"',
-        f"Name the key: ON CONFLICT ({table.key}).",
+        f"Name the key: ON CONFLICT ({', '.join(table.row_key)}).",
         "A row with equal values of those columns may be on another shard.",
     )
 
@@ -150,6 +150,8 @@ def key_source(
     collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
 ) -> tuple[KeyUse, ...] | None:
     """The keys that say where the new rows live; None when the shard will generate them."""
+    if len(table.routing_columns) > 1:
+        return composite_source(collector, table, columns, rows, node)
     given: list[Node | None] = cells(columns, rows, table.key) if rows is not None else [None]
     is_given = [cell is not None for cell in given]
     if any(is_given) and node.get("override") == "OVERRIDING_USER_VALUE":
@@ -168,6 +170,18 @@ def key_source(
     if not all(is_given):
         raise not_built("given and generated keys in one INSERT", "Send two statements.")
     return read_cells(collector, table, table.key, given)
+
+
+def composite_source(
+    collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
+) -> tuple[KeyUse, ...]:
+    """The same where several columns say where a row lives."""
+    if node.get("override") == "OVERRIDING_USER_VALUE":
+        raise not_built("OVERRIDING USER VALUE beside a key of several columns", "Leave the clause out.")
+    given = [
+        read_cells(collector, table, column, cells(columns, rows or [], column)) for column in table.routing_columns
+    ]
+    return tuple(chain(parts) for parts in zip(*given, strict=True))
 
 
 def cells(columns: list[str], rows: Rows, column: str) -> list[Node | None]:

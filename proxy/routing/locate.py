@@ -9,7 +9,10 @@ union of the shards' results, as long as the outermost query has no clause that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from foreshard._core.template import KeyFlag
 from foreshard._core.typed_keys import KeyType
@@ -22,14 +25,25 @@ from foreshard.proxy.routing.functions import is_unknown
 from foreshard.proxy.routing.scope import Place, Reference, ReferenceKind
 from foreshard.proxy.routing.text import KeySet
 
+PRODUCT_MAX = 256  # keys of several columns that a statement is located by; with more it is not
+
 
 @dataclass(frozen=True)
 class KeyUse:
-    """A key as the Template has it: an index, KeyFlags, and the column it is compared with."""
+    """A key as the Template has it: an index, KeyFlags, and the column it is compared with.
+
+    Of a key of several columns it is the first; `rest` are the others in their order.
+    """
 
     index: int
     flags: int
     column: str
+    rest: tuple[KeyUse, ...] = ()
+
+    @property
+    def sources(self) -> tuple[tuple[int, int, str], ...]:
+        """Index, flags and column of each column's value."""
+        return tuple((part.index, part.flags, part.column) for part in (self, *self.rest))
 
 
 Located = dict[Reference, tuple[KeyUse, ...]]
@@ -37,6 +51,8 @@ Located = dict[Reference, tuple[KeyUse, ...]]
 
 def needs_placed(catalog: Catalog, table: Table, column: str) -> bool:
     """Whether only a placed value of this column tells the bucket: keys of child tables, which live with parents."""
+    if len(table.routing_columns) > 1 and column in table.routing_columns:
+        return False
     domain = table.domain(column)
     owner = catalog.tables.get(domain) if domain else None
     return owner is None or owner.kind is TableKind.CHILD
@@ -53,6 +69,22 @@ def key_uses(catalog: Catalog, table: Table, column: str, keys: KeySet, flags: i
     return tuple(KeyUse(key.index, key.flags | flags, f"{table.name}.{column}") for key in keys)
 
 
+def chained(columns: list[tuple[KeyUse, ...]]) -> tuple[KeyUse, ...] | None:
+    """Keys of several columns: every choice of a value per column. None when there are too many, or none is certain."""
+    if math.prod(len(uses) for uses in columns) > PRODUCT_MAX:
+        return None
+    if any(use.flags & KeyFlag.KEY_ARRAY for uses in columns[:-1] for use in uses):
+        return None
+    return tuple(chain(parts) for parts in itertools.product(*columns))
+
+
+def chain(parts: Iterable[KeyUse]) -> KeyUse:
+    """One key of several columns."""
+    *before, last = parts
+    first, *rest = [*(replace(use, flags=use.flags | KeyFlag.KEY_PART) for use in before), last]
+    return replace(first, rest=tuple(rest))
+
+
 class Locator:
     """Draws the conclusions from a collector's facts. One per statement."""
 
@@ -63,6 +95,8 @@ class Locator:
         self.usable = usable_params(collector)
         self.facts = [fact for fact in collector.facts if fact.other is not None or self.is_usable(fact)]
         self.has_doubtful_keys = len(self.facts) < len(collector.facts)
+        self.bound = self.bind()
+        self.equal = {(ours, theirs) for ours, theirs, region in self.pairs() if ours[0] in region}
 
     def is_usable(self, fact: Fact) -> bool:
         """Whether the types of parameters among the keys are surely those of the column."""
@@ -72,7 +106,7 @@ class Locator:
     def locate(self, seeds: Located | None = None) -> Located:
         """References whose rows that matter all lie in the buckets of known keys."""
         located: Located = dict(seeds or {})
-        bound = self.bind()
+        bound = self.bound
         while True:
             before = len(located)
             for one in self.sharded:
@@ -114,9 +148,15 @@ class Locator:
         table = one.table
         if table is None:
             return None
-        for column in (table.routing_column, table.key):
-            if column and (one, column) in bound and self.names_bucket(table, column):
-                return key_uses(self.catalog, table, column, bound[one, column])
+        for columns, _ in table.domains:
+            if not all((one, column) in bound for column in columns):
+                continue
+            if len(columns) == 1 and self.names_bucket(table, columns[0]):
+                return key_uses(self.catalog, table, columns[0], bound[one, columns[0]])
+            if len(columns) > 1 and columns == table.routing_columns:
+                uses = chained([key_uses(self.catalog, table, column, bound[one, column]) for column in columns])
+                if uses is not None:
+                    return uses
         return None
 
     def names_bucket(self, table: Table, column: str) -> bool:
@@ -125,10 +165,36 @@ class Locator:
 
     def by_neighbour(self, one: Reference, located: Located) -> tuple[KeyUse, ...] | None:
         """The keys of a located reference in whose buckets this one's rows that matter lie."""
-        for ours, theirs, region in self.pairs():
-            if ours[0] is one and one in region and theirs[0] in located and same_domain(ours, theirs):
-                return located[theirs[0]]
+        other = self.neighbour(one, located)
+        return located[other] if other is not None else None
+
+    def neighbour(self, one: Reference, others: Iterable[Reference]) -> Reference | None:
+        """A reference among others in whose rows' buckets this one's rows that matter lie."""
+        for other in others:
+            for ours, domain in one.table.domains if one.table is not None else ():
+                for theirs, same in other.table.domains if other.table is not None else ():
+                    if domain == same and self.are_equal(one, ours, other, theirs):
+                        return other
         return None
+
+    def are_equal(self, one: Reference, ours: tuple[str, ...], other: Reference, theirs: tuple[str, ...]) -> bool:
+        """Whether columns of two references are equal, one by one; of several, some may equal the same parameter."""
+        if len(ours) != len(theirs):
+            return False
+        pairs = [((one, mine), (other, yours)) for mine, yours in zip(ours, theirs, strict=True)]
+        return any(pair in self.equal for pair in pairs) and all(
+            pair in self.equal or self.have_same_value(*pair) for pair in pairs
+        )
+
+    def have_same_value(self, first: Place, second: Place) -> bool:
+        """Whether both columns are bound to one and the same value."""
+        keys = self.bound.get(first)
+        return (
+            keys is not None
+            and len(keys) == 1
+            and not keys[0].flags & KeyFlag.KEY_ARRAY
+            and (keys == self.bound.get(second))
+        )
 
     def problem(self) -> SqlError | None:
         """Why the rows of FROM and WHERE are not the union of the shards'; None when they are."""
@@ -150,9 +216,7 @@ class Locator:
         tied = {anchor}
         while True:
             before = len(tied)
-            for ours, theirs, region in self.pairs():
-                if ours[0] in region and theirs[0] in tied and same_domain(ours, theirs):
-                    tied.add(ours[0])
+            tied |= {one for one in self.sharded if one not in tied and self.neighbour(one, tied) is not None}
             if len(tied) == before:
                 return tied & set(self.sharded)
 
@@ -192,7 +256,23 @@ def merging(what: str, detail: str = "") -> SqlError:
 
 def distinct(uses: list[tuple[KeyUse, ...]]) -> tuple[tuple[int, int, str], ...]:
     """All key uses once each, as the Template takes them."""
-    found: dict[tuple[int, int], str] = {}
+    found: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int, str], ...]] = {}
     for use in (use for group in uses for use in group):
-        found.setdefault((use.index, use.flags), use.column)
-    return tuple((index, flags, column) for (index, flags), column in found.items())
+        found.setdefault(unnamed(use.sources), use.sources)
+    return tuple(source for sources in found.values() for source in sources)
+
+
+def unnamed(sources: tuple[tuple[int, int, str], ...]) -> tuple[tuple[int, int], ...]:
+    """Sources of one key without the columns they are compared with: what tells it from other keys."""
+    return tuple((index, flags) for index, flags, _ in sources)
+
+
+def starts(keys: tuple[tuple[int, int, str], ...]) -> dict[tuple[tuple[int, int], ...], int]:
+    """For each key its position among the Template's sources: that of its first column."""
+    found = {}
+    first = 0
+    for at, (_, flags, _) in enumerate(keys):
+        if not flags & KeyFlag.KEY_PART:
+            found[unnamed(keys[first : at + 1])] = first
+            first = at + 1
+    return found

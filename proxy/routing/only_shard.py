@@ -73,7 +73,7 @@ def changes_place(catalog: Catalog, node: Any) -> bool:
 
 def placing_columns(table: Table) -> tuple[str, ...]:
     """The columns that say where a row lives, and under which key it is found."""
-    return tuple(name for name in (table.key, table.via) if name)
+    return (*table.key_columns, *table.via_columns)
 
 
 def assigned(node: Any) -> list[str]:

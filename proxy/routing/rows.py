@@ -45,7 +45,7 @@ def inserted_values(text: Text, table: Table, columns: list[str], rows: list[lis
             shape = shape_of(table, column)
             if node is None or unwrap(node)[0] == "SetToDefault":
                 known = table.column(column)
-                if column in (table.key, table.via) or (
+                if column in (*table.key_columns, *table.via_columns) or (
                     known is not None and (known.has_default or known.is_generated)
                 ):
                     found.append((FILLED_IN, False, shape))

@@ -60,9 +60,11 @@ def plan_selected(insert: Selected) -> Template:
     given = given_columns(insert)
     if table.kind is TableKind.CHILD and table.key in given and not table.takes_keys:
         raise not_built(f'given keys of the child table "{table.name}" from a query', HINT, DETAIL)
-    routing = table.routing_column
-    if routing not in given:
+    if not all(column in given for column in table.routing_columns):
         return plan_generated(insert)
+    if len(table.routing_columns) > 1:
+        return carry(insert, elsewhere())
+    routing = table.routing_column
     value = given[routing]
     keys = None
     if isinstance(value, dict):
@@ -98,7 +100,7 @@ def plan_generated(insert: Selected) -> Template:
     """Rows that do not say where they live: the shard generates their keys, or nobody does."""
     table = declared(insert)
     if table.kind is TableKind.CHILD or not table.generates_key:
-        column = table.routing_column
+        column = next(column for column in table.routing_columns if column not in given_columns(insert))
         raise SqlError(
             "23502",
             f'null value in column "{column}" of relation "{table.name}" has no shard',

@@ -117,7 +117,7 @@ def check_target(collector: Collector) -> None:
 def check_assignments(table: Table, columns: list[str]) -> None:
     """Refuse changes of the columns that say where a row lives."""
     for column in columns:
-        if column in (table.key, table.via):
+        if column in (*table.key_columns, *table.via_columns):
             raise not_built(
                 f'changing "{column}" of "{table.name}"',
                 "Insert a new row and delete the old one.",

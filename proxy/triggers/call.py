@@ -187,10 +187,13 @@ class Caller:
         table = self._sharded.get(entry.table_name)
         if table is None:
             return None
-        column = table.key or ""
-        if table.via is not None and not images.reader.names_bucket(images.row, column):
-            column = table.via
-        return images.reader.bucket_of(images.row, column)
+        columns = table.key_columns
+        if table.via_columns and not (len(columns) == 1 and images.reader.names_bucket(images.row, columns[0])):
+            columns = table.via_columns
+        if len(columns) == 1:
+            return images.reader.bucket_of(images.row, columns[0])
+        # Without a declared `via` it may be a child's key, which says nothing as a whole.
+        return images.reader.home_of(images.row, columns) if table.via_columns else None
 
     def _judge(
         self,

@@ -193,7 +193,7 @@ def capture_sql(table: Table, triggers: Sequence[TriggerConfig]) -> list[tuple[s
 
     With no functions the SQL removes what an earlier configuration asked for. The table needs a key.
     """
-    if triggers and not table.key:
+    if triggers and not table.row_key:
         raise ValueError(f"{table.qualified} has no key, so no trigger function can be registered on it")
     made = [_operation_sql(table, triggers, operation) for operation in OPERATIONS]
     made.append(_truncate_sql(table, bool(triggers)))
@@ -255,7 +255,7 @@ def _whole_body(table: Table, triggers: Sequence[TriggerConfig], operation: str)
     functions = _text_array(trigger.name for trigger in triggers if operation in trigger.on)
     is_insert = operation == "insert"
     image = f"""\
-    SELECT foreshard_row.{quote_name(table.key)}::text AS row_key, '{operation}' AS operation,
+    SELECT {_key_text(table, "foreshard_row")} AS row_key, '{operation}' AS operation,
            {functions} AS functions, count(*) OVER () AS volume,
            {"NULL::jsonb" if is_insert else "to_jsonb(foreshard_row)"} AS old_image,
            {"to_jsonb(foreshard_row)" if is_insert else "NULL::jsonb"} AS new_image,
@@ -267,7 +267,10 @@ def _whole_body(table: Table, triggers: Sequence[TriggerConfig], operation: str)
 
 def _update_body(table: Table, triggers: Sequence[TriggerConfig]) -> str:
     """Capture of UPDATE: old and new rows paired by key, each with the functions it calls."""
-    key = quote_name(table.key)
+    old_key, new_key = _key_or_null(table, "foreshard_old"), _key_or_null(table, "foreshard_new")
+    same = " AND ".join(
+        f"foreshard_old.{quote_name(name)} = foreshard_new.{quote_name(name)}" for name in table.row_key
+    )
     updating = [trigger for trigger in triggers if "update" in trigger.on]
     # Functions often list the same columns, and comparing large values reads them whole: each list is compared once.
     lists = list(dict.fromkeys(trigger.columns for trigger in updating if trigger.columns))
@@ -288,10 +291,10 @@ def _update_body(table: Table, triggers: Sequence[TriggerConfig]) -> str:
            ]::text[], NULL) END AS functions,
            count(new_key) OVER () AS volume
     FROM (
-      SELECT foreshard_old AS old_row, foreshard_new AS new_row, foreshard_old.{key} AS old_key,
-             foreshard_new.{key} AS new_key{compared}
+      SELECT foreshard_old AS old_row, foreshard_new AS new_row, {old_key} AS old_key,
+             {new_key} AS new_key{compared}
       FROM old_rows AS foreshard_old FULL JOIN new_rows AS foreshard_new
-           ON foreshard_old.{key} = foreshard_new.{key} OFFSET 0
+           ON {same} OFFSET 0
     ) AS compared
   ),
 """
@@ -303,6 +306,18 @@ def _update_body(table: Table, triggers: Sequence[TriggerConfig]) -> str:
     FROM pair WHERE functions <> '{}'
 """
     return _body(table, pair, image)
+
+
+def _key_text(table: Table, row: str) -> str:
+    """The key of a row as one text: a column's own, or a JSON array of several columns'."""
+    texts = [f"{row}.{quote_name(name)}::text" for name in table.row_key]
+    return texts[0] if len(texts) == 1 else f"jsonb_build_array({', '.join(texts)})::text"
+
+
+def _key_or_null(table: Table, row: str) -> str:
+    """The key, or its text when it has several columns; NULL where there is no such row."""
+    first = f"{row}.{quote_name(table.row_key[0])}"
+    return first if len(table.row_key) == 1 else f"CASE WHEN {first} IS NOT NULL THEN {_key_text(table, row)} END"
 
 
 def _body(table: Table, before: str, image: str) -> str:

@@ -125,7 +125,7 @@ LOCK_LANE = "SELECT pg_advisory_xact_lock($1, $2)"
 
 TABLE_TYPES = """\
 SELECT a.attname, coalesce(base.typname, t.typname) AS type_name,
-       coalesce(a.attnum = ANY(k.indkey), false) AS is_key
+       array_position(k.indkey::int2[], a.attnum) AS key_place
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -250,11 +250,11 @@ class Outbox:
         """Names of the functions whose events wait for `foreshard triggers resume`."""
         return [row[0] for row in await self._connection.fetch("SELECT function FROM foreshard.paused_function")]
 
-    async def table_types(self, table_name: str) -> tuple[dict[str, str], str]:
-        """Type names of a table's columns, and its primary key column ("" without one)."""
+    async def table_types(self, table_name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Type names of a table's columns, and the columns of its primary key in their order."""
         rows = await self._connection.fetch(TABLE_TYPES, table_name)
-        keys = [row["attname"] for row in rows if row["is_key"]]
-        return {row["attname"]: row["type_name"] for row in rows}, keys[0] if len(keys) == 1 else ""
+        places = {row["key_place"]: row["attname"] for row in rows if row["key_place"] is not None}
+        return {row["attname"]: row["type_name"] for row in rows}, tuple(places[place] for place in sorted(places))
 
     async def end_backend(self, pid: int, started: str) -> None:
         """End the backend of an executor that is gone, and wait for its end: then its transaction is over."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from foreshard._core.buckets import PLACED_FLAG
-from foreshard._core.typed_keys import bucket_of_text, is_placed_uuid
+from foreshard._core.typed_keys import bucket_of_text, home_of_texts, is_placed_uuid
 from foreshard.proxy.catalog.model import KEY_TYPES_BY_CATALOG_NAME
 
 Converter = Callable[[Any], Any]
@@ -38,10 +38,9 @@ _exact_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class RowReader(msgspec.Struct, frozen=True):
-    """How rows of one table are read. `key` is the column of the row key, "" when the table is gone."""
+    """How rows of one table are read. `key` has the columns of the row key, none when the table is gone."""
 
-    key: str
-    key_type: str
+    key: tuple[str, ...]
     converters: Mapping[str, Converter]
     numeric_columns: tuple[str, ...]
     type_names: Mapping[str, str] = {}  # of all columns, as pg_type has them
@@ -72,6 +71,15 @@ class RowReader(msgspec.Struct, frozen=True):
         bucket = bucket_of_text(key_type, str(value).encode())
         return bucket if isinstance(bucket, int) else None
 
+    def home_of(self, row: Mapping[str, Any], columns: tuple[str, ...]) -> int | None:
+        """The home of several columns' values together; None when they do not tell."""
+        types = [KEY_TYPES_BY_CATALOG_NAME.get(self.type_names.get(column, "")) for column in columns]
+        values = [row.get(column) for column in columns]
+        if any(found is None for found in types) or not all(isinstance(value, (int, str)) for value in values):
+            return None
+        bucket = home_of_texts([found for found in types if found is not None], [str(one).encode() for one in values])
+        return bucket if isinstance(bucket, int) else None
+
     def names_bucket(self, row: Mapping[str, Any], column: str) -> bool:
         """Whether a column's value is a placed key."""
         value = row.get(column)
@@ -80,10 +88,16 @@ class RowReader(msgspec.Struct, frozen=True):
         return isinstance(value, int) and PLACED_FLAG <= value < 2 * PLACED_FLAG
 
     def convert_key(self, text: str) -> Any:
-        """The row key, which the outbox keeps as text."""
-        if self.key_type in INTEGER_TYPES:
+        """The row key, which the outbox keeps as text; a tuple when it has several columns."""
+        if len(self.key) > 1:
+            parts = zip(self.key, _decoder.decode(text), strict=True)
+            return tuple(self._convert_column(column, str(part)) for column, part in parts)
+        return self._convert_column(self.key[0] if self.key else "", text)
+
+    def _convert_column(self, column: str, text: str) -> Any:
+        if self.type_names.get(column) in INTEGER_TYPES:
             return _convert(int, text)
-        converter = self.converters.get(self.key)
+        converter = self.converters.get(column)
         return text if converter is None else _convert(converter, text)
 
 
@@ -122,11 +136,11 @@ class Images(msgspec.Struct, frozen=True):
         return None if self.new is None or self.new_text is None else self.reader.convert(self.new, self.new_text)
 
 
-def make_row_reader(key: str, type_names: Mapping[str, str]) -> RowReader:
+def make_row_reader(key: tuple[str, ...], type_names: Mapping[str, str]) -> RowReader:
     """A reader for columns by the names of their types in pg_type, domains resolved."""
     converters = {column: CONVERTERS[name] for column, name in type_names.items() if name in CONVERTERS}
     numeric = tuple(column for column, name in type_names.items() if name == "numeric")
-    return RowReader(key, type_names.get(key, "text"), converters, numeric, type_names)
+    return RowReader(key, converters, numeric, type_names)
 
 
 def _convert(converter: Converter, value: Any) -> Any:

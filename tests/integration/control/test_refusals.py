@@ -33,9 +33,26 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
         "CREATE TABLE a (id bigint)", (A,),
         ["tables.a.key: public.a has no primary key: ALTER TABLE public.a ADD PRIMARY KEY (id)"],
     ),
-    "a composite primary key": (
-        "CREATE TABLE a (id bigint, x int, PRIMARY KEY (id, x))", (A,),
-        ["tables.a.key: its primary key is (id, x); a sharded table's primary key is the one column it is declared by"],
+    "a key that is not in the primary key": (
+        "CREATE TABLE a (id bigint, x int, y int, PRIMARY KEY (x, y))", (A,),
+        ["tables.a.key: its primary key is (x, y): declare that (key: [x, y]), or the columns of it by which rows"
+         " belong together"],
+    ),
+    "a composite key of more than the primary key": (
+        "CREATE TABLE a (id bigint PRIMARY KEY, x int)", (TableConfig(name="a", key=("id", "x")),),
+        ["tables.a.key: its primary key is (id): declare that (key: [id]), or the columns of it by which rows belong"
+         " together"],
+    ),
+    "a composite key that the shard completes": (
+        "CREATE TABLE a (x int, id bigserial, PRIMARY KEY (x, id))", (TableConfig(name="a", key=("x", "id")),),
+        ["tables.a.key: column id is filled in by the shard, which must be known before: drop its default, or declare"
+         " the rest of the key (key: [x]), by which rows will live together"],
+    ),
+    "a child's composite key without its parent's": (
+        ROOT + "CREATE TABLE b (x int, y int, a_id bigint NOT NULL REFERENCES a, PRIMARY KEY (x, y))",
+        (A, TableConfig(name="b", key=("x", "y"))),
+        ['tables.b: its primary key (x, y) would hold on each shard only: declare it unique (unique: ["x, y"]), or'
+         " add a_id to it"],
     ),
     "an int4 key": (
         "CREATE TABLE a (id serial PRIMARY KEY)", (A,),

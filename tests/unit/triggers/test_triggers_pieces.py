@@ -136,7 +136,7 @@ def test_resident_bytes_of_a_process_that_is_gone_are_zero() -> None:
 
 def test_rows_become_what_the_column_types_say() -> None:
     types = {"id": "int8", "price": "numeric", "ratio": "float8", "at": "timestamptz", "raw": "bytea", "data": "jsonb"}
-    reader = make_row_reader("id", types | {"code": "uuid"})
+    reader = make_row_reader(("id",), types | {"code": "uuid"})
     text = (
         '{"id": 1, "price": 0.10000000000000000001, "ratio": 2, "at": "2026-01-02T03:04:05+00:00", "raw": "\\\\x0aff", '
         '"data": {"x": 1.5}, "code": "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "new_column": 7}'
@@ -157,7 +157,7 @@ def test_rows_become_what_the_column_types_say() -> None:
 
 
 def test_values_that_do_not_read_as_their_type_stay_as_they_are() -> None:
-    reader = make_row_reader("at", {"at": "timestamptz", "price": "numeric", "raw": "bytea"})
+    reader = make_row_reader(("at",), {"at": "timestamptz", "price": "numeric", "raw": "bytea"})
     text = '{"at": "infinity", "price": "NaN", "raw": "text", "gone": null}'
     row = reader.convert(reader.decode(text), text)
     assert row["at"] == "infinity"
@@ -167,7 +167,7 @@ def test_values_that_do_not_read_as_their_type_stay_as_they_are() -> None:
 
 
 def test_rows_of_a_table_that_is_gone_are_json() -> None:
-    reader = make_row_reader("", {})
+    reader = make_row_reader((), {})
     assert reader.convert(reader.decode('{"id": 1.5}'), "") == {"id": 1.5}
     assert reader.convert_key("1") == "1"
 
