@@ -206,7 +206,10 @@ cdef class Merger:
             self.empty[0] = input
             self.empty_count = 1
             self.take(self.rows[input], out)
-        return MERGE_DONE if self.described else MERGE_NEEDS
+        if not self.described:
+            return MERGE_NEEDS
+        # As in PostgreSQL: an Execute that gets as many rows as it asked for does not look for the end.
+        return MERGE_ROWS if rows_max and self.emitted >= rows_max else MERGE_DONE
 
     cdef bint fill(self) except -1:
         """Give every input that has none a row in the heap; False when one has to come first (`needed`)."""

@@ -3,7 +3,7 @@ from foreshard.proxy.wire.transaction cimport Transaction
 
 
 cdef class Asking(Transaction):
-    cdef object script              # a coroutine that asks this session's shards; None: none is running
+    cdef object coroutine           # one that asks this session's shards; None: none is running
     cdef list answerers             # the backends that its last question went to, in its order
     cdef object script_verb         # the command that was under way when it began
 

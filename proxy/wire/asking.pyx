@@ -21,13 +21,13 @@ cdef class Asking(Transaction):
 
     cdef int run_script(self, object script) except -1:
         """Run a script; `on_script` follows, now or later. The shards that it asks are linked already."""
-        self.script = script
+        self.coroutine = script
         self.script_verb = self.verb
         return self.step_script(None, None)
 
     cdef int step_script(self, object answer, object failure) except -1:
         """Go on with the script until its next question, or its end."""
-        cdef object question, script = self.script
+        cdef object question, script = self.coroutine
         try:
             question = script.send(answer) if failure is None else script.throw(failure)
         except StopIteration as done:
@@ -38,7 +38,7 @@ cdef class Asking(Transaction):
 
     def end_script(self, result: object, failure: object) -> int:
         """The script has returned, or failed."""
-        self.script = None
+        self.coroutine = None
         self.verb = self.script_verb
         self.script_verb = None
         return self.on_script(result, failure)
@@ -87,9 +87,9 @@ cdef class Asking(Transaction):
 
     cdef int drop_script(self) except -1:
         """The session ends: nobody waits for the script any more."""
-        if self.script is not None:
-            self.script.close()
-            self.script = None
+        if self.coroutine is not None:
+            self.coroutine.close()
+            self.coroutine = None
         return 0
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.differential.pieces import Piece, joined, piece
+from tests.differential.pieces import Piece, Value, joined, piece
 from tests.differential.values import literal
 
 COMPARABLE = ("int", "num", "text", "date", "ts", "big", "mood")
@@ -50,6 +50,7 @@ class Expressions:
         self.draw = draw
         self.subquery: Callable[[str, Scope, int], Piece] | None = None
         self.exists: Callable[[Scope, int], Piece] | None = None
+        self.key_value: Callable[[str, str], Value | None] | None = None  # of a table's routing column
         self.makers: dict[str, list[Callable[[Scope, int], Piece]]] = {
             "int": [self._int_operation, self._int_call, self._length, self._choice_of("int")],
             "num": [self._num_operation, self._choice_of("num"), self._round],
@@ -159,12 +160,50 @@ class Expressions:
 
     def condition(self, scope: Scope, depth: int) -> Piece:
         """A boolean expression."""
+        if self.key_value is not None and self.draw.random() < 0.25:
+            found = self._by_key(scope)
+            if found is not None:
+                return piece(found, smaller=(piece("true"), piece("false")))
         makers = [self._comparison, self._comparison, self._is_null, self._in_list, self._between, self._like]
         if depth > 0:
             makers += [self._logic, self._logic, self._membership, self._contains]
         if depth > 1 and self.exists is not None:
             makers += [self.exists, self._in_subquery]
         return piece(self.draw.choice(makers)(scope, depth - 1), smaller=(piece("true"), piece("false")))
+
+    def _by_key(self, scope: Scope) -> Piece | None:
+        """A condition on a routing column: what says on which shards rows are, or nearly does."""
+        assert self.key_value is not None
+        tables = [source for source in scope.sources if source.table]
+        if not tables:
+            return None
+        source = self.draw.choice(tables)
+        column = self.draw.choice(list(source.columns))
+        one, other = self.key_value(source.table, column), self.key_value(source.table, column)
+        if one is None or other is None:
+            return None
+        name = f"{source.alias}.{column}"
+        return self.draw.choice(
+            [
+                piece(f"{name} = ", one),
+                piece(f"{name} = ", one),
+                piece(one, f" = {name}"),
+                piece(f"{name} IN (", one, ", ", other, ")"),
+                piece(f"{name} = ANY (ARRAY[", one, ", ", other, f"]::{one.type}[])"),
+                piece(f"({name} = ", one, f" OR {name} = ", other, ")"),
+                piece(f"NOT ({name} <> ", one, ")"),
+                piece(f"{name} IS NOT DISTINCT FROM ", one),
+                piece(f"({name}, 1) = (", one, ", 1)"),
+                piece(f"({name} >= ", one, f" AND {name} <= ", one, ")"),
+                piece(f"{name} BETWEEN ", one, " AND ", other),
+                piece(f"{name} = (SELECT ", one, f"::{one.type})"),
+                piece(f"{name} = coalesce(", one, ", ", other, ")"),
+                piece(f"{name} NOT IN (", one, ", ", other, ")"),
+                piece(f"({name} = ", one, f" AND {name} = ", other, ")"),
+                piece(f"{name} IN (VALUES (", one, f"::{one.type}), (", other, f"::{one.type}))"),
+                piece(f"CASE WHEN {name} = ", one, " THEN true ELSE false END"),
+            ]
+        )
 
     def _comparison(self, scope: Scope, depth: int) -> Piece:
         kind = self.draw.choice(COMPARABLE)

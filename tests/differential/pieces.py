@@ -12,7 +12,7 @@ import re
 import struct
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 
 KEY = re.compile(r"@(\w+):([\w-]+)@")
@@ -226,7 +226,7 @@ class Unit:
     statements: tuple[Statement, ...]
     forms: tuple[Form, ...]
     is_pipeline: bool = False
-    copy_rows: tuple[str, ...] = field(default=())
+    copy_rows: tuple[str, ...] = ()  # the lines of a COPY FROM STDIN
 
     @classmethod
     def single(cls, statement: Statement, form: Form = SIMPLE) -> Unit:
@@ -241,4 +241,5 @@ class Unit:
         """One line for people."""
         shown = "; ".join(statement.sql.as_literals(resolve) for statement in self.statements)
         how = "pipeline" if self.is_pipeline else "extended" if self.forms[0].by_extended else "simple"
-        return f"[{how}] {shown}"
+        lines = "".join(f" | {line}" for line in self.copy_rows)
+        return f"[{how}] {shown}{resolve(lines)}"

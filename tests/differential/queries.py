@@ -7,10 +7,11 @@ so that what is left over by the order cannot be told apart.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.differential.expressions import COMPARABLE, ORDERED, Expressions, Scope, Source
-from tests.differential.pieces import NOTHING, Piece, Statement, joined, optional, piece
+from tests.differential.pieces import NOTHING, Piece, Statement, Value, joined, optional, piece
 from tests.differential.schema import BY_NAME, CHILDREN, TABLES, Table
 
 SHOWN = ("int", "num", "text", "bool", "date", "ts", "mood", "array", "json", "big")
@@ -32,12 +33,13 @@ class Query:
 class Queries:
     """Draws queries from one seed's randomness."""
 
-    def __init__(self, draw: random.Random) -> None:
+    def __init__(self, draw: random.Random, key_value: Callable[[str, str], Value | None]) -> None:
         self.draw = draw
         self.count = 0
         self.expressions = Expressions(draw)
         self.expressions.subquery = self.subquery
         self.expressions.exists = self.exists
+        self.expressions.key_value = key_value
 
     def alias(self) -> str:
         self.count += 1
@@ -66,7 +68,8 @@ class Queries:
 
     def limit(self) -> str:
         number, skip = self.draw.choice((0, 1, 3, 7, 50)), self.draw.choice((0, 1, 4))
-        return self.draw.choice((f" LIMIT {number}", f" LIMIT {number} OFFSET {skip}", f" OFFSET {skip}"))
+        first = f" OFFSET {skip} ROWS FETCH FIRST {number} ROWS ONLY"
+        return self.draw.choice((f" LIMIT {number}", f" LIMIT {number} OFFSET {skip}", f" OFFSET {skip}", first))
 
     def order_of(self, kinds: list[str]) -> Piece:
         """All columns by their numbers, in any order and direction."""

@@ -71,7 +71,7 @@ class Runner:
         results = results_of(answer, unit)
         self._learn(unit, answer)
         refused = next((index for index, one in enumerate(results) if one.sqlstate == REFUSED and one.is_ours), -1)
-        self._count(unit, results)
+        self._count(unit, results, before)
         if refused >= 0:
             expected = self._mirror_refusal(unit, refused, before)
         else:
@@ -112,7 +112,7 @@ class Runner:
             self.world.keys.by_mark.update(found)
             self.world.keys.write(found)
 
-    def _count(self, unit: Unit, results: list[Result]) -> None:
+    def _count(self, unit: Unit, results: list[Result], before: str) -> None:
         for statement, result in zip(unit.statements, results, strict=False):
             is_refused = result.sqlstate == REFUSED and result.is_ours
             if is_refused and unit.is_string:
@@ -120,7 +120,8 @@ class Runner:
             tier = "refused" if is_refused else "session" if statement.kind == "control" else self.tier_of(statement)
             self.tally.add(statement.kind, tier, result.sqlstate, reason_of(result.message) if is_refused else "")
             if is_refused:
-                self.tally.keep_example(reason_of(result.message), statement.sql.as_literals(lambda text: text))
+                shown = unit.describe() if unit.is_pipeline else statement.sql.as_literals(lambda text: text)
+                self.tally.keep_example(reason_of(result.message), f"{before}: {shown}")
 
     def tier_of(self, statement: Statement) -> str:
         """How the proxy says that it would route the statement."""

@@ -30,10 +30,11 @@ class Script:
         self.draw = random.Random(seed)
         self.world = World()
         self.writes = Writes(self.draw, self.world)
-        self.queries = Queries(self.draw)
+        self.queries = Queries(self.draw, self.writes.routing_value)
         self.savepoints: list[str] = []
         self.left = 0  # units until the transaction ends
         self.prepared: list[Unit] = []
+        self.cursors: list[tuple[str, str]] = []  # name, and what the order of its rows is
         self.makers: list[tuple[int, Callable[[], Statement]]] = [
             (14, self.read_by_key),
             (12, self.read_all),
@@ -55,8 +56,9 @@ class Script:
         if status == "I":
             self.left = 0
             self.savepoints.clear()
+            self.cursors.clear()
             if self.draw.random() < 0.14:
-                self.left = self.draw.randint(1, 9)
+                self.left = self.draw.randint(1, 12)
                 return control(self.draw.choice(BEGINS), self.draw)
             return self.unit(in_transaction=False)
         self.left -= 1
@@ -66,6 +68,8 @@ class Script:
             return control(self.draw.choice(("COMMIT", "COMMIT", "COMMIT", "END", "ROLLBACK")), self.draw)
         if status == "T" and self.draw.random() < 0.16:
             return self.savepoint()
+        if status == "T" and self.draw.random() < 0.1:
+            return self.cursor()
         return self.unit(in_transaction=True)
 
     def recover(self) -> Unit:
@@ -88,6 +92,21 @@ class Script:
         self.savepoints.append(f"p{len(self.savepoints)}")
         return control(f"SAVEPOINT {self.savepoints[-1]}", self.draw)
 
+    def cursor(self) -> Unit:
+        """A cursor: declared, read, closed."""
+        form = Form(by_extended=self.draw.random() < 0.4)
+        if not self.cursors or self.draw.random() < 0.3:
+            name = f"c{len(self.cursors)}"
+            query = self.draw.choice((self.read_by_key, self.read_all, self.queries.statement))()
+            self.cursors.append((name, "all" if query.order == "all" else "count"))
+            sql = piece(f"DECLARE {name} {self.draw.choice(('', 'SCROLL ', 'NO SCROLL '))}CURSOR FOR ", query.sql)
+            return Unit.single(Statement("cursor", sql), SIMPLE)
+        name, order = self.draw.choice(self.cursors)
+        if self.draw.random() < 0.2:
+            return Unit.single(Statement("cursor", piece(f"CLOSE {name}")), form)
+        word = self.draw.choice(("FETCH", "FETCH 3 FROM", "FETCH ALL FROM", "FETCH NEXT FROM", "MOVE 2 FROM"))
+        return Unit.single(Statement("cursor", piece(f"{word} {name}"), order), form)
+
     def unit(self, *, in_transaction: bool) -> Unit:
         """One statement, a string of several, or a pipeline."""
         self.in_transaction = in_transaction
@@ -102,10 +121,25 @@ class Script:
             again = self.again()
             if not (in_transaction and again.statements[0].makes):
                 return again
-        unit = Unit.single(self.statement(), Form.drawn(self.draw))
+        if self.draw.random() < 0.03:
+            copied, lines = self.writes.copy_in(in_transaction=in_transaction)
+            return Unit((copied,), (SIMPLE,), copy_rows=lines)
+        statement = self.statement()
+        if statement.is_select and statement.kind != "select for update" and self.draw.random() < 0.06:
+            return self.limited(statement)
+        if statement.is_select and statement.kind != "select for update" and self.draw.random() < 0.04:
+            copied = piece("COPY (", statement.sql, ") TO STDOUT", self.draw.choice(("", " (FORMAT csv, HEADER)")))
+            return Unit.single(Statement("copy out", copied, statement.order))
+        unit = Unit.single(statement, Form.drawn(self.draw))
         if unit.forms[0].is_named and unit.forms[0].by_extended and not (in_transaction and unit.statements[0].makes):
             self.prepared = [*self.prepared[-PREPARED_MAX:], unit]
         return unit
+
+    def limited(self, statement: Statement) -> Unit:
+        """A SELECT of which an Execute takes some rows."""
+        form = replace(Form.drawn(self.draw, 1.0), rows_max=self.draw.choice((1, 2, 5, 300)))
+        order = "all" if statement.order == "all" else "count"
+        return Unit.single(replace(statement, kind="select limited", order=order), form)
 
     def again(self) -> Unit:
         """A prepared statement once more, with other values."""

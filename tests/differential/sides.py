@@ -64,7 +64,9 @@ class Client:
 
     def ask(self, unit: Unit, keys: Keys) -> list[Message]:
         """Send a unit and read up to its ReadyForQuery."""
-        if not unit.is_pipeline and not unit.forms[0].by_extended:
+        if unit.copy_rows:
+            answer = self._copy(unit, keys)
+        elif not unit.is_pipeline and not unit.forms[0].by_extended:
             text = "; ".join(statement.sql.as_literals(keys.resolve) for statement in unit.statements)
             answer = self.connection.ask(messages.query(text))
         else:
@@ -79,6 +81,16 @@ class Client:
             self.names.update({key: name for key, name in fresh[:parsed] if name})
         self.status = answer[-1].body.decode()
         return answer
+
+    def _copy(self, unit: Unit, keys: Keys) -> list[Message]:
+        """COPY FROM STDIN with its rows."""
+        self.connection.send(messages.query(unit.statements[0].sql.as_literals(keys.resolve)))
+        answer = self.connection.read_until(b"GZ")
+        if answer[-1].kind == b"Z":
+            return answer
+        data = "".join(keys.resolve(line) + "\n" for line in unit.copy_rows)
+        self.connection.send(messages.copy_data(data.encode()), messages.COPY_DONE)
+        return answer + self.connection.read_until()
 
     def _encode(self, statement: Statement, form: Form, keys: Keys, fresh: list[tuple[str, str]]) -> bytes:
         """Parse (unless it is known), Bind, Describe and Execute; what is parsed is added to `fresh`."""
@@ -118,10 +130,14 @@ class World:
             connection.close()
 
     def empty(self) -> None:
-        """Remove every row on both sides, past the proxy."""
-        names = ", ".join(table.name for table in TABLES)
-        for connection in (self._direct, *self._shards):
-            connection.execute(f"TRUNCATE {names} RESTART IDENTITY CASCADE")  # type: ignore[call-overload]
+        """Remove every row on both sides."""
+        names = [table.name for table in reversed(TABLES)]
+        for server in (self.reference, self.proxied):
+            with server.connect() as connection:
+                for name in names:
+                    connection.rows(f"DELETE FROM {name}")
+        for one in (self._direct, self._shards[0]):
+            one.execute("SELECT setval('ledger_id_seq', 1, false)")
         self.keys.by_mark.clear()
 
     def find_made(self, table: str, marks: list[str]) -> dict[str, str]:

@@ -49,6 +49,13 @@ class Writes:
         pool = tuple(f"@{table.name}:{mark}@" for mark in (*marks[-20:], "none", "old"))
         return Value(SQL_TYPES[table.columns[column]], self.draw.choice(pool), pool)
 
+    def routing_value(self, name: str, column: str) -> Value | None:
+        """A value for a column of a table if it says where rows live: its key, or its parent's."""
+        table = BY_NAME[name]
+        if column == table.key[0]:
+            return self.key_value(table)
+        return self.parent_value(table) if column == table.via else None
+
     def parent_value(self, table: Table) -> Value:
         """The key of a parent, mostly one that exists."""
         found = self.key_value(BY_NAME[table.parent])
@@ -105,7 +112,9 @@ class Writes:
         kind = f"insert {'rows' if rows > 1 else 'row'}{' on conflict' if conflict.parts else ''} {table.kind}"
         if table.is_generated and table.key[0] not in heads:
             return self.making(table, kind, piece(body, conflict), marks, in_transaction)
-        return Statement(kind, piece(body, conflict, self.returning(table, 0.4)), order="all")
+        # Which rows DO NOTHING has left out nobody tells, so the others come in the order of the shards.
+        order = "none" if conflict.parts and rows > 1 else "all"
+        return Statement(kind, piece(body, conflict, self.returning(table, 0.4)), order)
 
     def making(self, table: Table, kind: str, body: Piece, marks: list[str], in_transaction: bool) -> Statement:
         """An INSERT whose keys the database makes: they come back by RETURNING, or are looked up afterwards."""
@@ -167,6 +176,34 @@ class Writes:
             changes.append(f"{column} = {table.name}.{column} + 1")
         where = f" WHERE {table.name}.{column} IS NOT NULL" if self.draw.random() < 0.2 else ""
         return piece(f" ON CONFLICT {target} DO UPDATE SET {self.draw.choice(changes)}{where}")
+
+    def copy_in(self, *, in_transaction: bool) -> tuple[Statement, tuple[str, ...]]:
+        """COPY FROM STDIN, and its rows."""
+        tables = [table for table in TABLES if not (in_transaction and table.is_generated)]
+        table = self.draw.choice(tables)
+        heads = self.head_columns(table)
+        columns = [*heads, *self.draw.sample(table.free_columns(), self.draw.randint(1, len(table.free_columns())))]
+        marks: list[str] = []
+        lines = []
+        for _ in range(self.draw.choice((1, 3, 8))):
+            cells = []
+            for column in columns:
+                if column == "mark":
+                    marks.append(self.world.new_mark())
+                    cells.append(marks[-1])
+                    continue
+                text = self.copied(table, column).text
+                cells.append("\\N" if text is None else text.replace("\\", "\\\\"))
+            lines.append("\t".join(cells))
+        sql = piece(f"COPY {table.name} ({', '.join(columns)}) FROM STDIN")
+        is_made = table.is_generated and table.key[0] not in heads
+        makes = tuple((table.name, mark) for mark in marks) if is_made else ()
+        return Statement("copy in", sql, makes=makes), tuple(lines)
+
+    def copied(self, table: Table, column: str) -> Value:
+        if column == table.via:
+            return self.parent_value(table)
+        return self.new_key(table, column) if column in table.key else column_value(self.draw, table, column)
 
     def insert_select(self) -> Statement:
         """INSERT ... SELECT; marks of new rows are made from the rows read."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.messages import SYNC, extended
+from tests.support.messages import SYNC, bind, execute, extended, parse
 from tests.support.postgres import TestInstances
 from tests.support.raw import Message, kinds
 from tests.support.twins import Twins, comparable, twins
@@ -50,3 +50,11 @@ def codes(answer: list[Message]) -> list[str]:
         f"E {message.fields['C']}" if message.kind == b"E" else line
         for message, line in zip(answer, comparable(answer), strict=True)
     ]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_an_execute_that_gets_as_many_rows_as_it_asked_for_leaves_its_portal_open(sides: Twins, rows: int) -> None:
+    for sql in ("SELECT count(*) FROM root", "SELECT n FROM root ORDER BY n LIMIT 3"):
+        message = parse(sql) + bind() + execute(rows_max=rows) + execute(rows_max=rows) + SYNC
+        with sides.connect() as (proxied, direct):
+            assert comparable(proxied.ask(message)) == comparable(direct.ask(message)), sql
