@@ -12,9 +12,9 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.builtins import AGGREGATES
 from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts, family_of
-from foreshard.proxy.routing.scope import Names, Reference, ReferenceKind, Scope
+from foreshard.proxy.routing.scope import Names, Outputs, Place, Reference, ReferenceKind, Scope
 from foreshard.proxy.routing.text import CASTS, Text
-from foreshard.proxy.routing.tree import Node, strings, type_of, unwrap, walk
+from foreshard.proxy.routing.tree import Node, column_path, strings, type_of, unwrap, walk
 
 SYSTEM_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
 MERGING_CLAUSES = {
@@ -38,6 +38,7 @@ class Level:
     merges: list[str] = field(default_factory=list)  # clauses that work on all rows of the result together
     targets: list[Node] = field(default_factory=list)
     node: Node = field(default_factory=dict)
+    inner: list[Level] = field(default_factory=list)  # sub-selects in its expressions
 
 
 @dataclass(eq=False)
@@ -48,6 +49,16 @@ class Call:
     fields: Node
     level: Level
     is_aggregate: bool = False
+
+
+@dataclass(eq=False)
+class InnerWrite:
+    """A write of a declared table: one in WITH, or the statement itself."""
+
+    kind: str  # InsertStmt, UpdateStmt, DeleteStmt, MergeStmt
+    node: Node
+    target: Reference
+    level: Level
 
 
 class Collector:
@@ -61,7 +72,9 @@ class Collector:
         self.facts: list[Fact] = []
         self.calls: list[Call] = []
         self.locks_rows = False
-        self.writes_within = False  # a CTE changes rows of plain tables
+        self.writes_within = False  # a CTE changes rows
+        self.inner_writes: list[InnerWrite] = []  # those of declared tables
+        self.outputs: dict[str, Outputs] = {}  # by name of a CTE
         self.into: Node | None = None  # the table that SELECT INTO makes
         self.params: list[tuple[Node, KeyType | None]] = []  # every $n, and what kind of key a cast around it makes it
 
@@ -102,26 +115,36 @@ class Collector:
         for item in items:
             kind, query = unwrap(item["ctequery"])
             if kind == "SelectStmt":
-                self.select(query, outer, known)
+                level = self.select(query, outer, known)
+                found = outputs_of(level, level.targets)
             else:
-                self.write_within(query, outer, known)
+                level = self.write_within(kind, query, outer, known)
+                found = outputs_of(level, query.get("returningList", []))
+            names = strings(item.get("aliascolnames"))
+            is_new = item["ctename"] not in self.outputs and not clause.get("recursive")
+            renamed = [(name, place) for name, (_, place) in zip(names, found, strict=False)] if names else found
+            self.outputs[item["ctename"]] = renamed if is_new else []
             known |= {item["ctename"]}
         return known
 
-    def write_within(self, query: Node, outer: Scope | None, ctes: frozenset[str]) -> None:
-        """Go through a data-modifying CTE, which only plain tables may have."""
+    def write_within(self, kind: str, query: Node, outer: Scope | None, ctes: frozenset[str]) -> Level:
+        """Go through a data-modifying CTE; its level."""
         relation = query.get("relation", {})
-        if self.classify(relation, EVERYWHERE).declared is not None:
+        reference = self.classify(relation, EVERYWHERE)
+        if reference.kind is ReferenceKind.REFERENCE:
             raise not_built(
-                "data-modifying CTEs on declared tables",
+                "data-modifying CTEs on reference tables",
                 "Send the INSERT, UPDATE or DELETE as a statement of its own, inside a transaction if need be.",
                 f'The CTE writes "{relation.get("relname")}".',
             )
         self.writes_within = True
         level = self.open_level(outer)
         ctes = self.ctes(query.get("withClause"), outer, ctes)
-        self.add_target(relation, level)
+        target = self.add_target(relation, level)
+        if target.kind is ReferenceKind.SHARDED:
+            self.inner_writes.append(InnerWrite(kind, query, target, level))
         self.rest_of_write(query, level, ctes)
+        return level
 
     def add_target(self, relation: Node, level: Level) -> Reference:
         """The table that a write changes, visible in its level."""
@@ -246,7 +269,8 @@ class Collector:
         alias = relation.get("alias", {})
         shown = alias.get("aliasname", name)
         if schema is None and name in ctes:
-            return Reference(ReferenceKind.DERIVED, shown)
+            found = self.outputs.get(name, []) if "colnames" not in alias else []
+            return Reference(ReferenceKind.DERIVED, shown, outputs=tuple(found))
         table = self.catalog.find(name, schema)
         if schema in SYSTEM_SCHEMAS or (table is None and schema is None and name.startswith("pg_")):
             return Reference(ReferenceKind.SYSTEM, shown, schema)
@@ -293,7 +317,7 @@ class Collector:
         elif isinstance(node, dict):
             for key, value in node.items():
                 if key == "SelectStmt":
-                    self.select(value, level.scope, ctes)
+                    level.inner.append(self.select(value, level.scope, ctes))
                 elif key == "ParamRef":
                     self.params.append((value, cast))
                 elif key == "TypeCast":
@@ -328,6 +352,46 @@ class Collector:
         own = Scope(level.scope.names)
         columns = [{kind: column} for kind, column in walk(fields.get("args", [])) if kind == "ColumnRef"]
         return level.scope.outer is None or not columns or any(own.resolve(column) for column in columns)
+
+
+def outputs_of(level: Level, targets: list[Node]) -> Outputs:
+    """The columns of a query's result, each with the table's column that it is; None for expressions."""
+    found: Outputs = []
+    for target in targets:
+        fields = unwrap(target)[1]
+        path = column_path(fields.get("val"))
+        if unwrap(fields.get("val"))[0] == "ColumnRef" and path is None:
+            shown = strings(unwrap(fields["val"])[1]["fields"])
+            chosen = [one for one in level.scope.names.references if not shown or one.name == shown[-1]]
+            if len(chosen) != 1 or len(shown) > 1 or level.scope.names.hidden:
+                return []  # what stands behind such a star is not counted
+            one = chosen[0]
+            columns = one.table.columns if one.table is not None else ()
+            found += [(column.name, (one, column.name)) for column in columns] or list(one.outputs)
+            continue
+        name = fields.get("name") or (path[-1] if path else "")
+        found.append((name, trace(level, fields.get("val"))))
+    return found
+
+
+def trace(level: Level, node: Node | None) -> Place | None:
+    """The table's column that an expression is, CTEs seen through; None for others."""
+    kind, fields = unwrap(node)
+    if kind == "SubLink" and fields.get("subLinkType") == "EXPR_SUBLINK":
+        inner, query = unwrap(fields.get("subselect"))
+        targets = query.get("targetList", []) if inner == "SelectStmt" else []
+        behind = next((one for one in level.inner if one.node is query), None)
+        return trace(behind, unwrap(targets[0])[1].get("val")) if behind is not None and len(targets) == 1 else None
+    place = level.scope.resolve(node)
+    path = column_path(node)
+    if place is not None or path is None or len(path) > 2:
+        return place
+    names = level.scope.names
+    chosen = [one for one in names.references if len(path) == 1 or one.name == path[0]]
+    if names.hidden or any(one.table is not None and one.table.has_column(path[-1]) for one in chosen):
+        return None
+    found = [output for one in chosen for name, output in one.outputs if name == path[-1]]
+    return found[0] if len(found) == 1 else None
 
 
 class HiddenReference(Reference):

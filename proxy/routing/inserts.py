@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from foreshard._core.row_split import RowText
-from foreshard._core.template import KeyFlag, RouteKind, Template
+from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
-from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.collect import Collector, InnerWrite
+from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
 from foreshard.proxy.routing.locate import KeyUse, Locator, chain, distinct, key_uses, starts, unnamed
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference
-from foreshard.proxy.routing.rows import inserted_values
+from foreshard.proxy.routing.rows import Rows, insert_columns, insert_template, inserted_values, value_rows
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.selected import Selected, carry, plan_selected
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.writes import (
     check_assignments,
     check_target,
-    insert_template,
     open_write,
     plain_write,
     several_shards,
 )
 
-Rows = list[list[Node]]
 GENERATED = "SetToDefault"
 
 
@@ -48,6 +47,9 @@ def plan_insert(collector: Collector, node: Node) -> Template:
             if rows is not None or collector.writes_within:
                 raise
             return carry(selected, problem)
+    if collector.inner_writes:
+        outer = InnerWrite("InsertStmt", node, target, level)
+        return plan_cte_writes(collector, effects, node, outer, Operation.OPERATION_INSERT)
     check_target(collector)
     check_conflict(table, node.get("onConflictClause"))
     try:
@@ -93,32 +95,6 @@ def row_keys(
         return ()
     positions = starts(keys)
     return tuple(positions[unnamed(use.sources)] for use in uses)
-
-
-def insert_columns(table: Table | None, node: Node) -> list[str]:
-    """The columns that values are given for, in their order."""
-    named = [unwrap(column)[1] for column in node.get("cols", [])]
-    if table is None or not table.is_sharded:
-        return [column["name"] for column in named] or [column.name for column in (table.columns if table else ())]
-    for column in named:
-        if "indirection" in column and column["name"] in (*table.key_columns, *table.via_columns):
-            raise not_built(f'a part of "{column["name"]}"', "Give the column's whole value.")
-    if named:
-        return [column["name"] for column in named]
-    if not table.columns and "selectStmt" in node:
-        raise not_built(f'INSERT into "{table.name}" without a column list', "Name the columns.")
-    return [column.name for column in table.columns]
-
-
-def value_rows(node: Node) -> Rows | None:
-    """The rows of VALUES; None when the rows come from a query."""
-    if "selectStmt" not in node:
-        return [[]]  # DEFAULT VALUES
-    source = unwrap(node["selectStmt"])[1]
-    plain = {"valuesLists", "limitOption", "op"}
-    if "valuesLists" not in source or set(source) - plain:
-        return None
-    return [unwrap(row)[1].get("items", []) for row in source["valuesLists"]]
 
 
 def check_conflict(table: Table, clause: Node | None) -> None:

@@ -41,6 +41,13 @@ TAIL = (b"order", b"limit", b"offset", b"fetch", b"for")
 FLIPPED = {"=": "=", "<>": "<>", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 TYPE_NAMES = {oid: name for name, oid in NAMES.items()}
 LIMIT_MAX = b"9223372036854775807"
+LOCKS = {
+    "LCS_FORKEYSHARE": " FOR KEY SHARE",
+    "LCS_FORSHARE": " FOR SHARE",
+    "LCS_FORNOKEYUPDATE": " FOR NO KEY UPDATE",
+    "LCS_FORUPDATE": " FOR UPDATE",
+}
+WAITS = {"LockWaitSkip": " SKIP LOCKED", "LockWaitError": " NOWAIT"}
 Source = tuple[int, int]
 
 
@@ -348,14 +355,24 @@ class Merger:
             ]
             pieces.append(b" ORDER BY " + b", ".join(words))
         if limit[0] != LimitSource.LIMIT_NONE and not self.order and not self.filters and self.group != 0:
-            pieces += [b" LIMIT ", *self.limit_pieces(limit, offset)]
+            pieces += [b" LIMIT ", *self.limit_pieces(limit, offset), *self.lock_pieces()]
             return joined(pieces)
         # Every parameter that the client binds must stand in the text.
         for source in (limit, offset):
             if source[0] == LimitSource.LIMIT_PARAM:
                 word = b" LIMIT" if source is limit else b" OFFSET"
                 pieces += [word, b" CASE WHEN true THEN NULL ELSE ", *number_pieces(source), b"::pg_catalog.int8 END"]
-        return joined(pieces)
+        return joined([*pieces, *self.lock_pieces()])
+
+    def lock_pieces(self) -> list[Piece]:
+        """FOR UPDATE and its like."""
+        found: list[Piece] = []
+        for clause in self.node.get("lockingClause", []):
+            fields = unwrap(clause)[1]
+            tables = [unwrap(one)[1]["relname"].replace('"', '""') for one in fields.get("lockedRels", [])]
+            words = LOCKS[fields["strength"]] + (f""" OF "{'", "'.join(tables)}\"""" if tables else "")
+            found.append((words + WAITS.get(fields.get("waitPolicy", ""), "")).encode())
+        return found
 
     def body(self, first: int, stop: int) -> list[Piece]:
         """From the targets to the end of HAVING; numbers of targets in GROUP BY count the hidden columns in."""

@@ -13,12 +13,14 @@ from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.cte_writes import plan_cte_writes
+from foreshard.proxy.routing.functions import read_effects
 from foreshard.proxy.routing.inserts import plan_insert
 from foreshard.proxy.routing.merge import plan_of_shards
 from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable
-from foreshard.proxy.routing.reads import plan_select
+from foreshard.proxy.routing.reads import route_read
 from foreshard.proxy.routing.session import HANDLED, plan_session
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
@@ -106,7 +108,11 @@ class Planner:
     def plan_read(self, collector: Collector, node: Node) -> Template:
         """A SELECT; what the shards cannot answer, the query node may."""
         try:
-            found = plan_select(collector, node)
+            collector.select(node)
+            if collector.inner_writes:
+                effects = read_effects(collector)
+                return plan_cte_writes(collector, effects, node, None, Operation.OPERATION_SELECT)
+            found = route_read(collector)
         except SqlError as refusal:
             return fall_back(self.catalog, node, refusal, collector.text.is_exact)
         if found.one_shard_refusal is None or found.is_write or not is_queryable(self.catalog, node):

@@ -9,7 +9,7 @@ from foreshard.proxy.routing.functions import Effects, check_shard_local, read_e
 from foreshard.proxy.routing.locate import Locator, distinct
 from foreshard.proxy.routing.merge import plan_merge
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
-from foreshard.proxy.routing.tree import Node
+from foreshard.proxy.routing.tree import Node, unwrap
 
 
 def plan_select(collector: Collector, node: Node) -> Template:
@@ -109,7 +109,7 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
     located = locator.locate()
     problem = locator.problem()
     if is_write and problem is None:
-        problem = writes_many(collector.locks_rows)
+        problem = locks_problem(collector) if locks_only(collector, effects) else writes_many(collector.locks_rows)
     merge = None
     if problem is None and collector.levels[0].merges:
         try:
@@ -137,12 +137,41 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
     return Template(
         RouteKind.ROUTE_SCATTER,
         operation=Operation.OPERATION_SELECT,
+        is_write=is_write,
         merge=merge,
         pin=effects.pin,
         table=table,
         is_exact=exact,
         reason="no key: every shard answers" + ("" if merge is None else ", and the answers are merged"),
     )
+
+
+def locks_only(collector: Collector, effects: Effects) -> bool:
+    """Whether a SELECT changes nothing but the locks of rows."""
+    return collector.locks_rows and not effects.is_write and not collector.writes_within and collector.into is None
+
+
+def locks_problem(collector: Collector) -> SqlError | None:
+    """Why rows of several shards cannot be locked; None when they can.
+
+    Under LIMIT each shard locks as many rows as the whole statement would. That is no other answer, unless rows that
+    are locked are skipped or refused: then other sessions, or this one, would miss rows that nobody is given.
+    """
+    top = collector.levels[0]
+    waits = {
+        unwrap(clause)[1].get("waitPolicy", "LockWaitBlock")
+        for level in collector.levels
+        for clause in level.node.get("lockingClause", [])
+    }
+    if {"LIMIT", "OFFSET"} & set(top.merges) and waits - {"LockWaitBlock"}:
+        return not_built(
+            "LIMIT with NOWAIT or SKIP LOCKED over rows of several shards",
+            "Restrict the statement to keys of one shard, or leave LIMIT out.",
+            "Every shard would lock as many rows as the whole statement may, and others would find them locked.",
+        )
+    if any("lockingClause" in level.node for level in collector.levels[1:]):
+        return not_built("row locks in a sub-select over several shards", "Lock the rows in the outermost SELECT.")
+    return None
 
 
 def writes_many(locks: bool) -> SqlError:

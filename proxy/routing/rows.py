@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from foreshard._core.features import SHAPE_SCALAR, shape_of_type
+from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
+from foreshard.proxy.errors import not_built
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.functions import Effects
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, unwrap
 
 FILLED_IN = -1  # the index of a value that the shard fills in: a key, a default
 COMPUTED = -2  # that it makes of an expression, whose size nobody knows before
+Rows = list[list[Node]]
 Value = tuple[int, bool, int]  # as the Template has it: index, whether it is a parameter, shape
 
 
@@ -87,4 +94,47 @@ def fired_profiles(table: Table, operation: str, columns: frozenset[str] | None 
         if operation in function.operations
         and operation in function.profile_indexes
         and (columns is None or function.columns is None or columns & frozenset(function.columns))
+    )
+
+
+def insert_columns(table: Table | None, node: Node) -> list[str]:
+    """The columns that values are given for, in their order."""
+    named = [unwrap(column)[1] for column in node.get("cols", [])]
+    if table is None or not table.is_sharded:
+        return [column["name"] for column in named] or [column.name for column in (table.columns if table else ())]
+    for column in named:
+        if "indirection" in column and column["name"] in (*table.key_columns, *table.via_columns):
+            raise not_built(f'a part of "{column["name"]}"', "Give the column's whole value.")
+    if named:
+        return [column["name"] for column in named]
+    if not table.columns and "selectStmt" in node:
+        raise not_built(f'INSERT into "{table.name}" without a column list', "Name the columns.")
+    return [column.name for column in table.columns]
+
+
+def value_rows(node: Node) -> Rows | None:
+    """The rows of VALUES; None when the rows come from a query."""
+    if "selectStmt" not in node:
+        return [[]]  # DEFAULT VALUES
+    source = unwrap(node["selectStmt"])[1]
+    plain = {"valuesLists", "limitOption", "op"}
+    if "valuesLists" not in source or set(source) - plain:
+        return None
+    return [unwrap(row)[1].get("items", []) for row in source["valuesLists"]]
+
+
+def insert_template(
+    collector: Collector, table: Table, effects: Effects, node: Node, kind: RouteKind, **fields: Any
+) -> Template:
+    """The Template of an INSERT into a sharded table."""
+    return Template(
+        kind,
+        operation=Operation.OPERATION_INSERT,
+        is_write=True,
+        pin=effects.pin,
+        table=table.qualified,
+        profiles=fired_profiles(table, "insert"),
+        returns="returningList" in node,
+        owes_claims=collector.catalog.owes_claims(table),
+        **{"is_exact": collector.text.is_exact, **fields},
     )

@@ -31,10 +31,12 @@ class Reference:
     schema: str | None = None
     table: Table | None = None  # of declared tables whose columns keep their names
     declared: Table | None = None  # of all declared tables
+    outputs: tuple[tuple[str, Place | None], ...] = ()  # of CTEs: their columns, as far as they are known
     is_nullable: bool = False  # on the side of an outer join that may be filled with NULLs
 
 
 Place = tuple[Reference, str]  # a column of a reference
+Outputs = list[tuple[str, Place | None]]  # the columns of a query's result: name, and what it is a column of
 
 
 @dataclass

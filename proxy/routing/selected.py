@@ -15,16 +15,15 @@ from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.carried import plan_carry
-from foreshard.proxy.routing.collect import Collector, Level
+from foreshard.proxy.routing.collect import Collector, Level, trace
 from foreshard.proxy.routing.facts import Fact
 from foreshard.proxy.routing.functions import Effects
 from foreshard.proxy.routing.locate import KeyUse, Located, Locator, distinct, key_uses, same_domain
 from foreshard.proxy.routing.query import REFUSED
-from foreshard.proxy.routing.rows import COMPUTED, Value, shape_of
+from foreshard.proxy.routing.rows import COMPUTED, Value, insert_template, shape_of
 from foreshard.proxy.routing.scope import Place, Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node, column_path, strings, unwrap
 from foreshard.proxy.routing.wide import wide_problem
-from foreshard.proxy.routing.writes import insert_template
 
 HINT = "Select the rows first, then insert them with VALUES."
 DETAIL = "Where the rows live would depend on the query's result."
@@ -70,7 +69,7 @@ def plan_selected(insert: Selected) -> Template:
     if isinstance(value, dict):
         key_type = table.type_of(routing)
         keys = insert.collector.text.read_keys(value, key_family(key_type)) if key_type is not None else None
-        value = insert.level.scope.resolve(value)
+        value = trace(insert.level, value)
     if keys:
         uses = key_uses(insert.collector.catalog, table, routing, keys, KeyFlag.KEY_INSERTED)
         return plan_located(insert, {insert.target: uses}, None)
@@ -207,18 +206,19 @@ def given_columns(insert: Selected) -> dict[str, Node | Place | None]:
     return dict(zip(insert.columns, found, strict=False))
 
 
-def star_places(node: Node | None, level: Level) -> list[Place] | None:
+def star_places(node: Node | None, level: Level) -> list[Place | None] | None:
     """The columns that a star stands for; None when they are not known for certain."""
     names = level.scope.names
     path = strings(unwrap(node)[1].get("fields", []))
     if names.hidden or names.merged or len(path) > 1:
         return None
     chosen = [one for one in names.references if not path or one.name == path[0]]
-    found: list[Place] = []
+    found: list[Place | None] = []
     for one in chosen:
-        if one.table is None or not one.table.columns:
+        columns = one.table.columns if one.table is not None else ()
+        if not columns and not one.outputs:
             return None
-        found += [(one, column.name) for column in one.table.columns]
+        found += [(one, column.name) for column in columns] or [place for _, place in one.outputs]
     return found if chosen else None
 
 

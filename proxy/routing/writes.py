@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import SqlError, not_built
-from foreshard.proxy.routing.collect import EVERYWHERE, Collector, Level
+from foreshard.proxy.routing.collect import EVERYWHERE, Collector, InnerWrite, Level
+from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
 from foreshard.proxy.routing.locate import Locator, distinct
+from foreshard.proxy.routing.merge_into import Merge
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference
 from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
-from foreshard.proxy.routing.tree import Node
+from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.wide import wide_problem
 
 OPERATIONS = {
@@ -42,9 +42,12 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
         return plain_write(collector, kind, effects)
     if target.kind is ReferenceKind.REFERENCE:
         return plan_reference(collector, kind, node, table)
+    if collector.inner_writes:
+        outer = InnerWrite(kind, node, target, level)
+        return plan_cte_writes(collector, effects, node, outer, OPERATIONS[kind])
     check_target(collector)
     if kind == "MergeStmt":
-        raise not_built("MERGE into declared tables", "Use INSERT ... ON CONFLICT, or UPDATE and INSERT.")
+        return plan_merge_into(collector, node, target, level, effects)
     if "WHERE CURRENT OF" in level.merges:
         raise not_built("WHERE CURRENT OF on declared tables", "Name the row by its key.")
     pairs = assignments(node.get("targetList", [])) if kind == "UpdateStmt" else []
@@ -72,21 +75,16 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
     )
 
 
-def insert_template(
-    collector: Collector, table: Table, effects: Effects, node: Node, kind: RouteKind, **fields: Any
-) -> Template:
-    """The Template of an INSERT into a sharded table."""
-    return Template(
-        kind,
-        operation=Operation.OPERATION_INSERT,
-        is_write=True,
-        pin=effects.pin,
-        table=table.qualified,
-        profiles=fired_profiles(table, "insert"),
-        returns="returningList" in node,
-        owes_claims=collector.catalog.owes_claims(table),
-        **{"is_exact": collector.text.is_exact, **fields},
-    )
+def plan_merge_into(collector: Collector, node: Node, target: Reference, level: Level, effects: Effects) -> Template:
+    """The route of a MERGE into a sharded table; SqlError when it must be refused."""
+    assert target.declared is not None
+    for clause in node.get("mergeWhenClauses", []):
+        if unwrap(clause)[1].get("commandType") == "CMD_UPDATE":
+            pairs = assignments(unwrap(clause)[1].get("targetList", []))
+            check_assignments(target.declared, [column for column, _ in pairs])
+    check_no_plain(collector)
+    check_shard_local(collector)
+    return Merge(collector, node, target, level, target.declared).plan(effects)
 
 
 def plain_write(collector: Collector, kind: str, effects: Effects) -> Template:

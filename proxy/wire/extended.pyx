@@ -28,7 +28,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -289,6 +289,7 @@ cdef class Extended(Parsing):
         self.rows_left = rows
         self.copy_out = copy_out_of(portal.statement.template)
         self.lock = portal.statement.template.lock
+        self.in_turn = locks_rows(portal.statement.template)
         self.completing = portal.statement.template if portal.statement.template.completion else None
         if self.lock is not None:
             self.lock_on(self.active, self.lock)

@@ -15,6 +15,7 @@ cdef int copy_out_of(Template template) noexcept
 cdef class Gather(Asking):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
     cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
+    cdef bint in_turn                   # each shard is asked when the one before has answered: row locks
     cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none
     cdef int copy_out                   # CopyOut of the statement whose parts are under way
     cdef list shards                    # of the read that route() found to go to many
@@ -37,3 +38,6 @@ cdef class Gather(Asking):
     cdef int next_part(self) except -1
     cdef int finish_parts(self, bint suspended) except -1
     cdef int ask_part(self, Backend backend) except -1
+
+
+cdef bint locks_rows(Template template) noexcept

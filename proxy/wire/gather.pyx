@@ -11,6 +11,7 @@ from foreshard._core.copy_plan cimport COPY_BINARY
 from foreshard._core.template cimport (
     COMPLETE_NONE,
     COMPLETE_ROWS,
+    OPERATION_SELECT,
     ROUTE_ANY,
     ROUTE_CARRY,
     ROUTE_COPY,
@@ -269,7 +270,7 @@ cdef class Gather(Asking):
 
     cdef bint asks_in_turn(self) noexcept:
         """Each shard is asked when the one before has answered."""
-        return self.rows_left > 0 or self.lock is not None
+        return self.rows_left > 0 or self.lock is not None or self.in_turn
 
     cdef int ask_part(self, Backend backend) except -1:
         """Execute with what is left of the row limit; the frontend knows the portal."""
@@ -382,6 +383,11 @@ cdef int copy_out_of(Template template) noexcept:
     if template.copy.form == COPY_BINARY:
         return COPY_OUT_BINARY
     return COPY_OUT_LINE if template.copy.has_header else COPY_OUT_PLAIN
+
+
+cdef bint locks_rows(Template template) noexcept:
+    """A SELECT that locks: shards are asked in their order, so that two such statements do not wait for each other."""
+    return template.is_write and template.operation == OPERATION_SELECT
 
 
 cdef int check_moments(Values values) except -1:

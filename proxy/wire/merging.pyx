@@ -56,11 +56,13 @@ cdef class Merging(Segment):
             plan, len(self.shards), plan.read_limit(self.hub.literals, None),
             plan.read_offset(self.hub.literals, None), self.labels())
         cdef list parts
-        if not self.attach_all(self.shards, False):
+        if not self.attach_all(self.shards, template.is_write):
             return RETRY
         parts = [self.find_link(shard) for shard in self.shards]
         self.check_encoding(plan, parts[0])
         for backend in parts:
+            if template.is_write:
+                self.mark(backend, template)
             backend.write_query(text, REPLY_QUERY)
         self.rows_goal = self.rows_before = self.chunk = 0
         return self.begin_merge(parts, merger, [PART_RUNNING] * len(parts))

@@ -24,7 +24,7 @@ from foreshard._core.template cimport (
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -167,7 +167,8 @@ cdef class Simple(Carrying):
         self.rows_left = 0
         self.copy_out = copy_out_of(template)
         self.lock = template.lock
-        if self.lock is not None:
+        self.in_turn = locks_rows(template)
+        if self.asks_in_turn():
             return self.query_same(template, parts, message[:total])
         for index, backend in enumerate(parts):
             if template.is_write:
@@ -196,7 +197,8 @@ cdef class Simple(Carrying):
     cdef int ask_part(self, Backend backend) except -1:
         if not self.simple:
             return Carrying.ask_part(self, backend)
-        self.lock_on(backend, self.lock)
+        if self.lock is not None:
+            self.lock_on(backend, self.lock)
         backend.outbox.append(<const char*> self.message, len(self.message))
         backend.unnamed = None
         backend.replies.push(REPLY_QUERY)
