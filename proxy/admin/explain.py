@@ -38,6 +38,11 @@ ROUTES = {
     "refuse": "Refused",
     "transaction": "Transaction control",
     "multi": "Several statements",
+    "explain": "Answered by the router",
+    "query": "Query node",
+    "alone": "All shards, one after the other, outside of transactions",
+    "carry": "Rows of a query, carried to their shards",
+    "copy": "Rows of a COPY, each to its shard",
 }
 
 

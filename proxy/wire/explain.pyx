@@ -3,15 +3,12 @@
 from foreshard._core.template cimport (
     ROUTE_ANY,
     ROUTE_DEFAULT,
-    ROUTE_EMPTY,
-    ROUTE_EXPLAIN,
     ROUTE_KEYED,
     ROUTE_MULTI,
     ROUTE_PLACE,
     ROUTE_QUERY,
     ROUTE_REFUSE,
     ROUTE_SCATTER,
-    ROUTE_TRANSACTION,
     Buckets,
     Template,
 )
@@ -19,20 +16,9 @@ from foreshard._core.values cimport Values
 from foreshard.proxy.wire.pool cimport Hub
 
 from foreshard._core.errors import SqlError
+from foreshard._core.template import RouteKind
 
-ROUTE_NAMES = {
-    ROUTE_EMPTY: "empty",
-    ROUTE_DEFAULT: "default",
-    ROUTE_KEYED: "keyed",
-    ROUTE_SCATTER: "scatter",
-    ROUTE_ANY: "any",
-    ROUTE_PLACE: "place",
-    ROUTE_REFUSE: "refuse",
-    ROUTE_TRANSACTION: "transaction",
-    ROUTE_EXPLAIN: "explain",
-    ROUTE_MULTI: "multi",
-    ROUTE_QUERY: "query",
-}
+ROUTE_NAMES = {int(kind): kind.name.removeprefix("ROUTE_").lower() for kind in RouteKind}
 OPERATION_NAMES = ("select", "insert", "update", "delete", "other")
 
 

@@ -65,13 +65,13 @@ class Runner:
         before = self.proxied.status
         try:
             answer = self.proxied.ask(unit, keys)
+            results = results_of(answer, unit)
+            self._learn(unit, answer)
+            self._count(unit, results, before)
         except (Closed, OSError) as error:
             said = "\n    ".join(self.world.proxy.log_text().splitlines()[-30:])
             raise Mismatch(unit, f"{error!r}, log:\n    {said}", "an answer", tuple(self.script)) from None
-        results = results_of(answer, unit)
-        self._learn(unit, answer)
         refused = next((index for index, one in enumerate(results) if one.sqlstate == REFUSED and one.is_ours), -1)
-        self._count(unit, results, before)
         if refused >= 0:
             expected = self._mirror_refusal(unit, refused, before)
         else:

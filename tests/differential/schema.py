@@ -123,6 +123,7 @@ TABLES = (
     Table("blob", "root", ("digest",), {"digest": "bytea", "size": "int", "kind": "text"}),
     Table("holiday", "root", ("day",), {"day": "date", "name": "text", "rank": "int"}),
     Table("tick", "root", ("at",), {"at": "ts", "value": "int", "source": "text"}),
+    Table("slot", "root", ("room", "no"), {"room": "text", "no": "int", "title": "text", "price": "num"}),
     Table("ledger", "plain", ("id",), {"id": "int", "body": "text", "score": "int", "on_day": "date"}),
     Table("memo", "plain", ("id",), {"id": "int", "body": "text", "amount": "num"}),
 )

@@ -182,14 +182,14 @@ class Script:
         columns = self.draw.choice(("*", ", ".join(self.draw.sample(list(table.columns), 2)), "count(*)", "1 AS one"))
         roll = self.draw.random()
         if roll < 0.6:
-            test = piece(f"{key} = ", self.writes.key_value(table))
+            test = self.writes.by_key(table)
         elif roll < 0.8:
             keys = [piece(self.writes.key_value(table)) for _ in range(self.draw.randint(1, 5))]
             test = piece(f"{key} IN (", joined(", ", keys), ")")
         elif table.parent:
             test = piece(f"{table.via} = ", self.writes.parent_value(table))
         else:
-            test = piece(f"{key} = ", self.writes.key_value(table), " AND ", self.writes.test(table, ""))
+            test = piece(self.writes.by_key(table), " AND ", self.writes.test(table, ""))
         return Statement("select by key", piece(f"SELECT {columns} FROM {table.name} WHERE ", test))
 
     def read_all(self) -> Statement:

@@ -34,6 +34,8 @@ KEY_POOLS: dict[str, tuple[str, ...]] = {
     "blob": tuple("\\x" + bytes(range(n % 5, n % 5 + n % 7)).hex() + f"{n:02x}" for n in range(40)),
     "holiday": tuple(f"20{10 + n:02}-0{1 + n % 9}-1{n % 10}" for n in range(40)),
     "tick": tuple(f"2024-03-{1 + n:02} 0{n % 10}:00:00+00" for n in range(30)),
+    "slot.room": ("a", "b", "c d", "é", ""),
+    "slot.no": tuple(str(n) for n in range(-1, 7)),
     "country": ("DE", "FR", "IT", "AT", "JP", "BR", "NO"),
     "currency": ("EUR", "USD", "JPY", "GBP", "BRL"),
     "memo": tuple(str(n) for n in range(1, 40)),
@@ -71,6 +73,6 @@ def column_value(draw: random.Random, table: Table, column: str) -> Value:
 
 def given_key(draw: random.Random, table: Table, column: str) -> Value:
     """A key out of the pool of a table whose keys clients give."""
-    pool = KEY_POOLS[table.name]
+    pool = KEY_POOLS.get(f"{table.name}.{column}") or KEY_POOLS[table.name]
     kind = "text" if table.columns[column] == "text" else SQL_TYPES[table.columns[column]]
     return Value(kind, draw.choice(pool), pool)

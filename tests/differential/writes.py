@@ -41,7 +41,7 @@ class Writes:
 
     def some_key(self, table: Table, column: str) -> Value:
         if not table.is_generated:
-            pool = tuple(self.world.keys.get(table.name, ()))
+            pool = tuple(self.world.keys.get(table.name, ())) if len(table.key) == 1 else ()
             if pool and self.draw.random() < 0.75:
                 return Value(given_key(self.draw, table, column).type, self.draw.choice(pool), pool)
             return given_key(self.draw, table, column)
@@ -66,7 +66,7 @@ class Writes:
         dot = f"{alias}." if alias else ""
         roll, key = self.draw.random(), f"{dot}{table.key[0]}"
         if roll < 0.5:
-            return piece(f" WHERE {key} = ", self.key_value(table))
+            return piece(" WHERE ", self.by_key(table, dot))
         if roll < 0.62:
             keys = [piece(self.key_value(table)) for _ in range(self.draw.randint(1, 4))]
             return piece(f" WHERE {key} IN (", joined(", ", keys), ")")
@@ -75,6 +75,16 @@ class Writes:
         if roll < 0.97:
             return piece(" WHERE ", self.test(table, dot), self.more(table, dot))
         return NOTHING
+
+    def by_key(self, table: Table, dot: str = "") -> Piece:
+        """The whole key of one row."""
+        values = [self.some_key(table, column).bare(self.draw) for column in table.key]
+        if len(values) > 1 and self.draw.random() < 0.3:
+            return piece(
+                f"({', '.join(dot + name for name in table.key)}) = (", joined(", ", [piece(v) for v in values]), ")"
+            )
+        tests = [piece(f"{dot}{name} = ", value) for name, value in zip(table.key, values, strict=True)]
+        return joined(" AND ", tests)
 
     def more(self, table: Table, dot: str) -> Piece:
         return piece(" AND ", self.test(table, dot)) if self.draw.random() < 0.3 else NOTHING
@@ -307,7 +317,7 @@ class Writes:
         table = self.draw.choice(WRITTEN)
         condition = self.condition(table)
         if not condition.parts or self.draw.random() < 0.5:
-            condition = piece(f" WHERE {table.key[0]} = ", self.key_value(table))
+            condition = piece(" WHERE ", self.by_key(table))
         return Statement(
             f"delete {table.kind}", piece(f"DELETE FROM {table.name}", condition, self.returning(table, 0.35))
         )

@@ -258,7 +258,7 @@ def test_explain_shows_the_plan_of_the_query_node(sides: Pair) -> None:
         plan = str(connection.rows(f"EXPLAIN (COSTS off) {ACROSS}"))
         assert "Foreign Scan" in plan
         route = str(connection.rows(f"EXPLAIN (FORESHARD) {ACROSS}"))
-        assert "query: query" in route
+        assert "Query node: query" in route
 
 
 def test_nothing_can_be_written_there(sides: Pair) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from foreshard._core.placement import Placer
 from foreshard._core.shared import SharedState
-from foreshard.proxy.admin.explain import REASONS, Explanation, explain_lines, explain_result
+from foreshard._core.template import RouteKind
+from foreshard.proxy.admin.explain import REASONS, ROUTES, Explanation, explain_lines, explain_result
 
 PLACED: Explanation = {
     "route": "place",
@@ -89,3 +90,7 @@ def test_a_real_decision_can_be_explained() -> None:
     lines = explain_lines({"route": "place", "decision": decision}, ["s0", "s1", "s2"])
     assert lines[0].startswith("Place by predicted cost: s")
     assert any(line.startswith("    3: ") for line in lines)
+
+
+def test_every_kind_of_route_is_told_in_words() -> None:
+    assert {kind.name.removeprefix("ROUTE_").lower() for kind in RouteKind} == set(ROUTES)
