@@ -22,6 +22,7 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.schema_control import control_steps
 from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.verify_claims import IS_THERE, ClaimVerification, check_claim_leftovers
 from foreshard.proxy.control.verify_findings import Counted, Finding, Verdict
 from foreshard.proxy.control.verify_rows import Progress, TableVerification
 from foreshard.proxy.control.verify_shard import ShardReader
@@ -112,6 +113,7 @@ class Verification:
                 await self._compare(table)
             else:
                 await self._check_rows(table)
+                await self._check_claims(table)
         if self.options.table is None:
             for reader in self.readers:
                 self.findings += await check_identity(self.config, reader, self._cluster)
@@ -119,6 +121,7 @@ class Verification:
                 self.findings += found
                 self.notes += notes
                 self.findings += await check_objects(reader, self._step_texts(reader.index))
+                self.findings += await check_claim_leftovers(self._catalog, reader)
 
     def verdict(self, seconds: float) -> Verdict:
         """The result."""
@@ -176,6 +179,13 @@ class Verification:
             source = self._facts[reader.index].tables[table.qualified].sources.get(table.key)
             if source is not None and source.sequence:
                 self.findings += await check_sequence(reader, table, source.sequence, looked.seen[reader.index].counter)
+
+    async def _check_claims(self, table: Table) -> None:
+        for columns in () if self.options.is_quick else table.unique:
+            if all([await reader.value(IS_THERE) for reader in self.readers]):  # else its absence is a finding
+                looked = ClaimVerification(table, columns, self.readers, self._read_owners)
+                await looked.run()
+                self.findings += looked.findings
 
     async def _compare(self, table: Table) -> None:
         first, *_ = self._facts.values()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
+from tests.support.verified import assert_verified
 
 SHARDS = range(3)
 CLIENTS = 16
@@ -66,6 +67,7 @@ def served(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFacto
     shards.execute(SCHEMA)
     with Proxy(shards.dsns, tmp_path_factory.mktemp("claims"), tables=TABLES, workers={"per_shard": 0}) as proxy:
         yield World(shards, proxy)
+        assert_verified(proxy.configuration)
     test_instances.drop(shards)
 
 
