@@ -8,6 +8,7 @@ from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import EVERYWHERE, Collector, InnerWrite, Level
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
+from foreshard.proxy.routing.key_change import check_changed, elsewhere, new_keys
 from foreshard.proxy.routing.locate import Locator, distinct
 from foreshard.proxy.routing.merge_into import Merge
 from foreshard.proxy.routing.reads import check_no_plain
@@ -51,12 +52,16 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
     if "WHERE CURRENT OF" in level.merges:
         raise not_built("WHERE CURRENT OF on declared tables", "Name the row by its key.")
     pairs = assignments(node.get("targetList", [])) if kind == "UpdateStmt" else []
-    check_assignments(table, [column for column, _ in pairs])
+    changed = [column for column, _ in pairs]
+    changes_place = check_changed(collector.catalog, table, changed)
     check_no_plain(collector)
     check_shard_local(collector)
     locator = Locator(collector)
-    problem = wide_problem(collector, locator, target, node)
+    problem = wide_problem(collector, locator, target, node) if not changes_place else elsewhere(table, changed)
     keys = locate_all(locator, target, table, problem)
+    if changes_place:
+        found = new_keys(locator, target, table, pairs)
+        keys = distinct([*locator.locate().values(), found])
     operation = "update" if kind == "UpdateStmt" else "delete"
     return Template(
         RouteKind.ROUTE_SCATTER if keys is None else RouteKind.ROUTE_KEYED,
