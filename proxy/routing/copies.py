@@ -24,6 +24,7 @@ from foreshard.proxy.routing.rows import fired_profiles
 from foreshard.proxy.routing.text import Key
 from foreshard.proxy.routing.tree import Node, strings
 
+ACCESS_SHARE = 1  # AccessShareLock
 # Columns whose values, or parts of them, may be words that mean the time of their reading.
 TIMES = ("date", "time", "timestamp", "ts", "datemultirange", "daterange")
 
@@ -52,6 +53,13 @@ def plan_copy(collector: Collector, node: Node) -> Template | None:
             return plan_claimed(table, options)
         return placed(table, "the shard generates the keys")
     return plan_keyed(collector.catalog, table, columns, options)
+
+
+def plan_dump_lock(collector: Collector, node: Node) -> Template | None:
+    """LOCK ... IN ACCESS SHARE MODE of a dump: the default shard's lock will do, for DDL goes through that, too."""
+    if node.get("mode") != ACCESS_SHARE:
+        return None
+    return Template(RouteKind.ROUTE_DEFAULT, is_exact=True, reason="DDL goes through the default shard")
 
 
 def placed(table: Table, reason: str) -> Template:

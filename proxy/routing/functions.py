@@ -10,7 +10,7 @@ from foreshard.proxy.routing.builtins import AGGREGATES, DYNAMIC, LOCAL, PURE, W
 from foreshard.proxy.routing.collect import Call, Collector
 from foreshard.proxy.routing.settings import check_setting
 from foreshard.proxy.routing.text import Text
-from foreshard.proxy.routing.tree import Node, strings, unwrap
+from foreshard.proxy.routing.tree import Node, column_path, strings, unwrap
 
 BUILTIN = AGGREGATES | DYNAMIC | LOCAL | PURE | WINDOWS | WRITES
 SESSION_LOCKS = {
@@ -72,7 +72,7 @@ def check_call(catalog: Catalog, text: Text, name: str, fields: Node) -> None:
     """Refuse calls that would answer for one shard only."""
     if name == "lastval":
         raise placed_sequence(name, "any of the declared tables")
-    if name in SEQUENCE_FUNCTIONS:
+    if name in SEQUENCE_FUNCTIONS and not is_dump_of_sequences(name, fields):
         table = sequence_table(catalog, text, name, (fields.get("args") or [None])[0])
         if table is not None:
             raise placed_sequence(name, f'"{table}"')
@@ -82,6 +82,12 @@ def check_call(catalog: Catalog, text: Text, name: str, fields: Node) -> None:
             "Select the rows through Foreshard and build the result in the client.",
             "It reads tables that are named in its arguments, on one shard only.",
         )
+
+
+def is_dump_of_sequences(name: str, fields: Node) -> bool:
+    """pg_get_sequence_data(seqrelid): a dump asks for all sequences and keeps what it was asked to dump."""
+    path = column_path((fields.get("args") or [None])[0])
+    return name == "pg_get_sequence_data" and path is not None and path[-1] == "seqrelid"
 
 
 def placed_sequence(name: str, whose: str) -> SqlError:

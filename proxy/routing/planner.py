@@ -21,7 +21,7 @@ from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable
 from foreshard.proxy.routing.reads import route_read
-from foreshard.proxy.routing.session import HANDLED, plan_session
+from foreshard.proxy.routing.session import HANDLED, plan_called_setting, plan_session, plan_setval
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
 from foreshard.proxy.routing.utility import STATE_WORDS, plan_utility
@@ -79,7 +79,8 @@ class Planner:
         """The same with every shard in mind."""
         collector = Collector(self.catalog, text)
         if kind == "SelectStmt":
-            return self.plan_read(collector, node)
+            found = plan_called_setting(text, own, node) or plan_setval(self.catalog, text, node)
+            return found or self.plan_read(collector, node)
         if kind == "InsertStmt":
             return self.plan_carried(plan_insert(collector, node))
         if kind in ("UpdateStmt", "DeleteStmt", "MergeStmt"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from foreshard._core.template import Operation, RouteKind, Template, Verb
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.functions import split_name
 from foreshard.proxy.routing.settings import check_setting
 from foreshard.proxy.routing.text import Text
-from foreshard.proxy.routing.tree import Node, unwrap
+from foreshard.proxy.routing.tree import Node, strings, unwrap
 
 VERBS = {
     "TRANS_STMT_BEGIN": Verb.VERB_BEGIN,
@@ -31,6 +32,10 @@ PINNING = {
 CHANNEL_KINDS = {"ListenStmt": "LISTEN", "UnlistenStmt": "UNLISTEN"}     # for every shard: any may notify
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
 SNAPSHOT = "foreshard.snapshot"
+RESTRICT = (
+    b"SELECT set_config(name, 'view, foreign-table', false) FROM pg_settings"
+    b" WHERE name = 'restrict_nonsystem_relation_kind'"
+)
 BOOLEANS = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 READS = ("VariableSetStmt", "VariableShowStmt", "ConstraintsSetStmt", "UnlistenStmt", *CURSOR_KINDS, *PINNING)
 HANDLED = frozenset({"TransactionStmt", "NotifyStmt", *READS}) - {"PrepareStmt"}
@@ -101,6 +106,58 @@ def plan_snapshot(values: list[str] | None, *, is_reset: bool, is_local: bool) -
         is_reset=is_reset,
         is_exact=True,
         reason="about the session",
+    )
+
+
+def plan_called_setting(text: Text, statement: bytes, node: Node) -> Template | None:
+    """What pg_dump sets by calling set_config, made on every backend of the session; None for all else.
+
+    With an empty search_path every table is named with its schema, so what is taken for a declared table is one.
+    """
+    if b" ".join(statement.split()) == RESTRICT:
+        return called_setting(text, statement, "restrict_nonsystem_relation_kind")
+    targets = node.get("targetList", [])
+    if len(targets) != 1 or set(node) - {"targetList", "limitOption", "op"}:
+        return None
+    kind, call = unwrap(unwrap(targets[0])[1].get("val"))
+    path = strings(call.get("funcname")) if kind == "FuncCall" else []
+    arguments = call.get("args", [])
+    if path not in (["set_config"], ["pg_catalog", "set_config"]) or len(arguments) != 3:
+        return None
+    name, value, is_local = (text.value_of(argument) for argument in arguments)
+    if str(name).lower() != "search_path" or value != "" or is_local != 0:
+        return None
+    return called_setting(text, statement, "search_path")
+
+
+def plan_setval(catalog: Catalog, text: Text, node: Node) -> Template | None:
+    """SELECT setval(...) of a sequence that feeds keys of a declared table: each shard's is set. None for all else."""
+    targets = node.get("targetList", [])
+    if len(targets) != 1 or set(node) - {"targetList", "limitOption", "op"}:
+        return None
+    kind, call = unwrap(unwrap(targets[0])[1].get("val"))
+    if kind != "FuncCall" or strings(call.get("funcname")) not in (["setval"], ["pg_catalog", "setval"]):
+        return None
+    values = [text.value_of(argument) for argument in call.get("args", [])]
+    table = catalog.find_sequence(*split_name(str(values[0]))) if len(values) > 1 and None not in values else None
+    if table is None:
+        return None
+    return Template(
+        RouteKind.ROUTE_SCATTER,
+        is_write=True,
+        table=table,
+        returns=True,
+        lock=table.encode(),
+        is_exact=True,
+        reason="every shard has a sequence of its own",
+    )
+
+
+def called_setting(text: Text, statement: bytes, name: str) -> Template:
+    """The route of a SELECT that makes a setting: as SET."""
+    text.is_exact = True
+    return Template(
+        RouteKind.ROUTE_DEFAULT, pin=f"SET {name}", text=statement, name=name, is_exact=True, reason="about the session"
     )
 
 

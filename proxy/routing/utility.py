@@ -8,7 +8,7 @@ from foreshard._core.template import RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.copies import plan_copy, plan_copy_select
+from foreshard.proxy.routing.copies import plan_copy, plan_copy_select, plan_dump_lock
 from foreshard.proxy.routing.ddl import plan_schema
 from foreshard.proxy.routing.functions import check_declared, read_effects
 from foreshard.proxy.routing.reads import check_new_name, route_read
@@ -46,6 +46,10 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     pin = None
     if catalog.is_declared:
         found = plan_schema(collector, kind, node)
+        if found is not None:
+            return found
+    if kind == "LockStmt":
+        found = plan_dump_lock(collector, node)
         if found is not None:
             return found
     if kind == "CopyStmt" and "query" in node:

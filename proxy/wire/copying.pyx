@@ -41,10 +41,13 @@ cdef class Copying(Merging):
     cdef int begin_copy(self, Template template, bytes text) except -1:
         """Send the statement to its first shard, inside a transaction."""
         cdef Backend backend
-        if self.simple and not self.explicit and self.is_unsynced():
-            raise not_built("COPY FROM STDIN inside a pipeline of extended query", "Sync first.")
         if self.wait_until_drained():
             return RETRY
+        if self.simple and not self.explicit:
+            for backend in self.links:
+                if backend.unsynced and backend.executed:
+                    raise not_built("COPY FROM STDIN inside a pipeline of extended query", "Sync first.")
+            self.settle_pipeline()      # only prepared, with Flush in place of Sync
         backend = self.attach(self.choose_first(template), False, False)
         if backend is None:
             return RETRY
@@ -449,4 +452,6 @@ cdef class Copying(Merging):
     cdef int execute_own(self, Statement statement) except -1:
         if statement.template.kind == ROUTE_COPY:
             return self.begin_copy(statement.template, statement.body[:statement.query_size])
+        if statement.template.pin is not None and statement.template.text[:6].upper() == b"SELECT":
+            raise not_built("this call of set_config by extended query", "Use SET, or send it as a simple Query.")
         return Merging.execute_own(self, statement)
