@@ -29,7 +29,7 @@ PINNING = {
     "DeallocateStmt": "DEALLOCATE",
     "DiscardStmt": "DISCARD",
 }
-CHANNEL_KINDS = {"ListenStmt": "LISTEN", "UnlistenStmt": "UNLISTEN"}     # for every shard: any may notify
+CHANNEL_KINDS = {"ListenStmt": "LISTEN", "UnlistenStmt": "UNLISTEN"}  # for every shard: any may notify
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
 SNAPSHOT = "foreshard.snapshot"
 RESTRICT = (
