@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from foreshard._core.buckets import bucket_of, initial_map
 
 SCHEMA = (
     "CREATE TABLE account (id bigint PRIMARY KEY, owner text, balance bigint NOT NULL DEFAULT 0)",
@@ -11,14 +14,21 @@ SCHEMA = (
     "CREATE INDEX ON entry (account_id)",
     "CREATE TABLE note (id bigserial PRIMARY KEY, body text)",
     "CREATE TABLE named (name text PRIMARY KEY, body text)",
+    # The same columns and indexes; only in one of them are the shards' unique indexes one.
+    "CREATE TABLE member (name text PRIMARY KEY, email text UNIQUE, body text)",
+    "CREATE TABLE visitor (name text PRIMARY KEY, email text, body text)",
+    "CREATE INDEX ON visitor (email)",
 )
 TABLES = {
     "account": {"key": "id"},
     "entry": {"key": "id", "parent": "account", "via": "account_id"},
     "note": {"key": "id"},
     "named": {"key": "name"},
+    "member": {"key": "name", "unique": ["email"]},
+    "visitor": {"key": "name"},
 }
 BODY = "x" * 200
+PAIRS = 60  # pgbench takes 128 scripts at most
 
 
 @dataclass(frozen=True)
@@ -28,54 +38,99 @@ class Kind:
     name: str
     lines: tuple[str, ...]
     clients: int = 4
+    pairs: Sequence[tuple[int, int]] = ()  # of accounts: one script for each, as {one} and {other}
+    plain: tuple[str, ...] = ()  # what it is compared with through Foreshard, too: the same without the guarantee
+    bar: float | None = None  # the most that it may cost, against `plain` or else one PostgreSQL
 
     def write(self, directory: Path, accounts: int) -> tuple[str, ...]:
         """The script as pgbench's arguments."""
-        path = directory / f"{self.name.replace(' ', '-').replace(',', '')}.sql"
-        path.write_text("".join(line.format(accounts=accounts, body=BODY) + "\n" for line in self.lines))
-        return ("-f", str(path))
+        return self._write(directory, accounts, self.lines, "")
+
+    def write_plain(self, directory: Path, accounts: int) -> tuple[str, ...]:
+        """The same of what it is compared with."""
+        return self._write(directory, accounts, self.plain, "-plain")
+
+    def _write(self, directory: Path, accounts: int, lines: Sequence[str], suffix: str) -> tuple[str, ...]:
+        words: list[str] = []
+        for number, (one, other) in enumerate(self.pairs or [(0, 0)]):
+            name = self.name.replace(" ", "-").replace(",", "").replace(":", "")
+            path = directory / f"{name}{suffix}-{number}.sql"
+            values: Mapping[str, object] = {"accounts": accounts, "body": BODY, "one": one, "other": other}
+            path.write_text("".join(line.format_map(values) + "\n" for line in lines))
+            words += ["-f", str(path)]
+        return tuple(words)
 
 
-def transfer(one: str, other: str) -> tuple[str, ...]:
-    """Money moves in a transaction; lower keys first, so that none waits for another in a circle."""
-    return (
-        one,
-        other,
-        r"\set low least(:a, :b)",
-        r"\set high greatest(:a, :b)",
-        "BEGIN;",
-        "UPDATE account SET balance = balance - 1 WHERE id = :low;",
-        "UPDATE account SET balance = balance + 1 WHERE id = :high;",
-        "COMMIT;",
-    )
+def shards_of_accounts(accounts: int, shards: int) -> list[list[int]]:
+    """The keys of the accounts on each shard."""
+    owners = initial_map(shards)
+    found: list[list[int]] = [[] for _ in range(shards)]
+    for key in range(1, accounts + 1):
+        found[owners[bucket_of(key)]].append(key)
+    return found
 
 
-KINDS = (
-    Kind("insert, placed", ("INSERT INTO note (body) VALUES ('{body}');",)),
-    Kind(
-        "insert, text key at home",
-        (
-            r"\set n random(1, 1000000000000)",
-            "INSERT INTO named VALUES ('name :n', '{body}');",
-        ),
-    ),
-    Kind("point read", (r"\set a random(1, {accounts})", "SELECT balance FROM account WHERE id = :a;")),
-    Kind("transfer", transfer(r"\set a random(1, {accounts})", r"\set b random(1, {accounts})")),
-    Kind("count", ("SELECT count(*) FROM account;",), clients=1),
-    Kind(
-        "count over a join",
-        ("SELECT count(*) FROM account a JOIN entry e ON e.account_id = a.id;",),
-        clients=1,
-    ),
-    Kind("newest ten", ("SELECT id, balance FROM account ORDER BY id DESC LIMIT 10;",), clients=1),
-    Kind(
-        "groups",
-        ("SELECT owner, count(*), sum(balance) FROM account GROUP BY owner ORDER BY owner;",),
-        clients=1,
-    ),
-    Kind(
-        "query node: join of groups",
-        ("SELECT count(*) FROM account a JOIN note n ON n.id = a.id;",),
-        clients=1,
-    ),
+def transfers(accounts: int, shards: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Pairs of accounts on one shard, and pairs on two; lower keys first, so that none waits in a circle."""
+    by_shard = shards_of_accounts(accounts, shards)
+    same, apart = [], []
+    for number in range(PAIRS):
+        here, there = by_shard[number % shards], by_shard[(number + 1) % shards]
+        place = number // shards
+        same.append(_ordered(here[2 * place % len(here)], here[(2 * place + 1) % len(here)]))
+        apart.append(_ordered(here[2 * place % len(here)], there[(2 * place + 1) % len(there)]))
+    return same, apart
+
+
+def _ordered(one: int, other: int) -> tuple[int, int]:
+    return min(one, other), max(one, other)
+
+
+TRANSFER = (
+    "BEGIN;",
+    "UPDATE account SET balance = balance - 1 WHERE id = {one};",
+    "UPDATE account SET balance = balance + 1 WHERE id = {other};",
+    "COMMIT;",
 )
+DRAW = r"\set n random(1, 1000000000000)"
+DRAW_OTHER = r"\set m random(1, 1000000000000)"
+
+
+def all_kinds(accounts: int, shards: int) -> tuple[Kind, ...]:
+    """Every kind, for that many accounts."""
+    same, apart = transfers(accounts, shards)
+    return (
+        Kind("insert, placed", ("INSERT INTO note (body) VALUES ('{body}');",)),
+        Kind("insert, text key at home", (DRAW, "INSERT INTO named VALUES ('name :n', '{body}');")),
+        Kind(
+            "insert, claimed at home",  # equal texts have one home
+            (DRAW, "INSERT INTO member VALUES ('name :n', 'name :n', '{body}');"),
+            plain=(DRAW, "INSERT INTO visitor VALUES ('name :n', 'name :n', '{body}');"),
+            bar=1.4,
+        ),
+        Kind(
+            "insert, claimed elsewhere for 3 of 4",
+            (DRAW, DRAW_OTHER, "INSERT INTO member VALUES ('person :n', 'mail :m', '{body}');"),
+            plain=(DRAW, DRAW_OTHER, "INSERT INTO visitor VALUES ('person :n', 'mail :m', '{body}');"),
+        ),
+        Kind("point read", (r"\set a random(1, {accounts})", "SELECT balance FROM account WHERE id = :a;")),
+        Kind("transfer on one shard", TRANSFER, pairs=same),
+        Kind("transfer over two shards", TRANSFER, pairs=apart),
+        Kind("count", ("SELECT count(*) FROM account;",), clients=1, bar=3.0),
+        Kind(
+            "count over a join",
+            ("SELECT count(*) FROM account a JOIN entry e ON e.account_id = a.id;",),
+            clients=1,
+            bar=3.0,
+        ),
+        Kind("newest ten", ("SELECT id, balance FROM account ORDER BY id DESC LIMIT 10;",), clients=1),
+        Kind(
+            "groups", ("SELECT owner, count(*), sum(balance) FROM account GROUP BY owner ORDER BY owner;",), clients=1
+        ),
+        Kind(
+            "total of one moment",  # of one PostgreSQL, any statement is; the setting makes it so over shards
+            ("BEGIN ISOLATION LEVEL REPEATABLE READ;", "SELECT sum(balance) FROM account;", "COMMIT;"),
+            clients=1,
+        ),
+        Kind("query node: join of groups", ("SELECT count(*) FROM account a JOIN note n ON n.id = a.id;",), clients=1),
+    )
