@@ -182,6 +182,19 @@ END
 $body$;
 """
 
+CLAIMS_OWED = "FSC01"  # SQLSTATE of claims_none(): the router asks for them then
+CLAIMS_NONE = f"""\
+CREATE OR REPLACE FUNCTION foreshard.claims_none() RETURNS void LANGUAGE plpgsql STABLE {_SAFE} AS $body$
+-- Fails when this transaction owes other shards something. In front of COMMIT it saves asking.
+BEGIN
+  IF EXISTS (SELECT FROM foreshard.claim_pending) THEN
+    RAISE EXCEPTION 'claims are owed' USING ERRCODE = '{CLAIMS_OWED}';
+  END IF;
+END
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.claims_none() TO PUBLIC;
+"""
+
 CLAIM_ROW = """\
 CREATE OR REPLACE FUNCTION foreshard.claim_row(name text, key text, home integer, bucket integer) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $body$
@@ -242,5 +255,6 @@ def claim_steps(owners: Sequence[int], index: int) -> Iterator[Step]:
     yield function_step("foreshard.claim_take(text, text, integer, integer)", CLAIM_TAKE)
     yield function_step("foreshard.claim_drop(text, text, integer, integer)", CLAIM_DROP)
     yield function_step("foreshard.claims_due()", CLAIMS_DUE)
+    yield function_step("foreshard.claims_none()", CLAIMS_NONE)
     yield function_step("foreshard.claims_forget(text)", CLAIMS_FORGET)
     yield function_step("foreshard.claim_row(text, text, integer, integer)", CLAIM_ROW)

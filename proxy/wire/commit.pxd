@@ -10,6 +10,7 @@ cdef enum CommitStep:
     STEP_FINISH = 3         # participants commit what they prepared
     STEP_UNDO = 4           # a vote or the decision failed: all that is left is rolled back
     STEP_SNAPSHOT = 5       # no commit: one snapshot is opened on every shard
+    STEP_TRY_COMMIT = 10    # the only writer commits unless it owes claims
     STEP_ASK_CLAIMS = 6     # writers are asked what they owe
     STEP_WAIT_CLAIMS = 7    # a backend on a claim's home is waited for
     STEP_TAKE_CLAIMS = 8    # the homes take and release claims
@@ -42,7 +43,9 @@ cdef class Commit(Session):
     cdef int send_command(self, Template template, bytes text, list targets, Backend speaker) except -1
     cdef int send_texts(self, Template template, list texts, Backend speaker) except -1
     cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1
-    cdef int ask_claims(self, Template template, list targets, bint is_quiet) except -1
+    cdef int try_commit(self, Template template, Backend writer, bint is_quiet) except -1
+    cdef int finish_try(self) except -1
+    cdef int ask_claims(self, Template template, list targets, bytes before, bint is_quiet) except -1
     cdef int sort_claims(self) except -1
     cdef int take_claims(self) except -1
     cdef int settle_claims(self, int step) except -1

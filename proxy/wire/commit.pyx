@@ -11,7 +11,8 @@ The decision row is the commit point. Whatever dies in between, recovery (proxy/
 (id, abort) on the same primary key, and finishes or undoes what is prepared; the global ids say where to look. Readers
 commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
 
-Before all that, writers of tables with columns that are unique over all shards are asked what they owe, and the homes
+Before all that, a single writer of tables with columns that are unique over all shards commits at once unless it owes
+claims to other shards, which a function in front of its COMMIT tells (TRY). Otherwise writers of tables with columns that are unique over all shards are asked what they owe, and the homes
 of those claims take part in the transaction (ARCHITECTURE.md, "Claims").
 """
 
@@ -45,6 +46,10 @@ cdef bytes DECIDE = (
 cdef bytes PREPARE_AT_GATE = b"LOCK TABLE foreshard.gate IN ROW EXCLUSIVE MODE; PREPARE TRANSACTION '%s'"
 
 cdef bytes CLAIMS_DUE = b"SELECT home, command FROM foreshard.claims_due()"
+# One message for who owes nothing, as most do whose values have their homes where the row is.
+cdef bytes COMMIT_UNLESS_OWING = b"SAVEPOINT foreshard_claims; SELECT foreshard.claims_none(); COMMIT"
+cdef bytes AFTER_ALL = b"ROLLBACK TO foreshard_claims; RELEASE foreshard_claims; "
+cdef bytes CLAIMS_OWED = b"\0CFSC01\0"
 
 COMMIT = Template(ROUTE_TRANSACTION, verb=VERB_COMMIT, text=b"COMMIT")
 ROLLBACK = Template(ROUTE_TRANSACTION, verb=VERB_ROLLBACK, text=b"ROLLBACK")
@@ -104,7 +109,9 @@ cdef class Commit(Session):
         """COMMIT on several backends; `conclude` follows when it is done or undone."""
         cdef Backend backend
         if owe_claims(targets):
-            return self.ask_claims(template, targets, is_quiet)
+            if len(targets) == 1 and (<Backend> targets[0]).begun and not template.chain:
+                return self.try_commit(template, targets[0], is_quiet)
+            return self.ask_claims(template, targets, b"", is_quiet)
         cdef list writers = [] if self.is_read_only() else [each for each in targets if (<Backend> each).wrote]
         self.is_quiet = is_quiet
         self.decider = targets[0] if not writers else writers[0]
@@ -136,7 +143,27 @@ cdef class Commit(Session):
 
     # -- claims --------------------------------------------------------------------------------------------------
 
-    cdef int ask_claims(self, Template template, list targets, bint is_quiet) except -1:
+    cdef int try_commit(self, Template template, Backend writer, bint is_quiet) except -1:
+        """COMMIT on the only writer, unless it owes other shards something."""
+        self.is_quiet = is_quiet
+        self.participants = []
+        self.send_texts(template, [(writer, COMMIT_UNLESS_OWING)], None)
+        self.step = STEP_TRY_COMMIT
+        return 0
+
+    cdef int finish_try(self) except -1:
+        """It has committed, failed, or has to be asked."""
+        cdef Backend backend
+        for backend in self.links:
+            if backend.muted_error is not None and CLAIMS_OWED in backend.muted_error:
+                return self.ask_claims(self.verb, [backend], AFTER_ALL, self.is_quiet)
+        if self.tell_failures():
+            return self.undo()
+        if not self.is_quiet:
+            self.push_complete(b"COMMIT")
+        return self.conclude(self.verb)
+
+    cdef int ask_claims(self, Template template, list targets, bytes before, bint is_quiet) except -1:
         """Ask writers what they owe other shards; the commit follows when it is settled."""
         cdef Backend backend
         cdef list owing = [each for each in targets if (<Backend> each).owes_claims]
@@ -145,7 +172,7 @@ cdef class Commit(Session):
         for backend in owing:
             backend.owes_claims = False
             backend.collected = []
-        self.send_texts(template, [(each, CLAIMS_DUE) for each in owing], None)
+        self.send_texts(template, [(each, before + CLAIMS_DUE) for each in owing], None)
         self.step = STEP_ASK_CLAIMS
         return 0
 
@@ -236,6 +263,8 @@ cdef class Commit(Session):
         self.step = STEP_NONE
         if step == STEP_SNAPSHOT:
             return self.finish_snapshots()
+        if step == STEP_TRY_COMMIT:
+            return self.finish_try()
         if step == STEP_UNDO:
             self.command_failed = True
             return self.conclude(ROLLBACK)
