@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from foreshard._core.two_phase import parse_gid
 from foreshard.proxy.admin.results import Cell, ResultSet, make_result
 from foreshard.proxy.admin.sources import ConsoleSources, ShardAnswer
-from foreshard.proxy.control.recovery import GRACE_S
 
 COLUMNS = "shard gid transaction_id decision_shard participant owner age_s:float state"
 PREPARED_SQL = """
@@ -16,6 +15,7 @@ SELECT p.gid, p.owner::text, extract(epoch FROM clock_timestamp() - p.prepared):
 FROM pg_prepared_xacts AS p, foreshard.shard_info AS i WHERE p.database = current_database() ORDER BY p.prepared, p.gid
 """
 OUTCOMES_SQL = "SELECT id, outcome FROM foreshard.decision WHERE id IN ({})"
+WAITING_S = 6.0  # twice the usual limits.commit_timeout: recovery has had its turn
 ENDING = {"commit": "committing", "abort": "rolling back"}
 
 Decisions = Mapping[str, ShardAnswer]  # by shard: rows of (id, outcome), or why there are none
@@ -56,6 +56,6 @@ def state_of(id: str, decision_shard: str, age_s: float, decisions: Decisions) -
     outcome = {str(row[0]): str(row[1]) for row in answer.rows}.get(id)
     if outcome is not None:
         return ENDING[outcome]
-    if age_s < 2 * GRACE_S:
+    if age_s < WAITING_S:
         return "waiting"
     return "in doubt: its decision is still open, or no controller runs"

@@ -97,12 +97,13 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may send."""
+    """What a client may send, and how long things may take."""
 
     clients_max: int = 1000
     startup_bytes_max: int = 10_000
     message_bytes_max: int = 256 * 1024 * 1024
     startup_timeout_s: float = 10.0
+    commit_timeout_s: float = 3.0  # of a commit over several shards: recovery ends one that takes longer
     statement_cache_entries_max: int = 10_000
 
 

@@ -184,7 +184,7 @@ $body$;
 
 CLAIMS_OWED = "FSC01"  # SQLSTATE of claims_none(): the router asks for them then
 CLAIMS_NONE = f"""\
-CREATE OR REPLACE FUNCTION foreshard.claims_none() RETURNS void LANGUAGE plpgsql STABLE {_SAFE} AS $body$
+CREATE OR REPLACE FUNCTION foreshard.claims_none() RETURNS void LANGUAGE plpgsql STABLE {SAFE} AS $body$
 -- Fails when this transaction owes other shards something. In front of COMMIT it saves asking.
 BEGIN
   IF EXISTS (SELECT FROM foreshard.claim_pending) THEN

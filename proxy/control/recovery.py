@@ -1,9 +1,9 @@
 """Ends the prepared transactions whose coordinator gave up: what every controller does, several at once if need be.
 
-A round lists what is prepared on every shard and ends what has been so for longer than GRACE_S, as its decision shard
-says. There `(id, 'abort')` is inserted first, which waits for a decision that is just being made; then the row is read
-back, whoever wrote it. So no clock, lease or order of events is trusted, and any number of recoverers and the
-coordinator itself may do this for one transaction at one time.
+A round lists what is prepared on every shard and ends what has been so for longer than `limits.commit_timeout`, as its
+decision shard says. There `(id, 'abort')` is inserted first, which waits for a decision that is just being made; then
+the row is read back, whoever wrote it. So no clock, lease or order of events is trusted, and any number of recoverers
+and the coordinator itself may do this for one transaction at one time.
 
 1. A transaction ends only as a row of foreshard.decision on its decision shard says. While that shard is down, or is
    not configured, or its decision transaction is still open, it stays in doubt, with its locks.
@@ -30,7 +30,6 @@ from foreshard.proxy.control.recovery_shard import ABORT, COMMIT, DECISIONS_MAX,
 from foreshard.proxy.control.retry import pause
 from foreshard.proxy.triggers.points import control_point
 
-GRACE_S = 3.0  # chosen: a coordinator needs milliseconds between the first PREPARE and the last COMMIT PREPARED
 ROUND_INTERVAL_S = 1.0
 CLEAN_INTERVAL_S = 5.0
 T = TypeVar("T")
@@ -48,10 +47,10 @@ class Part(msgspec.Struct, frozen=True):
 class Recovery:
     """Owns one connection to each shard. Made by the controller; runs until that stops."""
 
-    grace_s = GRACE_S
     clean_interval_s = CLEAN_INTERVAL_S
 
     def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+        self.grace_s = config.limits.commit_timeout_s
         self.links = {shard.name: ShardLink(shard) for shard in config.shards}
         self._report = report
         self._doubts: dict[str, str] = {}  # gid -> why it is in doubt, as of the last round
