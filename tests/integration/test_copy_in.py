@@ -260,3 +260,22 @@ def copy_in_begun(client: RawConnection, sql: str) -> str:
 
 def query_of(sql: str) -> bytes:
     return b"Q" + struct.pack("!i", len(sql) + 5) + sql.encode() + b"\0"
+
+
+def test_every_copied_row_becomes_one_event(
+    test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    functions = {"seen": {"table": "root", "on": ["insert"], "function": "functions:seen"}}
+    folder = tmp_path_factory.mktemp("events")
+    (folder / "functions.py").write_text("def seen(event):\n    pass\n")
+    with twins(test_instances, folder, triggers=functions) as made:
+        made.deployed.shards.execute("DELETE FROM foreshard.outbox; DELETE FROM foreshard.outbox_image")
+        with made.deployed.server.connect() as client:
+            assert told(copy_in(client, "COPY root FROM STDIN", copy_data(START), COPY_DONE))[-2] == r"C b'COPY 4\x00'"
+            assert error_of(copy_in(client, "COPY root FROM STDIN", copy_data(START), COPY_DONE))["C"] == "23505"
+        rows = [
+            row
+            for shard in range(SHARD_COUNT)
+            for row in made.deployed.shards.query("SELECT operation, row_key FROM foreshard.outbox", on=shard)
+        ]
+        assert sorted(rows) == [("insert", str(key)) for key in range(1001, 1005)]
