@@ -27,6 +27,7 @@ class CarryPlan:
     tail_params: tuple[int, ...]
     untyped: tuple[int, ...] = ()  # columns that take the type of what they are inserted into; below 0: from the end
     texts: tuple[int, ...] = ()  # columns that go to a key that is a text
+    width: int = 0  # columns of the query; 0: not known before it runs
     is_whole: bool = False  # one statement must see all rows: it may not change a row twice
 
     def insert(self, rows: int, columns: int) -> bytes:

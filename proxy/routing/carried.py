@@ -10,9 +10,13 @@ from foreshard._core.carry_plan import USER_OID_MIN, CarryPlan
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.rows import value_rows
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tokens import OddText, Token, Tokens
 from foreshard.proxy.routing.tree import Node, strings, unwrap, walk
+
+# Names that without a length mean a length of one.
+UNCASTABLE = frozenset(("character", "bit"))
 
 
 def plan_carry(text: Text, node: Node, columns: list[str], table: Table | None, problem: SqlError) -> CarryPlan:
@@ -97,7 +101,8 @@ class Cut:
         """The texts."""
         select = [*self.items[: self.insert], *self.items[self.source : self.stop]]
         self.check_with()
-        select_text, select_params = self.renumbered(select)
+        casts = self.casts(columns, table) if value_rows(self.node) is not None else ()
+        select_text, select_params = self.renumbered(select, casts)
         tail_text, tail_params = self.renumbered(self.items[self.stop :])
         source = unwrap(self.node["selectStmt"])[1]
         untyped, types = read_constants(source, columns, table)
@@ -110,6 +115,7 @@ class Cut:
             tail_params=tail_params,
             untyped=untyped,
             texts=text_keys(columns, table),
+            width=len(casts) or width_of(source, self.node),
             is_whole=self.node.get("onConflictClause", {}).get("action") == "ONCONFLICT_UPDATE",
         )
 
@@ -125,14 +131,38 @@ class Cut:
                 "WITH in an INSERT ... SELECT over several shards", "Write it inside the SELECT, and nowhere else."
             )
 
-    def renumbered(self, tokens: list[Token]) -> tuple[bytes, tuple[int, ...]]:
-        """A text whose parameters are $1, $2, ..., and which of the client's they are."""
+    def casts(self, columns: list[str], table: Table | None) -> tuple[bytes, ...]:
+        """The types that the values of VALUES become in INSERT: alone, each column of it would have one of its own."""
+        rows = value_rows(self.node) or []
+        width = max((len(row) for row in rows), default=0)
+        known = [table.column(name) if table is not None else None for name in columns[:width]]
+        names = [column.type_name if column is not None else "" for column in known]
+        if width > len(names) or any(not name or name.removesuffix("[]") in UNCASTABLE for name in names):
+            raise OddText
+        if any(unwrap(cell)[0] == "SetToDefault" for row in rows for cell in row):
+            raise OddText
+        return tuple(b")::" + name.encode() for name in names)
+
+    def renumbered(self, tokens: list[Token], casts: tuple[bytes, ...] = ()) -> tuple[bytes, tuple[int, ...]]:
+        """A text whose parameters are $1, $2, ..., and which of the client's they are; each value of a row cast."""
         numbers = sorted({int(token.word[1:]) for token in tokens if is_param(token)})
         pieces: list[bytes] = []
+        column = 0
         for token in tokens:
             written = self.sql[token.start : token.stop]
             pieces.append(b" " if pieces and token.spaced else b"")
-            pieces.append(b"$%d" % (numbers.index(int(token.word[1:])) + 1) if is_param(token) else written)
+            if is_param(token):
+                pieces.append(b"$%d" % (numbers.index(int(token.word[1:])) + 1))
+            elif casts and token.depth == 0 and token.word == b"(":
+                column = 0
+                pieces.append(b"((")
+            elif casts and token.depth == 0 and token.word == b")":
+                pieces.append(casts[column] + b")")
+            elif casts and token.depth == 1 and token.word == b",":
+                pieces.append(casts[column] + b", (")
+                column += 1
+            else:
+                pieces.append(written)
         return b"".join(pieces), tuple(number - 1 for number in numbers)
 
 
@@ -178,6 +208,12 @@ def read_constants(source: Node, columns: list[str], table: Table | None) -> tup
         if column.type_oid >= USER_OID_MIN:
             untyped += positions
     return tuple(untyped), types
+
+
+def width_of(source: Node, node: Node) -> int:
+    """How many columns a query has; 0 when that is not known."""
+    values = [unwrap(target)[1].get("val") for target in source.get("targetList", [])]
+    return len(node.get("cols", [])) if not values or any(has_star(value) for value in values) else len(values)
 
 
 def text_keys(columns: list[str], table: Table | None) -> tuple[int, ...]:

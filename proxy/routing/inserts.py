@@ -27,6 +27,7 @@ from foreshard.proxy.routing.writes import (
 )
 
 GENERATED = "SetToDefault"
+CONSTANTS = ("A_Const", "ParamRef", GENERATED)  # other values of a row are computed by a shard first
 
 
 def plan_insert(collector: Collector, node: Node) -> Template:
@@ -61,8 +62,13 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         return carry(selected, problem)
     if rows is None:
         return plan_selected(selected)
-    uses = key_source(collector, table, columns, rows, node)
-    keys = locate_rest(collector, target, uses)
+    try:
+        uses = key_source(collector, table, columns, rows, node)
+        keys = locate_rest(collector, target, uses)
+    except SqlError as problem:
+        if not any(unwrap(cell)[0] not in CONSTANTS for row in rows for cell in row):
+            raise
+        return carry(selected, problem)
     return insert_template(
         collector,
         table,

@@ -101,10 +101,13 @@ class Planner:
         """An INSERT; the statements of the router's own that carry its rows must have routes, too."""
         if found.kind != RouteKind.ROUTE_CARRY or found.carry is None:
             return found
-        part = self.plan(found.carry.select)
-        if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
-            raise part.refusal
-        return copy_of(found, parts=(part,))
+        parts = [self.plan(found.carry.select)]
+        if found.carry.width:
+            parts.append(self.plan(found.carry.insert(1, found.carry.width)))
+        for part in parts:
+            if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
+                raise part.refusal
+        return copy_of(found, parts=tuple(parts))
 
     def plan_read(self, collector: Collector, node: Node) -> Template:
         """A SELECT; what the shards cannot answer, the query node may."""

@@ -48,7 +48,7 @@ from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.session cimport WAIT_CLIENT, WAIT_DRAIN, WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.statement cimport Statement
 
-from foreshard._core.errors import SqlError
+from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.carry import ShardError
 
 cdef enum:
@@ -77,7 +77,10 @@ cdef class Carrying(Copying):
     cdef int bind_carried(self, Statement statement, BindParts* parts) except -1:
         """Bind on the default shard, which describes what RETURNING gives; Execute carries the rows."""
         cdef Portal portal
-        cdef Backend backend = self.attach(self.hub.default_shard, False, False)
+        cdef Backend backend
+        if self.carry is not None:
+            raise not_built("INSERT ... SELECT inside another", "Select the rows first, then insert them.")
+        backend = self.attach(self.hub.default_shard, False, False)
         if backend is None:
             return RETRY
         portal = self.make_portal(parts.portal, parts.portal_size)

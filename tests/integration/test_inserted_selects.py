@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.support.messages import SYNC, extended, query
+from tests.support.messages import SYNC, bind, describe_portal, describe_statement, execute, extended, parse, query
 from tests.support.postgres import TestInstances
 from tests.support.twins import Twins, comparable, twins
 
@@ -134,6 +134,17 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
             "SELECT count(*) FROM item",
         ),
     ],
+    "values that a shard computes": [
+        "INSERT INTO item (code, note) VALUES (lower('ABC'), upper('x'))",
+        "INSERT INTO item (code, price, at) VALUES ('a' || 1, 1.25, '2026-01-02'), ('b' || 2, '2.555', now()::date) "
+        "ON CONFLICT (code) DO UPDATE SET note = 'there' RETURNING code, price",
+        "INSERT INTO child (root_id, tag) VALUES ({a} + 0, 'sum'), ((SELECT min(id) FROM root), 'least')",
+        "INSERT INTO child (root_id, tag) VALUES ((SELECT id FROM root WHERE id = {b}), 'one') RETURNING root_id, tag",
+        "INSERT INTO child (root_id, tag) VALUES (1 / 0, 'none')",
+        "INSERT INTO child (root_id, tag) VALUES ('no number'::text, 'none')",
+        "INSERT INTO item (code, price) VALUES (lower('LONG'), 123456789)",
+    ],
+    "explained": ["BEGIN", "INSERT INTO item (code) SELECT 'k' || id FROM root", "ROLLBACK"],
     "rolled back": [
         *("BEGIN", "INSERT INTO item (code, root_id) SELECT 'k' || id, id FROM root", "SELECT count(*) FROM item"),
         *("ROLLBACK", "SELECT count(*) FROM item"),
@@ -161,3 +172,62 @@ def answer(told: list) -> list[str]:
     ]
     failed = any(line[0] == "E" for line in lines)
     return [line for line in lines if not (failed and line[0] == "D")]
+
+
+def test_parameters_are_those_of_the_clients_statement(pair: Twins) -> None:
+    sql = (
+        "INSERT INTO item (code, root_id, note) SELECT $3 || id, $2, note FROM (SELECT id, $1::text AS note FROM root)"
+        " AS r WHERE id < $4 ON CONFLICT (code) DO UPDATE SET note = $5 RETURNING code, root_id, note"
+    )
+    values = [b"n", (77).to_bytes(8, "big"), b"key", (30).to_bytes(8, "big"), b"again"]
+    with pair.connect() as both:
+        answers = []
+        for client in both:
+            told = client.ask(parse(sql, "s"), describe_statement("s"), SYNC)
+            for results in ([0], [1]):
+                told += client.ask(
+                    bind(values, name="s", formats=[0, 1, 0, 1, 0], results=results), describe_portal(), execute(), SYNC
+                )
+            told += client.ask(bind(values, name="s", formats=[0, 1, 0, 1, 0]), *[execute(rows_max=12)] * 4, SYNC)
+            answers.append(comparable(told))
+        assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("INSERT INTO item (code) SELECT 'p' || id FROM root", "SELECT count(*) FROM item", "SELECT 1"),
+        ("INSERT INTO item (code) SELECT 'p' || id FROM root", "INSERT INTO item (code) SELECT 'p' || id FROM root"),
+        ("UPDATE root SET n = n + 1", "INSERT INTO item (code) SELECT 'p' || n FROM root", "SELECT 1 / 0"),
+        (
+            "INSERT INTO item (code) SELECT 'p' || id || 1 / (n - 5) FROM root",
+            "INSERT INTO item (code) VALUES ('never')",
+        ),
+    ],
+)
+def test_pipelines_and_strings_with_carried_rows_are_whole(pair: Twins, texts: Sequence[str]) -> None:
+    with pair.connect() as (proxied, direct):
+        for asked in (b"".join(extended(text) for text in texts) + SYNC, query("; ".join(texts))):
+            assert answer(proxied.ask(asked)) == answer(direct.ask(asked))
+            for client in (proxied, direct):
+                client.query("DELETE FROM item")
+                client.query("UPDATE root SET n = id")
+
+
+def test_many_rows_are_carried_and_split(pair: Twins) -> None:
+    rows = ", ".join(f"({1000 + number}, 'many', {number})" for number in range(10_000))
+    with pair.deployed.server.connect() as client:
+        assert client.query(f"INSERT INTO root (id, tag, n) VALUES {rows}")[0].body == b"INSERT 0 10000\0"
+        told = client.query("INSERT INTO item (code, root_id) SELECT 'm' || id, id FROM root WHERE tag = 'many'")
+        assert told[0].body == b"INSERT 0 10000\0"
+        assert client.value("SELECT count(DISTINCT root_id) FROM item") == "10000"
+        assert client.query("DELETE FROM root WHERE tag = 'many'")[0].body == b"DELETE 10000\0"
+        client.query("DELETE FROM item")
+
+
+def test_a_route_is_explained_and_an_insert_too(pair: Twins) -> None:
+    with pair.deployed.server.connect() as client:
+        sql = "INSERT INTO item (code) SELECT 'k' || id FROM root"
+        assert client.rows(f"EXPLAIN (FORESHARD) {sql}")
+        assert b"Insert on item" in (client.rows(f"EXPLAIN {sql}")[0][0] or b"")
+        assert client.value("SELECT count(*) FROM item") == "0"
