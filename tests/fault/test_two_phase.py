@@ -152,9 +152,9 @@ def process_state(pid: int) -> str:
 
 
 def open_transactions(shards: Shards) -> bool:
-    """Whether a backend still works for the proxy that was killed."""
+    """Whether a write is still under way. (The router's own readings of the catalog do not matter here.)"""
     sql = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-      AND backend_type = 'client backend' AND xact_start IS NOT NULL"""
+      AND backend_type = 'client backend' AND backend_xid IS NOT NULL"""
     return any(shards.query(sql, on=shard) != [(0,)] for shard in range(SHARD_COUNT))
 
 
