@@ -78,6 +78,10 @@ class Template:
     merge: MergePlan | None
     alters: bool
     owes_claims: bool
+    owes_away: bool
+    new_keys: int
+    claims: tuple[str | None, ...]
+    is_claimed: bool
     cursor: str | None
     parameters: tuple[int, ...]
     is_reset: bool
@@ -125,6 +129,8 @@ class Template:
         completion: int = 0,
         carry: CarryPlan | None = None,
         copy: CopyPlan | None = None,
+        owes_away: bool = False,
+        new_keys: int = 0,
         reason: str = "",
     ) -> None: ...
     def check_types(self, type_oids: list[int]) -> SqlError | None: ...

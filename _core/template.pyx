@@ -100,7 +100,8 @@ cdef class Template:
         bint alters=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
+        bytes lock=None, bint owes_claims=False, bint owes_away=False, int new_keys=0, int completion=0,
+        object carry=None, CopyPlan copy=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -122,6 +123,10 @@ cdef class Template:
         self.merge = merge
         self.alters = alters
         self.owes_claims = owes_claims
+        self.owes_away = owes_away
+        self.new_keys = new_keys
+        self.claims = tuple([getattr(column, "claim", None) for _, _, column in keys])
+        self.is_claimed = any(self.claims)
         self.cursor = cursor
         self.parameters = parameters
         self.is_reset = is_reset

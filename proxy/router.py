@@ -360,7 +360,8 @@ class Router:
 
     def explain(self, frontend: Frontend, template: Any, literals: Any, params: Any) -> bytes:
         """The rows and CommandComplete of EXPLAIN (FORESHARD)."""
-        told = explain_route(self.hub, template, literals, params, frontend.only_shard())
+        claims = frontend.claimed, frontend.key_homes
+        told = explain_route(self.hub, template, literals, params, frontend.only_shard(), *claims)
         told["functions"] = [self.profile_names[index] for index in told.pop("profiles")]
         table = self.catalog.tables.get(str(told["table"]))
         decision: Any = told["decision"]

@@ -54,6 +54,7 @@ class Explanation(TypedDict, total=False):
     table: str | None  # qualified name of the declared table
     shards: Sequence[str]  # names of the shards it would go to
     buckets: Sequence[int]  # buckets of its keys, for "keyed"
+    claims: Sequence[tuple[str, int, str, int, str]]  # column, home, its shard, bucket of the row or -1, its shard
     pin: str | None  # why it ties the session to its backend
     refusal: str | None  # what the client would hear
     refusal_detail: str
@@ -89,6 +90,7 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
         ("Fires", ", ".join(explanation.get("functions") or ())),
     ]
     lines += [f"  {name}: {value}" for name, value in facts if value]
+    lines += [_claim_line(*claim) for claim in explanation.get("claims") or ()]
     features = explanation.get("features")
     if features is not None:
         rows, size, complexity, volume = features
@@ -102,6 +104,15 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
     if decision:
         lines += _decision_lines(decision, shard_names, bool(explanation.get("functions")))
     return lines
+
+
+def _claim_line(column: str, home: int, home_shard: str, bucket: int, shard: str) -> str:
+    """Where the row of a key that clients give is, as its claim says."""
+    found = "there is no row"
+    if bucket >= 0:
+        away = "at home" if bucket == home else f"away from home, in bucket {bucket} on {shard}"
+        found = f"the row is {away}"
+    return f"  Claim of {column}: home bucket {home} on {home_shard}; {found}"
 
 
 def _decision_lines(decision: dict[str, Any], shard_names: Sequence[str], fires: bool) -> list[str]:

@@ -115,11 +115,17 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     functions: tuple[Function, ...] = ()
     unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are claimed: unique over all shards
+    by_cost: bool = False  # a root whose keys clients give and whose rows may live away from home: keys are claimed
 
     @property
     def qualified(self) -> str:
         """schema.name, the table's name everywhere in Foreshard."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def claim(self) -> str:
+        """The name of the claims of its keys, where it is placed by cost."""
+        return f"{self.qualified}.{self.key}"
 
     @property
     def is_sharded(self) -> bool:
@@ -265,6 +271,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         while table.parent is not None and table.parent in self.tables:
             table = self.tables[table.parent]
         return table
+
+    def claim_of(self, table: Table, column: str) -> str | None:
+        """The name of the claims that say where rows with this column's values live; None where the values say it."""
+        owner = self.tables.get(table.domain(column) or "")
+        return owner.claim if owner is not None and owner.by_cost else None
 
     @functools.cached_property
     def claiming_groups(self) -> frozenset[str]:

@@ -59,6 +59,7 @@ def _check_table(table: TableConfig, tables: Mapping[str, TableConfig], places: 
     place = places[path]
     if table.reference:
         given = [name for name in ("key", "parent", "via", "unique") if getattr(table, name)]
+        given += ["placement"] if table.placement != "home" else []
         if given:
             place.problem(f"a reference table takes no `{given[0]}`: its rows are the same on every shard")
         return
@@ -72,6 +73,8 @@ def _check_table(table: TableConfig, tables: Mapping[str, TableConfig], places: 
             places[f"{path}.{name}"].problem(f"`{column}` is listed twice")
     if table.parent is None:
         return
+    if table.placement != "home":
+        places[f"{path}.placement"].problem("a child table takes no `placement`: its rows live with their parents")
     parent = tables.get(qualified(table.parent))
     if parent is None:
         names = [other.name for other in tables.values() if other is not table]

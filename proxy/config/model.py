@@ -39,6 +39,7 @@ class TableConfig(msgspec.Struct, frozen=True, kw_only=True):
     via: Columns = None
     reference: bool = False
     unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are unique over all shards
+    placement: str = "home"  # where rows live whose keys clients give: "home", or by "cost"
 
     @property
     def key_columns(self) -> tuple[str, ...]:

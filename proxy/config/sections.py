@@ -61,6 +61,7 @@ TABLE = Section(
         "via": Field("via", kinds.identifier, is_one_or_many=True),
         "reference": Field("reference", kinds.boolean),
         "unique": Field("unique", kinds.columns, many=True),
+        "placement": Field("placement", kinds.choice("home", "cost")),
     },
 )
 PRIOR = Section(

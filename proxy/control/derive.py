@@ -228,7 +228,32 @@ class _Deriving:
             columns=tuple(_with_fill(column, key, facts) for column in facts.columns),
             functions=functions,
             unique=declared.unique,
+            by_cost=self._is_by_cost(declared, facts, route.parent),
         )
+
+    def _is_by_cost(self, declared: TableConfig, facts: TableFacts, parent: str | None) -> bool:
+        """Whether its rows are placed by cost although clients give the keys."""
+        if declared.placement != "cost":
+            return False
+        if parent is not None:
+            self._problem(declared, f"its rows live with those of {parent}: leave `placement` out", "placement")
+        elif len(declared.key_columns) != 1 or facts.primary_key != declared.key_columns:
+            self._problem(declared, "only a primary key of one column can be placed by cost: leave it out", "placement")
+        elif declared.key_columns[0] in facts.sources:
+            self._problem(
+                declared, "the shards generate its keys, which places it by cost already: leave it out", "placement"
+            )
+        for name, child in self._declared.items():
+            if child.parent is None or qualified(child.parent) != facts.qualified or parent is not None:
+                continue
+            if not any(key.table == name and key.target == facts.qualified for key in self._facts.foreign_keys):
+                self._problem(
+                    declared,
+                    f"{name} has no foreign key to it, so rows without a parent could be where nobody looks for them: "
+                    f"make one, or leave `placement` out",
+                    "placement",
+                )
+        return True
 
     def _functions(self, declared: TableConfig, facts: TableFacts) -> Iterator[Function]:
         names = [column.name for column in facts.columns]

@@ -21,6 +21,7 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = c.oid AND t.tgname LIKE 'foreshard\\_capture\\_%') AS captured,
        EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'foreshard_fill_key') AS filled,
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'foreshard_away_insert') AS away,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
              JOIN pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhparent = c.oid ORDER BY 1) AS partitions,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
@@ -190,6 +191,7 @@ async def _read_tables(connection: Connection, names: list[str]) -> list[TableFa
                 ancestors=tuple(row["ancestors"]),
                 captured=row["captured"],
                 filled=row["filled"],
+                away=row["away"],
                 undetermined=tuple(column["name"] for column in columns if not column["deterministic"]),
             )
         )

@@ -9,13 +9,14 @@ from __future__ import annotations
 from foreshard._core.buckets import PLACED_FLAG
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
-from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_of_row
+from foreshard.proxy.control.away import bucket_of_parent
+from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
 
 def bucket_of_child(catalog: Catalog, table: Table, row: str, depth: int = 1) -> str:
     """An SQL expression over the child's row `row` for its bucket."""
-    said = bucket_of_row(table, row)
+    said = bucket_of_parent(catalog, table, row)
     if not looks_further(catalog, table):
         return said
     via = f"{row}.{quote_name(table.via or '')}"

@@ -14,6 +14,7 @@ from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG, ini
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.away import away_steps, away_table_steps
 from foreshard.proxy.control.claim_sets import claim_set_steps, forget_steps
 from foreshard.proxy.control.claims import claim_steps
 from foreshard.proxy.control.facts import Facts
@@ -135,11 +136,13 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
         *claim_steps(initial_map(len(config.shards)), index),
+        *away_steps(),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
         steps += _key_steps(catalog, table, facts)
         steps += bucket_index_steps(catalog, table)
+        steps += away_table_steps(table, facts.tables[name])
         for columns in table.unique:
             steps += claim_set_steps(catalog, table, columns)
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]

@@ -22,6 +22,7 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.schema_control import control_steps
 from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.verify_away import AwayVerification
 from foreshard.proxy.control.verify_claims import IS_THERE, ClaimVerification, check_claim_leftovers
 from foreshard.proxy.control.verify_findings import Counted, Finding, Verdict
 from foreshard.proxy.control.verify_rows import Progress, TableVerification
@@ -175,6 +176,10 @@ class Verification:
         self.findings += looked.findings
         self.notes += looked.notes
         self.counted += looked.counted()
+        if table.by_cost and not self.options.is_quick:
+            keys = AwayVerification(table, self.readers, self._read_owners)
+            await keys.run()
+            self.findings += keys.findings
         for reader in self.readers:  # after the keys: a sequence is ahead of every key that can be seen
             source = self._facts[reader.index].tables[table.qualified].sources.get(table.key)
             if source is not None and source.sequence:

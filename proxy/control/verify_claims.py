@@ -217,7 +217,7 @@ async def check_claim_leftovers(catalog: Catalog, reader: ShardReader) -> list[F
         count = await reader.value("SELECT count(*) FROM foreshard.claim_pending")
         return [count] if count else []
 
-    names = sorted(claim_names(catalog))
+    names = sorted(claim_names(catalog) | {table.claim for table in catalog.tables.values() if table.by_cost})
     found = []
     for count in await confirmed(await pending([]), pending):
         found.append(("foreshard.claim_pending", count, "claims that were owed when their transaction ended"))

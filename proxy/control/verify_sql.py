@@ -11,7 +11,7 @@ from __future__ import annotations
 from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
-from foreshard.proxy.control.key_sql import bucket_of_row
+from foreshard.proxy.control.away import bucket_of_root
 from foreshard.proxy.control.lineage import bucket_of_child, names_bucket
 from foreshard.proxy.triggers.capture import quote_name, quote_table
 
@@ -27,7 +27,7 @@ class RowQuestions:
         self.table = table
         self.key = KeyText(table)
         self.parent = catalog.tables[table.parent] if table.parent else None
-        self.has_counter = table.type_of(table.key) is KeyType.TYPE_INT8
+        self.has_counter = table.type_of(table.key) is KeyType.TYPE_INT8 and not table.by_cost
         self._wants_free = wants_free  # keys that do not carry their bucket, to be looked for on other shards
         self._own = quote_name(table.key)  # of no use where the key has several columns
         self._via = KeyText(table, table.via_columns)
@@ -113,7 +113,7 @@ class RowQuestions:
     def _misplaced(self) -> str:
         """By its key a row is elsewhere. A child with a free key is found through its parent."""
         is_root = self.table.kind is TableKind.ROOT
-        bucket = bucket_of_row(self.table, "chunk") if is_root else f"foreshard.bucket_of(chunk.{self._own})"
+        bucket = bucket_of_root(self.table, "chunk") if is_root else f"foreshard.bucket_of(chunk.{self._own})"
         wrong = f"((SELECT owners FROM place))[1 + {bucket}] <> (SELECT shard FROM place)"
         if is_root:
             return wrong

@@ -124,6 +124,11 @@ def plan_keyed(catalog: Catalog, table: Table, columns: list[str], options: Copy
     for column in routing:
         if column not in columns:
             raise null_key(table, column)
+    if table.kind is TableKind.CHILD and catalog.claim_of(table, routing[0]) is not None:
+        raise not_built(
+            f'COPY FROM STDIN into "{table.name}", whose parents are placed by cost', "Insert the rows.",
+            "A row does not say where its parent is.",
+        )  # fmt: skip
     sources = list(
         chain(use for index, column in enumerate(routing) for use in copy_uses(catalog, table, column, index)).sources
     )

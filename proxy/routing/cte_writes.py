@@ -51,6 +51,7 @@ def plan_cte_writes(
         profiles=tuple(sorted(profiles)),
         values=query_values(table_of(writes[0])),
         returns="returningList" in node,
+        owes_away=any(table_of(write).by_cost for write in writes),
         owes_claims=any(collector.catalog.owes_claims(table_of(write)) for write in writes),
         is_exact=collector.text.is_exact,
         reason="new rows are placed, and the rest follows" if placed else "every part is restricted to keys",

@@ -56,7 +56,7 @@ def plan_schema(collector: Collector, kind: str, node: Node) -> Template | None:
     return everywhere(kind, Completion.COMPLETE_SCHEMA, declared[0][1] if declared else None)
 
 
-def everywhere(kind: str, completion: int, table: str | None = None) -> Template:
+def everywhere(kind: str, completion: int, table: str | None = None, owes_claims: bool = False) -> Template:
     """The route of a statement that every shard runs, one after the other."""
     return Template(
         RouteKind.ROUTE_SCATTER,
@@ -65,6 +65,7 @@ def everywhere(kind: str, completion: int, table: str | None = None) -> Template
         table=table,
         lock=LOCK,
         completion=completion,
+        owes_claims=owes_claims,
         is_exact=True,
         reason="DDL of every shard" if completion != Completion.COMPLETE_FIRST else "DDL that needs plain tables",
     )
@@ -110,7 +111,8 @@ def plan_truncate(catalog: Catalog, node: Node) -> Template | None:
         raise not_built(
             f'TRUNCATE of "{declared[0].name}"', "Use DELETE.", "Its trigger functions would miss the deleted rows."
         )
-    return everywhere("TruncateStmt", Completion.COMPLETE_NONE, declared[0].qualified)
+    owes_claims = any(catalog.owes_claims(table) or table.by_cost for table in declared)
+    return everywhere("TruncateStmt", Completion.COMPLETE_NONE, declared[0].qualified, owes_claims)
 
 
 def plan_reader(catalog: Catalog, kind: str, node: Node) -> Template | None:

@@ -8,6 +8,7 @@ from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import new_keys
 from foreshard.proxy.routing.collect import Collector, InnerWrite
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
@@ -80,6 +81,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         values=inserted_values(collector.text, table, columns, rows),
         rows=len(rows),
         row_keys=row_keys(collector, node, rows, uses, keys),
+        new_keys=new_keys(table, node, uses is not None),
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
 

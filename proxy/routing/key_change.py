@@ -24,6 +24,8 @@ def check_changed(catalog: Catalog, table: Table, columns: list[str]) -> bool:
     """Whether an UPDATE sets columns by which rows are found; SqlError when that cannot be."""
     changes_place = False
     for column in columns:
+        if column in table.key_columns and table.by_cost:
+            raise refused(table, column, "Its claim says where the row is.")
         if column in table.routing_columns and table.kind is TableKind.ROOT:
             if any(child.is_placeable for child in descendants(catalog, table)):
                 raise refused(table, column, "Keys of its children carry the bucket of the old one.")

@@ -13,12 +13,14 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from foreshard._core.template import KeyFlag
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.catalog.model import PLACEABLE_TYPES
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import claim_of_column, column_name
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.facts import Fact, family_of, key_weight
 from foreshard.proxy.routing.functions import is_unknown
@@ -66,7 +68,8 @@ def key_uses(catalog: Catalog, table: Table, column: str, keys: KeySet, flags: i
     known = table.column(column)
     if known is not None and flags & KeyFlag.KEY_INSERTED:
         flags |= known.length_max * KeyFlag.KEY_LIMIT_UNIT
-    return tuple(KeyUse(key.index, key.flags | flags, f"{table.name}.{column}") for key in keys)
+    name = column_name(catalog, table, column)
+    return tuple(KeyUse(key.index, key.flags | flags, name) for key in keys)
 
 
 def chained(columns: list[tuple[KeyUse, ...]]) -> tuple[KeyUse, ...] | None:
@@ -256,9 +259,9 @@ def merging(what: str, detail: str = "") -> SqlError:
 
 def distinct(uses: list[tuple[KeyUse, ...]]) -> tuple[tuple[int, int, str], ...]:
     """All key uses once each, as the Template takes them."""
-    found: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int, str], ...]] = {}
+    found: dict[tuple[Any, ...], tuple[tuple[int, int, str], ...]] = {}
     for use in (use for group in uses for use in group):
-        found.setdefault(unnamed(use.sources), use.sources)
+        found.setdefault((unnamed(use.sources), claim_of_column(use.column)), use.sources)
     return tuple(source for sources in found.values() for source in sources)
 
 

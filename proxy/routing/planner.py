@@ -12,6 +12,7 @@ from foreshard._core.lexer import lift
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import NewKeys
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import read_effects
@@ -33,7 +34,8 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "completion", "copy", "reason"),
+    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys", "completion", "copy"),
+    "reason",
 )
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
@@ -287,7 +289,7 @@ def explained(inner: Template) -> Template:
             is_exact=inner.is_exact,
             reason="any shard can say how it would insert",
         )
-    return copy_of(inner, is_write=False, pin=None)
+    return copy_of(inner, is_write=False, pin=None, owes_away=False, new_keys=NewKeys.NONE)
 
 
 def copy_of(template: Template, **changes: Any) -> Template:

@@ -8,6 +8,7 @@ from foreshard._core.features import SHAPE_SCALAR, shape_of_type
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import not_built
+from foreshard.proxy.routing.away import owes_away
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import Effects
 from foreshard.proxy.routing.text import Text
@@ -136,5 +137,6 @@ def insert_template(
         profiles=fired_profiles(table, "insert"),
         returns="returningList" in node,
         owes_claims=collector.catalog.owes_claims(table),
+        owes_away=owes_away(table, "InsertStmt", []),
         **{"is_exact": collector.text.is_exact, **fields},
     )

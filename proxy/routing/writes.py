@@ -5,6 +5,7 @@ from __future__ import annotations
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import owes_away
 from foreshard.proxy.routing.collect import EVERYWHERE, Collector, InnerWrite, Level
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
@@ -76,6 +77,7 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
         values=updated_values(collector.text, table, pairs),
         is_exact=collector.text.is_exact,
         owes_claims=collector.catalog.owes_claims(table),
+        owes_away=owes_away(table, kind, [column for column, _ in pairs]),
         reason="no key: every shard writes its rows" if keys is None else "restricted to keys",
     )
 
@@ -87,6 +89,10 @@ def plan_merge_into(collector: Collector, node: Node, target: Reference, level: 
         if unwrap(clause)[1].get("commandType") == "CMD_UPDATE":
             pairs = assignments(unwrap(clause)[1].get("targetList", []))
             check_assignments(target.declared, [column for column, _ in pairs])
+    if target.declared.by_cost:
+        raise not_built(
+            f'MERGE into "{target.declared.name}", which is placed by cost', "Use INSERT ... ON CONFLICT, or UPDATE."
+        )
     check_no_plain(collector)
     check_shard_local(collector)
     return Merge(collector, node, target, level, target.declared).plan(effects)

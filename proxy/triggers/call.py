@@ -70,6 +70,8 @@ class Caller:
         self._slot = slot
         self._loop = loop
         self._meter = Meter()
+        # A row may be away from its key's home: then another bucket of the shard serves for keys that it generates.
+        self._has_away = any(table.placement == "cost" for table in config.tables)
         self._sharded = {qualified(table.name): table for table in config.tables if not table.reference}
 
     def call(self, entry: Entry, images: Images, batch: BatchContext) -> Handled | Failure:
@@ -173,13 +175,15 @@ class Caller:
         """Savepoint and settings of the event, ahead of its first statement."""
         release = "RELEASE SAVEPOINT foreshard_event; " if batch.has_savepoint else ""
         bucket = self._bucket(entry, images)
-        value = "DEFAULT" if bucket is None else f"'{bucket}'"
+        setting = f"SET LOCAL foreshard.bucket TO {'DEFAULT' if bucket is None else bucket}"
+        if bucket is not None and self._has_away:
+            setting = f"SELECT set_config('foreshard.bucket', foreshard.bucket_near({bucket})::text, true)"
         # Holding locks of earlier events, a worker gives way before PostgreSQL makes a client the victim of a deadlock.
         waiting = f"; SET LOCAL lock_timeout = {LOCK_WAIT_MS}" if batch.has_effects else ""
         planning = "" if batch.has_planning else RESET_PLANNING
         return (
             f"{release}{planning}SAVEPOINT foreshard_event; SET LOCAL foreshard.depth = '{entry.depth + 1}'; "
-            f"SET LOCAL foreshard.bucket TO {value}{waiting}"
+            f"{setting}{waiting}"
         )
 
     def _bucket(self, entry: Entry, images: Images) -> int | None:

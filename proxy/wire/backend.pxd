@@ -113,6 +113,7 @@ cdef class Backend(Requests):
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1
+    cdef int on_question_failed(self, int head, bytes body) except -1
     cdef int on_deadlock(self, int head, bytes body) except -1
     cdef int note_parameter(self, bytes body) except -1
     cdef int on_part_end(self, char type, const char* body, Py_ssize_t size) except -1

@@ -286,7 +286,7 @@ cdef class Backend(Requests):
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
         if class_ == CLASS_ROW:
-            if self.collected is not None and type == b"D" and head & REPLY_NOTIFY:
+            if self.collected is not None and type == b"D" and is_ours:
                 self.collected.append(body[:size])
             return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP
         if class_ == CLASS_READY:
@@ -316,6 +316,8 @@ cdef class Backend(Requests):
             elif self.filter >= FILTER_MERGE and self.owner is not None:
                 self.owner.on_merge_input(self, type, body, size)
                 return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
+            elif self.collected is not None and head & REPLY_SWALLOW:
+                return self.on_question_failed(head, body[:size])
             if self.deadlock is not None:
                 return self.on_deadlock(head, body[:size])
             return self.on_error_reply(head)
@@ -389,6 +391,11 @@ cdef class Backend(Requests):
         if kind == REPLY_POISON or kind == REPLY_NONE:
             return ACTION_DROP      # unasked: it ends the connection, not a statement
         return ACTION_ERROR_DROP if self.filter == FILTER_MUTE else ACTION_ERROR
+
+    cdef int on_question_failed(self, int head, bytes body) except -1:
+        """ErrorResponse to a question of the owner's, who tells the client."""
+        self.muted_error = self.deadlock.encode()[5:] if self.deadlock is not None else body
+        return ACTION_FATAL if self.on_error_reply(head) == ACTION_FATAL else ACTION_DROP
 
     cdef int on_deadlock(self, int head, bytes body) except -1:
         """ErrorResponse to a statement that was cancelled to break a deadlock: the client hears of that instead."""

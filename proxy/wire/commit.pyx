@@ -12,8 +12,8 @@ The decision row is the commit point. Whatever dies in between, recovery (proxy/
 commit first, for a reader may fail, too. With one writer there is no decision: its COMMIT follows the readers'.
 
 Before all that, a single writer of tables with columns that are unique over all shards commits at once unless it owes
-claims to other shards, which a function in front of its COMMIT tells (TRY). Otherwise writers of tables with columns that are unique over all shards are asked what they owe, and the homes
-of those claims take part in the transaction (ARCHITECTURE.md, "Claims").
+claims to other shards, which a function in front of its COMMIT tells (TRY). Otherwise they are asked what they owe, and
+the homes of those claims take part in the transaction (ARCHITECTURE.md, "Claims").
 """
 
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
@@ -115,6 +115,11 @@ cdef class Commit(Session):
         cdef list writers = [] if self.is_read_only() else [each for each in targets if (<Backend> each).wrote]
         self.is_quiet = is_quiet
         self.decider = targets[0] if not writers else writers[0]
+        for backend in writers:     # a row goes before its claim does: else another could have its value meanwhile
+            if self.claims and backend.shard not in self.claims:
+                self.decider = backend
+                break
+        self.claims = None
         for backend in writers:
             if backend.is_unpreparable:
                 self.decider = backend

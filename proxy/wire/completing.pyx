@@ -18,14 +18,14 @@ from foreshard._core.template cimport (
     VERB_SAVEPOINT,
     Template,
 )
-from foreshard.proxy.wire.gather cimport Gather
+from foreshard.proxy.wire.away cimport Away
 from foreshard.proxy.wire.session cimport WAIT_PARTS
 
 cdef enum:
     OWN_ENTRIES_MAX = 256       # of the statement cache of a transaction that has changed the schema
 
 
-cdef class Completing(Gather):
+cdef class Completing(Away):
     """The part of a frontend that completes statements."""
 
     def __cinit__(self):
@@ -41,7 +41,7 @@ cdef class Completing(Gather):
         cdef Template template = self.completing
         self.completing = None
         if template is None or self.parts_failed:
-            return Gather.finish_parts(self, suspended)
+            return Away.finish_parts(self, suspended)
         self.is_suspended = suspended
         return self.run_script(self.hub.services.complete(template, self.schema))
 
@@ -52,7 +52,7 @@ cdef class Completing(Gather):
         elif result is not None:
             self.take_schema(result)
         self.waiting = WAIT_PARTS
-        return Gather.finish_parts(self, self.is_suspended)
+        return Away.finish_parts(self, self.is_suspended)
 
     cdef int take_schema(self, object schema) except -1:
         """From now on this session plans by a catalog of its own; None: by everybody's."""
@@ -66,14 +66,14 @@ cdef class Completing(Gather):
     cdef int settle_verb(self, Template template) except -1:
         cdef int verb = template.verb
         if self.schema is None and not self.schema_marks:
-            return Gather.settle_verb(self, template)
+            return Away.settle_verb(self, template)
         schema = self.schema
         if verb == VERB_RELEASE:
             names = [name for name, _, _ in self.history]
             at = len(names) - 1 - names[::-1].index(template.name) if template.name in names else len(names)
             self.schema_marks = [mark for mark in self.schema_marks if mark[0] < at]
         is_done = verb == VERB_COMMIT and not self.failed and not self.command_failed
-        Gather.settle_verb(self, template)
+        Away.settle_verb(self, template)
         if verb == VERB_SAVEPOINT:
             self.schema_marks.append((len(self.history) - 1, schema))
         elif verb == VERB_ROLLBACK_TO:
@@ -96,10 +96,10 @@ cdef class Completing(Gather):
         if self.schema is not None:         # its transaction ended otherwise than by a command
             self.schema_marks.clear()
             self.take_schema(None)
-        return Gather.release_links(self)
+        return Away.release_links(self)
 
     cdef int abandon(self) except -1:
         self.drop_script()
         if self.schema is not None:         # whether its transaction is committed may not be known
             self.hub.services.doubt_schema()
-        return Gather.abandon(self)
+        return Away.abandon(self)

@@ -33,7 +33,33 @@ def tell_refusal(told: dict[str, object], refusal: SqlError) -> None:
     told["refusal_hint"] = refusal.hint
 
 
-def explain_route(Hub hub, Template template, Values literals, Values params, int only_shard) -> dict[str, object]:
+cdef int found_at(
+    Template template, Values literals, Values params, dict claims, Buckets buckets
+) except -1:
+    """The buckets of the keys, where their claims name others than the keys themselves."""
+    cdef int position = 0
+    buckets.clear()
+    while position < template.key_count:
+        if claims.get(position, -1) >= 0:
+            buckets.add(claims[position])
+        else:
+            position = template.locate_at(position, literals, params, buckets)
+        position += 1
+    return 0
+
+
+cdef list tell_claims(Hub hub, Template template, dict claims, dict homes):
+    """For each key that has a claim, or could have: its home, and the bucket of its row (-1: there is none)."""
+    return [
+        (str(template.keys[position][2]), homes[position], hub.shard_names[hub.state.shard_of_bucket(homes[position])],
+         bucket, hub.shard_names[hub.state.shard_of_bucket(max(bucket, 0))])
+        for position, bucket in claims.items()
+    ]
+
+
+def explain_route(
+    Hub hub, Template template, Values literals, Values params, int only_shard, claims: dict | None, homes: dict | None
+) -> dict[str, object]:
     """The route as a dictionary of foreshard.proxy.admin.Explanation's fields, less the names of functions."""
     cdef double features[4]
     cdef Buckets buckets = hub.buckets
@@ -63,6 +89,9 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
     elif kind == ROUTE_KEYED:
         buckets.clear()
         template.locate(literals, params, buckets)
+        if claims:
+            told["claims"] = tell_claims(hub, template, claims, homes)
+            found_at(template, literals, params, claims, buckets)
         told["buckets"] = [buckets.items[index] for index in range(buckets.count)]
         shards = sorted({hub.state.shard_of_bucket(bucket) for bucket in told["buckets"]})
         if buckets.every:
@@ -74,8 +103,15 @@ def explain_route(Hub hub, Template template, Values literals, Values params, in
         told["features"] = [features[index] for index in range(4)]
         told["computed"] = sum([source[0] == COMPUTED for source in template.values])
         only = only_shard if kind == ROUTE_PLACE else (shards[0] if shards else -1)
-        told["decision"] = hub.placer.explain(told["features"], template.profiles, only)
-        if kind == ROUTE_KEYED:     # its cost is charged where its key says; nothing is chosen
+        is_new = claims is not None and template.new_keys and template.rows == 1 and claims.get(0, 0) < 0
+        if is_new:      # a home that the transaction writes keeps its rows
+            only = only_shard if only_shard == hub.state.shard_of_bucket(homes[0]) else -1
+        told["decision"] = hub.placer.explain(
+            told["features"], template.profiles, only, homes[0] if is_new else None)
+        if is_new:
+            shards = [told["decision"]["chosen"]]
+            told["buckets"] = []
+        elif kind == ROUTE_KEYED:     # its cost is charged where its key says; nothing is chosen
             told["decision"]["reason"] = "key"
             told["decision"]["candidates"] = []
     told["shards"] = [hub.shard_names[shard] for shard in shards]

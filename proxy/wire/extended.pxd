@@ -19,6 +19,7 @@ cdef class Extended(Parsing):
 
     cdef Portal find_portal(self, const char* name, Py_ssize_t size)
     cdef Portal make_portal(self, const char* name, Py_ssize_t size)
+    cdef int bind_own(self, Statement statement, BindParts* parts) except -1
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1
     cdef int bind_many(self, Portal portal, Statement statement, BindParts* parts) except -1
     cdef int bind_carried(self, Statement statement, BindParts* parts) except -1

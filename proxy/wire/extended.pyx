@@ -28,6 +28,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.away cimport ROUTE_WAIT
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
@@ -74,13 +75,7 @@ cdef class Extended(Parsing):
         if self.deferred is not None and self.settle_other(statement, parts.statement_size == 0) == RETRY:
             return RETRY
         if self.is_own(template):
-            portal = self.make_portal(parts.portal, parts.portal_size)
-            portal.statement = statement
-            portal.backend = None
-            portal.parts = None
-            if template.kind == ROUTE_EXPLAIN and decode_bind_params(&parts, self.hub.params) == 0:
-                self.explain_bound(statement)
-            return self.answer(SYNTHETIC_BIND)
+            return self.bind_own(statement, &parts)
         shard = self.hub.default_shard
         if (template.kind != ROUTE_DEFAULT or template.cursor is not None) and template.kind != ROUTE_MULTI:
             if decode_bind_params(&parts, self.hub.params):
@@ -88,6 +83,8 @@ cdef class Extended(Parsing):
             if statement.text_parameters:
                 statement.read_texts(self.hub.params)
             shard = self.route(template, statement.literals, self.hub.params, -1)
+        if shard == ROUTE_WAIT:
+            return RETRY
         if shard == ROUTE_CARRIED:
             return self.bind_carried(statement, &parts)
         if shard == ROUTE_MANY:
@@ -101,10 +98,11 @@ cdef class Extended(Parsing):
                     rows = 0 if self.split is None else len(self.split[index])
                     self.charge(backend, template, statement.literals, self.hub.params, rows)
             portal = self.make_portal(parts.portal, parts.portal_size)
+            self.forget_claimed()
             return self.bind_many(portal, statement, &parts)
-        if template.owes_claims and template.is_write and not self.explicit and self.hub.shard_count > 1:
-            self.open_implicit(b"BEGIN")
-        backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
+        if self.is_bare(template):
+            self.open_implicit()
+        backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE or self.places(template))
         if backend is None:
             return RETRY
         portal = self.make_portal(parts.portal, parts.portal_size)
@@ -116,7 +114,22 @@ cdef class Extended(Parsing):
         if template.is_write or template.pin is not None or template.cursor is not None:
             self.mark(backend, template)
             self.charge(backend, template, statement.literals, self.hub.params)
+        if self.claimed is not None:
+            self.forget_claimed()
         return HANDLED
+
+    cdef int bind_own(self, Statement statement, BindParts* parts) except -1:
+        """Bind what Foreshard answers itself."""
+        cdef Portal portal
+        if statement.template.kind == ROUTE_EXPLAIN and decode_bind_params(parts, self.hub.params) == 0:
+            if not self.look_up(statement.template.parts[0], statement.literals, self.hub.params):
+                return RETRY
+            self.explain_bound(statement)
+        portal = self.make_portal(parts.portal, parts.portal_size)
+        portal.statement = statement
+        portal.backend = None
+        portal.parts = None
+        return self.answer(SYNTHETIC_BIND)
 
     cdef int send_bind(self, Backend backend, Statement statement, BindParts* parts, bint is_shown) except -1:
         """Bind under the backend's name for the statement."""

@@ -254,11 +254,16 @@ cdef class Frontend(Simple):
             if self.denied is not None and self.carry is None:
                 error, self.denied = self.denied, None
                 raise error
-            return self.on_message(type, body, size, message, total)
+            if self.on_message(type, body, size, message, total) == RETRY:
+                return RETRY
+            if self.claimed is not None:
+                self.forget_claimed()
+            return 0
         except SqlError as error:
             self.decided_shard = -1
             if self.wait_until_drained():
                 return RETRY
+            self.forget_claimed()
             self.answer_error(error)
             return 0 if self.several is None else self.run_several()
         except Exception as error:      # a mistake of ours ends this client's session, and nobody else's

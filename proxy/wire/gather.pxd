@@ -25,6 +25,8 @@ cdef class Gather(Asking):
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3
+    cdef int route_buckets(self, Template template, Values literals, Values params) except -3
+    cdef list row_buckets(self, Template template, Values literals, Values params)
     cdef int route_query(self, object refusal) except -3
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept

@@ -125,14 +125,18 @@ cdef class Gather(Asking):
 
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3:
         """The shard that owns the buckets of the keys, or several."""
+        if self.hub.shard_count == 1:   # it has every bucket, and the rows whose keys name none
+            return 0
+        self.hub.buckets.clear()
+        template.locate(literals, params, self.hub.buckets)
+        return self.route_buckets(template, literals, params)
+
+    cdef int route_buckets(self, Template template, Values literals, Values params) except -3:
+        """The same for the buckets that have been found."""
         cdef Hub hub = self.hub
         cdef Buckets buckets = hub.buckets
         cdef Py_ssize_t index
         cdef int shard, first
-        if hub.shard_count == 1:    # it has every bucket, and the rows whose keys name none
-            return 0
-        buckets.clear()
-        template.locate(literals, params, buckets)
         first = hub.state.shard_of_bucket(buckets.items[0])
         if not buckets.every:
             for index in range(1, buckets.count):
@@ -158,10 +162,15 @@ cdef class Gather(Asking):
 
     cdef int route_rows(self, Template template, Values literals, Values params) except -3:
         """Several shards, each for some of the rows of an INSERT: `split` says which."""
-        cdef list found = [self.hub.state.shard_of_bucket(each) for each in template.locate_rows(literals, params)]
+        cdef list buckets = self.row_buckets(template, literals, params)
+        cdef list found = [self.hub.state.shard_of_bucket(each) for each in buckets]
         self.shards = sorted(set(found))
         self.split = [[row for row, shard in enumerate(found) if shard == each] for each in self.shards]
         return ROUTE_MANY
+
+    cdef list row_buckets(self, Template template, Values literals, Values params):
+        """The bucket of each row of an INSERT."""
+        return template.locate_rows(literals, params)
 
     cdef int written_shard(self) noexcept:
         """The shard that the transaction has written on; -1: none."""

@@ -22,6 +22,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT
 from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
@@ -91,9 +92,11 @@ cdef class Simple(Carrying):
                 return self.run_in_transaction(message[5:total - 1])
             self.queries += 1
             return self.query_carried(message[5:total - 1])
-        if shard != ROUTE_MANY and template.owes_claims and template.is_write and not self.explicit and \
-                self.hub.shard_count > 1:
-            self.decided_shard = -1
+        if shard == ROUTE_WAIT:
+            return RETRY
+        if shard == ROUTE_OPEN or (shard != ROUTE_MANY and self.is_bare(template)):
+            if not template.new_keys:
+                self.decided_shard = -1
             self.own_begin = b"BEGIN"
             return self.run_in_transaction(message[5:total - 1])
         if shard == ROUTE_MANY:
@@ -130,7 +133,8 @@ cdef class Simple(Carrying):
 
     cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1:
         """Send a Query to one shard."""
-        cdef Backend backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE)
+        cdef bint places = template.kind == ROUTE_PLACE or self.places(template)
+        cdef Backend backend = self.attach(shard, template.is_write, places)
         if backend is None:
             return RETRY
         self.queries += 1
@@ -209,6 +213,8 @@ cdef class Simple(Carrying):
         if self.wait_until_drained():
             return RETRY
         self.hub.params.clear()
+        if not self.look_up(template.parts[0], self.hub.literals, self.hub.params):
+            return RETRY
         rows = self.hub.services.explain(self, template.parts[0], self.hub.literals, self.hub.params)
         self.push_bytes(self.hub.services.explain_description())
         self.push_bytes(rows)
@@ -246,6 +252,8 @@ cdef class Simple(Carrying):
         for part in template.parts:
             if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY or part.kind == ROUTE_REFUSE:
                 return ROUTE_APART      # its error comes when the statements before it ran
+            if part.is_claimed:
+                return ROUTE_APART
             if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
                 return ROUTE_APART
         only = self.written_shard()
@@ -271,6 +279,8 @@ cdef class Simple(Carrying):
             if self.run_next(self.several[self.several_at]) == RETRY:
                 return RETRY
             self.several_at += 1
+            if self.claimed is not None:
+                self.forget_claimed()
             if self.waiting != WAIT_NOTHING:
                 return RETRY
         return self.finish_several()

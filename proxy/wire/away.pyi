@@ -1,0 +1,5 @@
+from foreshard.proxy.wire.gather import Gather
+
+class Away(Gather):
+    claimed: dict[int, int] | None
+    key_homes: dict[int, int] | None

@@ -1,0 +1,95 @@
+"""Rows of keys that clients give, away from the home of their key: found, unique, and as one PostgreSQL has them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.test_key_types import KEYS, REFUSED, SCHEMA, ask, draw
+from tests.support.away_world import AwayWorld, away_world
+from tests.support.postgres import TestInstances
+
+STATEMENTS = 120
+ROOTS = tuple(f"root{number}" for number in range(len(KEYS)))
+CHILDREN = {f"child{number}": f"root{number}" for number in range(len(KEYS))}
+
+
+@pytest.fixture(scope="module")
+def served(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwayWorld]:
+    with away_world(test_instances, tmp_path_factory.mktemp("away"), SCHEMA, ROOTS, CHILDREN) as world:
+        yield world
+
+
+@pytest.fixture
+def world(served: AwayWorld) -> Iterator[AwayWorld]:
+    """The deployment, checked at the end."""
+    yield served
+    served.check()
+
+
+@pytest.mark.parametrize("name", list(KEYS))
+def test_random_statements_answer_as_one_postgres(world: AwayWorld, name: str) -> None:
+    number = list(KEYS).index(name)
+    chance = random.Random(number)
+    with world.connect_direct() as reference, world.connect() as proxied:
+        for _ in range(STATEMENTS):
+            sql, values = draw(chance, number, KEYS[name])
+            form = chance.choice(["literals", "text", "binary"])
+            found = ask(proxied, form, sql, values)
+            if found[0] == REFUSED:
+                is_escaped = form == "literals" and "\\" in str(values)
+                assert is_escaped or "FOR UPDATE" in sql, (sql, values, form)
+                continue
+            assert found == ask(reference, form, sql, values), (sql, values, form)
+        left = [side.execute(f"SELECT * FROM root{number}".encode()).fetchall() for side in (reference, proxied)]
+        assert sorted(map(repr, left[0])) == sorted(map(repr, left[1]))
+        ask(proxied, "text", f"DELETE FROM child{number}", [])
+        ask(reference, "text", f"DELETE FROM child{number}", [])
+
+
+@pytest.mark.parametrize("name", ["text", "bigint", "date"])
+def test_random_transactions_answer_as_one_postgres(world: AwayWorld, name: str) -> None:
+    number = list(KEYS).index(name)
+    chance = random.Random(100 + number)
+    with world.connect_direct() as reference, world.connect() as proxied:
+        for _ in range(30):
+            statements = [draw(chance, number, KEYS[name]) for _ in range(chance.randrange(1, 6))]
+            form = chance.choice(["literals", "text", "binary"])
+            end = chance.choice(["COMMIT", "COMMIT", "ROLLBACK"])
+            has_savepoint = chance.random() < 0.3
+            failed = is_saved = False
+            for side in (reference, proxied):
+                side.execute("BEGIN")
+            for position, (sql, values) in enumerate(statements):
+                if has_savepoint and position == 1 and not failed:
+                    for side in (reference, proxied):
+                        side.execute("SAVEPOINT one")
+                    is_saved = True
+                found = ask(proxied, form, sql, values)
+                if found[0] == REFUSED:
+                    end = "ROLLBACK"
+                    break
+                assert found == ask(reference, form, sql, values), (sql, values, form, statements)
+                failed = failed or bool(found[0])
+                if found[0] and is_saved:
+                    failed = False
+                    for side in (reference, proxied):
+                        side.execute("ROLLBACK TO one")
+            ends = [ask(side, form, end, []) for side in (proxied, reference)]
+            assert ends[0] == ends[1], statements
+        left = [side.execute(f"SELECT * FROM root{number}".encode()).fetchall() for side in (reference, proxied)]
+        assert sorted(map(repr, left[0])) == sorted(map(repr, left[1]))
+
+
+def test_two_of_three_new_rows_are_away(world: AwayWorld) -> None:
+    number = list(KEYS).index("uuid")
+    with world.connect() as proxied:
+        for index in range(60):
+            key = [f"00000000-0000-4000-8000-{index:012d}"]
+            proxied.execute(f"INSERT INTO root{number} VALUES (%s, 1)".encode(), key)
+        for index in range(60):
+            key = [f"00000000-0000-4000-8000-{index:012d}"]
+            assert proxied.execute(f"SELECT n FROM root{number} WHERE id = %s".encode(), key).fetchall() == [(1,)]
+    assert world.away_count(f"root{number}") >= 25
