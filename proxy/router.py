@@ -28,7 +28,7 @@ import uvloop
 from foreshard._core.placement import Placer
 from foreshard._core.shared import SharedState
 from foreshard._core.statement_cache import StatementCache
-from foreshard._core.template import Template
+from foreshard._core.template import Completion, Template
 from foreshard.proxy.admin import (
     ClientRow,
     Console,
@@ -46,6 +46,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
+from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
 from foreshard.proxy.control.schema_change import complete_schema
 from foreshard.proxy.control.schema_watch import SchemaWatch
@@ -406,6 +407,8 @@ class Router:
     def complete(self, template: Template, schema: Catalog | None) -> Any:
         """The script that follows a statement (Template.completion)."""
         assert self.two_phase is not None
+        if template.completion == Completion.COMPLETE_ROWS:
+            return copy_outcome(len(self.config.shards))
         return complete_schema(self.config, schema or self.catalog, self.two_phase.cluster)
 
     def _keep(self, work: Any) -> None:

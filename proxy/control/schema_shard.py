@@ -20,6 +20,7 @@ from foreshard.proxy.control.claims import claim_steps
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
+from foreshard.proxy.control.outcome import outcome_steps
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
     OPERATIONS,
@@ -148,6 +149,8 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]
         if triggers or facts.tables[name].captured:
             steps += [_capture_step(table, *piece) for piece in capture_sql(table, triggers)]
+    references = [table for table in catalog.tables.values() if table.kind is TableKind.REFERENCE]
+    steps += outcome_steps(references, index, len(config.shards))
     steps += forget_steps(facts.claim_sets, catalog)
     for stray in facts.stray:
         table = Table(schema=stray.schema, name=stray.name, kind=TableKind.REFERENCE, key="", key_type="")

@@ -8,7 +8,7 @@ TO STDOUT of a sharded table is the shards' data one after the other, and COPY o
 from __future__ import annotations
 
 from foreshard._core.copy_plan import CopyForm
-from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
+from foreshard._core.template import Completion, KeyFlag, Operation, RouteKind, Template
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Column, Table, TableKind
 from foreshard.proxy.catalog.model import PLACEABLE_TYPES
@@ -19,14 +19,12 @@ from foreshard.proxy.routing.inserts import null_key
 from foreshard.proxy.routing.locate import KeyUse, chain, key_uses
 from foreshard.proxy.routing.query import SAFE, Findings, is_queryable
 from foreshard.proxy.routing.reads import plan_select
-from foreshard.proxy.routing.references import filled_in
 from foreshard.proxy.routing.rows import fired_profiles
 from foreshard.proxy.routing.text import Key
 from foreshard.proxy.routing.tree import Node, strings
 
 ACCESS_SHARE = 1  # AccessShareLock
 # Columns whose values, or parts of them, may be words that mean the time of their reading.
-TIMES = ("date", "time", "timestamp", "ts", "datemultirange", "daterange")
 
 
 def plan_copy(collector: Collector, node: Node) -> Template | None:
@@ -172,34 +170,20 @@ def own_use(table: Table, index: int) -> KeyUse:
 
 
 def plan_reference_in(table: Table, columns: list[str], options: CopyOptions, node: Node) -> Template:
-    """COPY FROM STDIN into a reference table: every shard gets the same rows."""
+    """COPY FROM STDIN into a reference table: the first shard takes the rows, the others are given the outcome."""
     options.check(table.name)
-    problem = filled_in("InsertStmt", {"cols": [{"ResTarget": {"name": column}} for column in columns]}, table)
-    if options.default is not None:
-        problem = "DEFAULT"
-    elif table.functions:
-        problem = "a trigger function"
-    elif "whereClause" in node:
-        problem = "WHERE"
-    moments: list[int] = []
-    for index, name in enumerate(columns if options.form != CopyForm.COPY_BINARY else ()):
-        column = table.column(name)
-        if column is not None and column.type_name.startswith(TIMES):
-            moments.append(index)
-            if column.type_name.endswith(("[]", "range")):
-                problem = f"a column of type {column.type_name}"
-    if problem:
+    if table.functions:
         raise not_built(
-            f'{problem} in COPY FROM STDIN into the reference table "{table.name}"', "Give all values in the data.",
-            "Shards might not agree.",
-        )  # fmt: skip
+            f'COPY FROM STDIN into the reference table "{table.name}" with a trigger function', "Use INSERT."
+        )
     return Template(
         RouteKind.ROUTE_COPY,
         operation=Operation.OPERATION_INSERT,
         is_write=True,
         table=table.qualified,
         lock=table.qualified.encode(),
-        copy=options.plan_in(is_everywhere=True, moments=tuple(moments)),
+        copy=options.plan_in(is_everywhere=True),
+        completion=Completion.COMPLETE_ROWS,
         is_exact=True,
         reason="every shard has the rows of a reference table",
     )

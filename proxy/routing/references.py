@@ -1,25 +1,18 @@
-"""Where writes of reference tables go: to every shard, one after the other, if each shard surely computes the same.
+"""Where writes of reference tables go: to the first shard, which computes the rows, and from there to all others.
 
-The shards must agree on the rows for ever, so a statement is taken only when nothing in it can differ between them:
-no clock, randomness or sequence, no default but a constant, no choice that the order of rows on disk makes. `lock`
-serialises the writers of a table: taken on the first shard it keeps later writers away from all of them, taken on the
-others it waits there for the commit of the writer before. Readers and foreign keys are not held up. Triggers of the
-user's own on a reference table are trusted to do the same everywhere.
+So nothing in a statement has to mean the same on every shard: clocks, sequences, defaults, plain tables and the user's
+triggers are those of the first shard (proxy/control/outcome.py). `lock` serialises the writers of a table.
 """
 
 from __future__ import annotations
 
-import re
-
-from foreshard._core.template import Operation, RouteKind, Template
+from foreshard._core.template import Completion, Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import not_built
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.functions import is_unknown
-from foreshard.proxy.routing.reads import check_no_plain
+from foreshard.proxy.routing.functions import read_effects
 from foreshard.proxy.routing.scope import ReferenceKind
-from foreshard.proxy.routing.tree import Node, unwrap, walk
-from foreshard.proxy.routing.wide import system_columns
+from foreshard.proxy.routing.tree import Node, walk
 
 DETERMINISTIC = frozenset(
     (
@@ -48,68 +41,35 @@ OPERATIONS = {
     "UpdateStmt": Operation.OPERATION_UPDATE,
     "DeleteStmt": Operation.OPERATION_DELETE,
 }
-CONSTANT = re.compile(r"(-?\d+(\.\d+)?|'[^']*'|true|false|NULL)(::[a-z ]+)?")
-HINT = "Compute the values in the client, and name every column that has a default."
+HINT = "Select the values first, then write them."
 
 
 def plan_reference(collector: Collector, kind: str, node: Node, table: Table) -> Template:
-    """The route of an INSERT, UPDATE or DELETE of a reference table; SqlError when the shards might not agree."""
-    check_no_plain(collector)
-    problem = disagreement(collector, kind, node, table)
+    """The route of a write of a reference table; SqlError when the first shard has not all that it needs."""
+    problem = obstacle(collector, node, table)
     if problem:
-        raise not_built(f'{problem} in a write of the reference table "{table.name}"', HINT, "Shards might not agree.")
+        raise not_built(f'{problem} in a write of the reference table "{table.name}"', HINT)
+    effects = read_effects(collector)
     return Template(
         RouteKind.ROUTE_SCATTER,
         is_write=True,
+        pin=effects.pin,
         table=table.qualified,
         returns="returningList" in node,
-        operation=OPERATIONS[kind],
+        operation=OPERATIONS.get(kind, Operation.OPERATION_OTHER),
         lock=table.qualified.encode(),
+        completion=Completion.COMPLETE_ROWS,
         is_exact=collector.text.is_exact,
-        reason="every shard has the rows of a reference table",
+        reason="the first shard computes the rows of a reference table, the others are given them",
     )
 
 
-def disagreement(collector: Collector, kind: str, node: Node, table: Table) -> str | None:
-    """What might be another thing on each shard; None when nothing is."""
-    if kind == "MergeStmt" or collector.writes_within:
-        return "MERGE" if kind == "MergeStmt" else "a data-modifying CTE"
+def obstacle(collector: Collector, node: Node, table: Table) -> str | None:
+    """What the first shard cannot do alone; None when there is nothing."""
     if table.functions:
         return "a trigger function"
     if any(one.kind is ReferenceKind.SHARDED for one in collector.references):
         return "rows of a sharded table"
-    if kind == "UpdateStmt" and node.get("fromClause"):
-        return "FROM"
-    for call in collector.calls:
-        if is_unknown(call) or call.path[-1] not in DETERMINISTIC:
-            return f"the function {call.path[-1]}"
-    for level in collector.levels:
-        for merge in level.merges:
-            return merge
-    for found, _ in walk(node):
-        if found in ("SQLValueFunction", "CurrentOfExpr", "XmlExpr", "RangeTableSample"):
-            return "what depends on the session" if found == "SQLValueFunction" else found
-    for column in system_columns(node):
-        return f"the system column {column}"
-    return filled_in(kind, node, table)
-
-
-def filled_in(kind: str, node: Node, table: Table) -> str | None:
-    """A column whose value the shard would make, as far as the catalog knows."""
-    if any(found == "SetToDefault" for found, _ in walk(node)):
-        return "DEFAULT"
-    if kind != "InsertStmt":
-        return None
-    if not table.columns:
-        return "columns that are not known"
-    named = [unwrap(column)[1]["name"] for column in node.get("cols", [])]
-    if not named:
-        rows = unwrap(node.get("selectStmt"))[1].get("valuesLists", [])
-        width = min([len(unwrap(row)[1].get("items", [])) for row in rows], default=0)
-        named = [column.name for column in table.columns][:width]
-    for column in table.columns:
-        is_constant = not column.is_generated and CONSTANT.fullmatch(column.default_text) is not None
-        is_timed = column.type_name.startswith(("date", "time"))
-        if column.name not in named and (column.has_default or column.is_generated) and (is_timed or not is_constant):
-            return f'the default of "{column.name}"'
+    if any(found == "CurrentOfExpr" for found, _ in walk(node)):
+        return "WHERE CURRENT OF"
     return None

@@ -15,6 +15,7 @@ cdef class Copying(Merging):
     cdef bint copy_ending           # CopyDone has come
     cdef bint copy_ended            # and was sent to the shards
     cdef bytes copy_refusal         # ErrorResponse of our own to a row, told when those before it were taken
+    cdef bytes outcome_tag          # of a COPY whose rows the other shards are being given; None: none is
     cdef bytes copy_tag             # CommandComplete that waits for COMMIT; None: none does
 
     cdef int begin_copy(self, Template template, bytes text) except -1
@@ -37,6 +38,7 @@ cdef class Copying(Merging):
     cdef bytes translate_error(self, Backend backend, bytes body)
     cdef bytes located(self, object error)
     cdef int finish_copy(self) except -1
+    cdef int end_copy(self, bytes tag) except -1
     cdef int end_own(self, bint commits) except -1
     cdef bytes sum_parts(self)
     cdef int charge_parts(self) except -1

@@ -48,6 +48,8 @@ cdef class Copying(Merging):
                 if backend.unsynced and backend.executed:
                     raise not_built("COPY FROM STDIN inside a pipeline of extended query", "Sync first.")
             self.settle_pipeline()      # only prepared, with Flush in place of Sync
+        if template.completion and not self.attach_all(list(range(self.hub.shard_count)), True):
+            return RETRY        # the outcome goes to all of them
         backend = self.attach(self.choose_first(template), False, False)
         if backend is None:
             return RETRY
@@ -115,7 +117,7 @@ cdef class Copying(Merging):
         if template.copy.generates and template.copy.default is not None:
             placed = self.place_rows(template)
         splitter = CopySplitter(
-            template, template.copy, self.hub.shard_count, backend.shard, placed=placed,
+            template, template.copy, 1 if template.completion else self.hub.shard_count, backend.shard, placed=placed,
             ends_csv=version.isdigit() and int(version) < CSV_MARKER_VERSION,
             record_bytes_max=self.hub.message_bytes_max)
         for bucket in range(BUCKET_COUNT):
@@ -171,7 +173,7 @@ cdef class Copying(Merging):
         cdef Backend backend
         cdef CopyPart part
         cdef int shard
-        for shard in range(self.hub.shard_count):
+        for shard in range(len(self.splitter.parts)):
             part = self.splitter.parts[shard]
             if part.data.end - part.data.start < least:
                 continue
@@ -353,11 +355,29 @@ cdef class Copying(Merging):
 
     cdef int finish_copy(self) except -1:
         """Every shard has answered: CommandComplete with the sum, and the end of our own transaction."""
+        cdef Template template = self.copied
         cdef bytes tag = self.sum_parts()
         self.splitter = None
         self.copied = None
         self.copy_parts = []
         self.copying = False
+        if tag is not None and template.completion:
+            self.outcome_tag = tag
+            return self.run_script(self.hub.services.complete(template, None))
+        return self.end_copy(tag)
+
+    cdef int on_script(self, object result, object failure) except -1:
+        cdef bytes tag = self.outcome_tag
+        if tag is None:
+            return Merging.on_script(self, result, failure)
+        self.outcome_tag = None
+        if failure is not None:
+            self.push_bytes(failure.encode())
+            tag = None
+        return self.end_copy(tag)
+
+    cdef int end_copy(self, bytes tag) except -1:
+        """The rows are where they belong, or (no tag) the client was told why not."""
         self.waiting = WAIT_NOTHING
         if tag is None and self.explicit:
             self.failed = True

@@ -24,7 +24,7 @@ from foreshard._core.template cimport (
     Buckets,
     Template,
 )
-from foreshard._core.values cimport VALUE_BINARY, Values
+from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
     COPY_OUT_BINARY,
@@ -41,11 +41,6 @@ from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_SHARD
 from foreshard.proxy.wire.asking cimport Asking
 
 from foreshard._core.errors import SqlError, not_built
-
-cdef enum:
-    MOMENT_BYTES_MAX = 64
-
-cdef frozenset MOMENTS = frozenset((b"now", b"today", b"tomorrow", b"yesterday"))
 
 
 cdef class Gather(Asking):
@@ -87,9 +82,6 @@ cdef class Gather(Asking):
         if kind == ROUTE_SCATTER:
             if hub.shard_count == 1 and (template.completion == COMPLETE_NONE or template.completion == COMPLETE_ROWS):
                 return 0
-            if template.lock is not None:
-                check_moments(literals)
-                check_moments(params)
             self.shards = list(range(hub.shard_count))
             return ROUTE_MANY
         if kind == ROUTE_QUERY:
@@ -397,18 +389,3 @@ cdef int copy_out_of(Template template) noexcept:
 cdef bint locks_rows(Template template) noexcept:
     """A SELECT that locks: shards are asked in their order, so that two such statements do not wait for each other."""
     return template.is_write and template.operation == OPERATION_SELECT
-
-
-cdef int check_moments(Values values) except -1:
-    """Refuse values that mean the time of their reading, which is another one on each shard."""
-    cdef Py_ssize_t index
-    if values is None:
-        return 0
-    for index in range(values.count):
-        if 3 <= values.items[index].size <= MOMENT_BYTES_MAX and values.items[index].format != VALUE_BINARY:
-            written = values.items[index].data[:values.items[index].size].strip().lower()
-            if written.split(b" ")[0] in MOMENTS:
-                raise not_built(
-                    f'the value "{written.decode("utf-8", "replace")}" in a write of a reference table',
-                    "Give the time itself.", "It may mean another time on each shard.")
-    return 0

@@ -38,7 +38,10 @@ HIDING = frozenset(("temporary table", "DO", "a statement that was not understoo
 ISOLATION = re.compile(rb"repeatable|serializable", re.IGNORECASE)      # in BEGIN, SET, or the client's parameters
 
 cdef bytes SET_BUCKET = b"SELECT pg_catalog.set_config('foreshard.bucket', $1, false)\0\0\0"
-cdef bytes LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 7))\0\0\0"
+cdef bytes LOCK = (
+    b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 7)),"
+    b" pg_catalog.set_config('foreshard.outcome', '', true)\0\0\0"       # what a statement before has left
+)
 cdef bytes BEGIN = b"BEGIN\0\0\0"
 cdef bytes EMPTY_BIND = b"foreshard\0\0\0\0\0\0\0\0"
 
