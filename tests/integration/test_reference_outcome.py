@@ -101,6 +101,7 @@ STATEMENTS: Sequence[str] = (
     "WHEN MATCHED THEN UPDATE SET title = v.title WHEN NOT MATCHED THEN INSERT VALUES (v.code, v.title)",
     "WITH gone AS (DELETE FROM plain WHERE id > 3 RETURNING tag) INSERT INTO event (name) SELECT tag FROM gone",
     "DELETE FROM area WHERE code = 'nn'",
+    "DELETE FROM counted",
     "TRUNCATE loose",
     "TRUNCATE area, town, root",
 )
