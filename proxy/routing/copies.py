@@ -7,7 +7,6 @@ TO STDOUT of a sharded table is the shards' data one after the other, and COPY o
 
 from __future__ import annotations
 
-from foreshard._core.copy_plan import CopyForm
 from foreshard._core.template import Completion, KeyFlag, Operation, RouteKind, Template
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Column, Table, TableKind
