@@ -48,7 +48,7 @@ from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
-from foreshard.proxy.control.schema_change import complete_schema
+from foreshard.proxy.control.schema_change import complete_schema, run_alone
 from foreshard.proxy.control.schema_watch import SchemaWatch
 from foreshard.proxy.control.shard_gate import ShardGate
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
@@ -403,6 +403,10 @@ class Router:
         version = next(self.versions)
         own = msgspec.structs.replace(catalog, query_node=node, version=version)
         cache.invalidate(Planner(own).plan, version)
+
+    def complete_alone(self, text: bytes) -> Any:
+        """The script of a statement that every shard runs by itself; its result is the catalog from then on."""
+        return run_alone(self.config, self.catalog, text)
 
     def complete(self, template: Template, schema: Catalog | None) -> Any:
         """The script that follows a statement (Template.completion)."""

@@ -16,7 +16,7 @@ from foreshard.proxy.catalog import Catalog, Table
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.derive import compare_shards, derive_catalog
 from foreshard.proxy.control.facts import Facts
-from foreshard.proxy.control.inside import Inside, together
+from foreshard.proxy.control.inside import Inside, ask, together
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.schema_shard import shard_steps
@@ -53,6 +53,31 @@ async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog
         new = await _without_rows(old, (await read_schema(config, old, shards))[0], shards)
         check_kept(config, old, new)
     await shards[0].execute(f"NOTIFY {CHANNEL}")
+    return new
+
+
+async def run_alone(config: Config, old: Catalog, text: bytes) -> Catalog:
+    """Run a statement on one shard after the other, outside of transactions; the catalog after it.
+
+    The SqlError of a shard that fails says which shards have done it, and how to go on.
+    """
+    names = [shard.name for shard in config.shards]
+    for index in range(len(names)):
+        try:
+            await ask([(index, text, False)])
+        except SqlError as error:
+            told = [f"done on {', '.join(names[:index])}"] if index else []
+            told += [f"failed on {names[index]}"]
+            told += [f"not begun on {', '.join(names[index + 1 :])}"] if index + 1 < len(names) else []
+            detail = f"{error.detail} " if error.detail else ""
+            raise SqlError(
+                error.sqlstate,
+                error.message,
+                f"{detail}Shard by shard: {'; '.join(told)}.",
+                "DROP INDEX IF EXISTS removes it everywhere, an invalid one too; or go on with IF NOT EXISTS "
+                "once the cause is gone and the invalid index is dropped.",
+            ) from None
+    new, _ = await read_schema(config, old, [Inside(index) for index in range(len(names))])
     return new
 
 

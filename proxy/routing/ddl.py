@@ -148,7 +148,12 @@ def plan_alone(catalog: Catalog, kind: str, node: Node) -> Template:
                 f"Create it without CONCURRENTLY, or declare it (unique: in tables.{table.name}) and run apply.",
             )
     return Template(
-        RouteKind.ROUTE_ALONE, is_write=True, alters=True, is_exact=True, reason="DDL of every shard, one by one"
+        RouteKind.ROUTE_ALONE,
+        name="CREATE INDEX" if kind == "IndexStmt" else "DROP INDEX",
+        is_write=True,
+        alters=True,
+        is_exact=True,
+        reason="DDL of every shard, one by one",
     )
 
 

@@ -21,6 +21,8 @@ from foreshard._core.template cimport (
 from foreshard.proxy.wire.away cimport Away
 from foreshard.proxy.wire.session cimport WAIT_PARTS
 
+from foreshard._core.errors import SqlError, not_built
+
 cdef enum:
     OWN_ENTRIES_MAX = 256       # of the statement cache of a transaction that has changed the schema
 
@@ -45,7 +47,37 @@ cdef class Completing(Away):
         self.is_suspended = suspended
         return self.run_script(self.hub.services.complete(template, self.schema))
 
+    cdef int run_alone(self, Template template, bytes text) except -1:
+        """A statement that no transaction block takes: on one shard after the other. True: the message has to wait."""
+        if self.explicit:
+            raise SqlError("25001", f"{template.name} CONCURRENTLY cannot run inside a transaction block")
+        if self.is_unsynced():
+            raise not_built(f"{template.name} CONCURRENTLY inside a pipeline", "Sync first.")
+        if self.wait_until_drained() or not self.attach_all(list(range(self.hub.shard_count)), False):
+            return 1
+        self.alone = template
+        self.alters = True
+        self.run_script(self.hub.services.complete_alone(text))
+        return 0
+
+    cdef int finish_alone(self, object result, object failure) except -1:
+        """Every shard has done it, or one of them has failed."""
+        cdef bytes tag = self.alone.name.encode()
+        self.alone = None
+        if failure is None:
+            self.hub.services.follow_schema(result)
+            self.push_complete(tag)
+        else:
+            self.push_bytes(failure.encode())
+            self.skipping = not self.simple
+        if self.simple:
+            self.push_ready()
+        self.release_links()
+        return self.resume()
+
     cdef int on_script(self, object result, object failure) except -1:
+        if self.alone is not None:
+            return self.finish_alone(result, failure)
         if failure is not None:
             self.parts_failed = True
             self.push_bytes(failure.encode())

@@ -20,6 +20,7 @@ from foreshard._core.replies cimport (
 )
 from foreshard._core.row_split cimport RowText, bind_rest, order_of, parse_rest
 from foreshard._core.template cimport (
+    ROUTE_ALONE,
     ROUTE_DEFAULT,
     ROUTE_EXPLAIN,
     ROUTE_MULTI,
@@ -286,6 +287,8 @@ cdef class Extended(Parsing):
             return HANDLED
         if statement.template.kind == ROUTE_TRANSACTION:
             return self.run_verb(statement.template)
+        if statement.template.kind == ROUTE_ALONE:
+            return self.run_alone(statement.template, statement.body[:statement.query_size])
         return HANDLED if self.run_setting(statement.template) else RETRY
 
     cdef int execute_many(self, Portal portal, long long rows) except -1:

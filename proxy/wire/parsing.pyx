@@ -16,6 +16,7 @@ from foreshard._core.replies cimport (
     SYNTHETIC_PARSE,
 )
 from foreshard._core.template cimport (
+    ROUTE_ALONE,
     ROUTE_CARRY,
     ROUTE_DEFAULT,
     ROUTE_EXPLAIN,
@@ -123,7 +124,7 @@ cdef class Parsing(Completing):
 
     cdef bint is_own(self, Template template) noexcept:
         """What Foreshard answers, or carries out on several shards, itself."""
-        return template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN or (
+        return template.kind == ROUTE_TRANSACTION or template.kind == ROUTE_EXPLAIN or template.kind == ROUTE_ALONE or (
             template.text is not None and self.is_setting(template))
 
     cdef int home_shard(self, Statement statement) except -2:

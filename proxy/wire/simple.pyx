@@ -84,6 +84,8 @@ cdef class Simple(Carrying):
             return self.query_several(template, message, total)
         if kind == ROUTE_EXPLAIN:
             return self.explain_query(template)
+        if kind == ROUTE_ALONE:
+            return self.run_alone(template, message[5:total - 1])
         self.hub.params.clear()
         shard = self.route(template, self.hub.literals, self.hub.params, -1)
         if shard == ROUTE_CARRIED:

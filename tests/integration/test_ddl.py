@@ -11,6 +11,7 @@ import pytest
 from tests.support.messages import SYNC, extended, query
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
+from tests.support.raw import error_of
 from tests.support.servers import Server
 from tests.support.twins import comparable
 from tests.support.verified import assert_verified
@@ -90,6 +91,12 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         "CREATE INDEX IF NOT EXISTS by_tag ON root (tag)", "ALTER INDEX by_tag RENAME TO by_that",
         "DROP INDEX by_that", "DROP INDEX by_that",
     ],
+    "indexes made concurrently": [
+        "CREATE INDEX CONCURRENTLY by_n ON root (n)", "CREATE INDEX CONCURRENTLY by_n ON root (n)",
+        "SELECT count(*) FROM root", "BEGIN",
+        "CREATE INDEX CONCURRENTLY by_m ON root (n)", "ROLLBACK", "DROP INDEX CONCURRENTLY by_n",
+        "DROP INDEX CONCURRENTLY by_n",
+    ],
     "constraints": [
         "ALTER TABLE root ADD CONSTRAINT positive CHECK (n >= 0)", "INSERT INTO root (tag, n) VALUES ('x', -1)",
         "ALTER TABLE root DROP CONSTRAINT positive", "INSERT INTO root (tag, n) VALUES ('x', -1)",
@@ -166,3 +173,61 @@ def test_ddl_answers_as_one_postgresql(scene: Scene, name: str, by_extended: boo
 def told(line: str) -> str:
     """A line of a transcript without the detail and hint of an error, which may show keys."""
     return " | ".join(part for part in line.split(" | ") if part[0] not in "DH") if line[0] == "E" else line
+
+
+def test_an_index_made_concurrently_says_on_which_shards_it_has_failed(scene: Scene) -> None:
+    scene.shards.execute("CREATE TABLE in_the_way (n integer); CREATE INDEX by_n ON in_the_way (n)", on=1)
+    with scene.proxy.server.connect() as client:
+        told = error_of(client.query("CREATE INDEX CONCURRENTLY by_n ON root (n)"))
+        assert told["C"] == "42P07"
+        assert "done on s0; failed on s1; not begun on s2" in told["D"]
+        assert "DROP INDEX IF EXISTS" in told["H"]
+        scene.shards.execute("DROP TABLE in_the_way", on=1)
+        client.rows("CREATE INDEX CONCURRENTLY IF NOT EXISTS by_n ON root (n)")
+        assert scene.has("by_n") == [True] * SHARD_COUNT
+        client.rows("DROP INDEX by_n")
+
+
+REFUSED = (
+    "ALTER TABLE root RENAME TO other",
+    "ALTER TABLE root RENAME COLUMN id TO key",
+    "ALTER TABLE root DROP COLUMN id",
+    "ALTER TABLE root ALTER id TYPE text",
+    "ALTER TABLE root ALTER id DROP DEFAULT",
+    "ALTER TABLE child DROP COLUMN root_id",
+    "ALTER TABLE root DISABLE TRIGGER ALL",
+    "CREATE UNIQUE INDEX ON root (tag)",
+    "CREATE UNIQUE INDEX CONCURRENTLY ON root (tag)",
+    "ALTER TABLE root ADD UNIQUE (tag)",
+    "CREATE TABLE plain3 (root_id bigint REFERENCES root)",
+    "ALTER TABLE plain ADD COLUMN root_id bigint REFERENCES root",
+    "ALTER TABLE root ADD COLUMN p bigint REFERENCES plain",
+    "ALTER TABLE root DROP CONSTRAINT root_pkey CASCADE",
+    "DROP TABLE root CASCADE",
+    "DROP TABLE root, plain",
+    "DROP SCHEMA public CASCADE",
+    "ALTER TABLE language ADD COLUMN made timestamptz DEFAULT now()",
+    "ALTER TABLE language ADD COLUMN number serial",
+    "CREATE TABLE later (id integer PRIMARY KEY, tag text UNIQUE)",
+    "CREATE TABLE later (tag text)",
+    "CREATE TABLE heir () INHERITS (root)",
+    "ALTER SEQUENCE root_id_seq RESTART",
+    "TRUNCATE root, plain",
+)
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_what_would_break_the_sharding_is_refused_and_changes_nothing(scene: Scene, sql: str) -> None:
+    before = scene.shapes()
+    with scene.proxy.server.connect() as client:
+        for asked in (query(sql), extended(sql) + SYNC):
+            told = error_of(client.ask(asked))
+            assert told["C"] in ("0A000", "42P01", "2BP01"), told
+        assert client.value("SELECT 1") == "1"
+    assert scene.shapes() == before
+
+
+def test_schema_foreshard_is_foreshards_own(scene: Scene) -> None:
+    with scene.proxy.server.connect() as client:
+        for sql in ("DROP TABLE foreshard.outbox", "CREATE TABLE foreshard.x ()", "DROP SCHEMA foreshard CASCADE"):
+            assert error_of(client.query(sql))["C"] == "42501"
