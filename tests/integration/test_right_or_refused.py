@@ -222,7 +222,7 @@ WRITES = """
 INSERT INTO document (title) VALUES ('x')
 INSERT INTO document DEFAULT VALUES
 INSERT INTO document (title) SELECT 'x' FROM generate_series(1, 3)
-INSERT INTO document (title) SELECT title FROM document WHERE id = {a}
+INSERT INTO document (title) SELECT 'x' FROM document WHERE id = {a}
 INSERT INTO document SELECT id + 1, title FROM document
 INSERT INTO document (id, title) VALUES (77, 'x')
 INSERT INTO document (id, title) VALUES (77, 'x'), (78, 'y')
