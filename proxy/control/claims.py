@@ -187,7 +187,7 @@ CLAIMS_NONE = f"""\
 CREATE OR REPLACE FUNCTION foreshard.claims_none() RETURNS void LANGUAGE plpgsql STABLE {SAFE} AS $body$
 -- Fails when this transaction owes other shards something. In front of COMMIT it saves asking.
 BEGIN
-  IF EXISTS (SELECT FROM foreshard.claim_pending) THEN
+  IF EXISTS (SELECT FROM foreshard.claim_pending AS due WHERE due.xid = pg_current_xact_id_if_assigned()) THEN
     RAISE EXCEPTION 'claims are owed' USING ERRCODE = '{CLAIMS_OWED}';
   END IF;
 END

@@ -165,8 +165,10 @@ def test_no_key_is_there_twice_and_no_acknowledged_row_is_lost(
                 fighting.result()
                 before = [client.counts["happened"] for client in clients]
                 wait_until(  # everybody is served again
-                    lambda: any(map(done_for, running))
-                    or all(client.counts["happened"] > count for client, count in zip(clients, before, strict=True))
+                    lambda: (
+                        any(map(done_for, running))
+                        or all(client.counts["happened"] > count for client, count in zip(clients, before, strict=True))
+                    )
                 )
             finally:
                 burning.set()
