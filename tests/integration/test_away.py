@@ -10,6 +10,7 @@ import pytest
 from tests.integration.test_key_types import KEYS, REFUSED, SCHEMA, ask, draw
 from tests.support.away_world import AwayWorld, away_world
 from tests.support.postgres import TestInstances
+from tests.support.verified import assert_verified
 
 STATEMENTS = 120
 ROOTS = tuple(f"root{number}" for number in range(len(KEYS)))
@@ -27,6 +28,15 @@ def world(served: AwayWorld) -> Iterator[AwayWorld]:
     """The deployment, checked at the end."""
     yield served
     served.check()
+
+
+def test_verify_finds_nothing_wrong(world: AwayWorld) -> None:
+    with world.connect() as proxied:
+        for key in range(40):
+            ask(proxied, "text", "INSERT INTO root0 (id) VALUES (%s) ON CONFLICT DO NOTHING", [f"key {key}"])
+        assert world.away_count("root0")
+        assert_verified(world.proxy.configuration)
+        proxied.execute("DELETE FROM root0 WHERE id LIKE 'key %'")
 
 
 @pytest.mark.parametrize("name", list(KEYS))
@@ -93,3 +103,29 @@ def test_two_of_three_new_rows_are_away(world: AwayWorld) -> None:
             key = [f"00000000-0000-4000-8000-{index:012d}"]
             assert proxied.execute(f"SELECT n FROM root{number} WHERE id = %s".encode(), key).fetchall() == [(1,)]
     assert world.away_count(f"root{number}") >= 25
+
+
+def test_explain_tells_home_and_away_and_why(world: AwayWorld) -> None:
+    number = list(KEYS).index("bigint")
+    with world.connect() as proxied:
+        for key in range(1000, 1020):
+            proxied.execute(f"INSERT INTO root{number} VALUES ({key}, 1)".encode())
+        seen = ""
+        for key in (*range(1000, 1020), 5):
+            rows = proxied.execute(f"EXPLAIN (FORESHARD) SELECT * FROM root{number} WHERE id = {key}".encode())
+            seen += "\n".join(line for (line,) in rows)
+        rows = proxied.execute(f"EXPLAIN (FORESHARD) INSERT INTO root{number} VALUES (77777, 1)".encode())
+        placed = "\n".join(line for (line,) in rows)
+    assert "the row is at home" in seen
+    assert "the row is away from home, in bucket" in seen
+    assert "there is no row" in seen
+    assert "Policy: least-loaded" in placed
+
+
+def test_what_would_lose_rows_away_is_refused(world: AwayWorld) -> None:
+    number = list(KEYS).index("bigint")
+    with world.connect() as proxied:
+        merge = f"MERGE INTO root{number} r USING (SELECT 1) s ON r.id = 1 WHEN MATCHED THEN DELETE"
+        assert ask(proxied, "text", merge, [])[0] == REFUSED
+        assert ask(proxied, "text", f"UPDATE root{number} SET id = 2 WHERE id = 1", [])[0] == REFUSED
+        assert ask(proxied, "text", f"COPY child{number} (root_id) FROM STDIN", [])[0] == REFUSED
