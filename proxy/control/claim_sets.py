@@ -186,7 +186,7 @@ def _guard_sql(catalog: Catalog, table: Table, columns: Sequence[str], trigger: 
     return f"""\
 CREATE OR REPLACE FUNCTION foreshard.{trigger}_guard() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $body$
 BEGIN
-  IF foreshard.bucket_of({key}) <> {bucket_of_child(catalog, table, "NEW")} THEN
+  IF (foreshard.bucket_of({key}) <> {bucket_of_child(catalog, table, "NEW")}) THEN
     RAISE EXCEPTION 'the key of the new row names another bucket than its parent''s'
       USING ERRCODE = 'check_violation', HINT = 'Leave the key out, or give one that Foreshard does not generate.';
   END IF;

@@ -37,6 +37,12 @@ COPIED = (
     *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys", "completion", "copy"),
     "reason",
 )
+ALTERING_WORDS = frozenset(
+    (
+        *("alter", "call", "comment", "create", "do", "drop", "grant", "import", "into", "reassign", "rename"),
+        *("replace", "revoke", "security"),
+    )
+)
 TRANSACTION_WORDS = frozenset(
     ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "declare")
 )
@@ -245,7 +251,7 @@ class Planner:
         return Template(
             RouteKind.ROUTE_DEFAULT,
             is_write=True,
-            alters=True,
+            alters=bool(ALTERING_WORDS & outside),
             pin="a statement that was not understood" if state or several else None,
             is_exact=True,
             reason="not understood, and names no declared table",

@@ -108,7 +108,7 @@ cdef class Commit(Session):
     cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1:
         """COMMIT on several backends; `conclude` follows when it is done or undone."""
         cdef Backend backend
-        if owe_claims(targets):
+        if owe_claims(targets) and not self.is_read_only():
             if len(targets) == 1 and (<Backend> targets[0]).begun and not template.chain:
                 return self.try_commit(template, targets[0], is_quiet)
             return self.ask_claims(template, targets, b"", is_quiet)

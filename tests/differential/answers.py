@@ -45,7 +45,10 @@ def split(answer: list[Message]) -> list[list[Message]]:
 def results_of(answer: list[Message], unit: Unit) -> list[Result]:
     """A result for each statement that was answered."""
     found = []
-    for index, group in enumerate(split(answer)):
+    groups = split(answer)
+    if len(groups) > len(unit.statements) and groups[-1][-1].kind == b"E":
+        del groups[-2]  # what was told done before the end of its own transaction failed
+    for index, group in enumerate(groups):
         statement = unit.statements[min(index, len(unit.statements) - 1)]
         found.append(result_of(group, statement))
     return found

@@ -40,6 +40,7 @@ class Table(NamedTuple):
     via: str = ""
     tail: str = ""  # of CREATE TABLE
     required: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ()  # declared to be so over all shards; of a child's key: clients may give it
 
     def free_columns(self) -> list[str]:
         """Columns that are no key, no mark, and tie the row to nothing."""
@@ -85,6 +86,7 @@ TABLES = (
         via="orders_id",
         tail="FOREIGN KEY (orders_id) REFERENCES orders ON DELETE CASCADE",
         required=("orders_id",),
+        unique=("id",),
     ),
     Table(
         "parcel",
@@ -104,6 +106,14 @@ TABLES = (
         tail="FOREIGN KEY (parcel_id) REFERENCES parcel",
         required=("parcel_id",),
     ),
+    Table(
+        "member",
+        "root",
+        ("id",),
+        {"id": "big", "mark": "text", "email": "text", "name": "text", "score": "int"},
+        is_generated=True,
+        unique=("email",),
+    ),
     Table("city", "root", ("name",), {"name": "text", "mayor": "text", "size": "int", "founded": "date"}),
     Table(
         "street",
@@ -115,6 +125,7 @@ TABLES = (
         via="city",
         tail="FOREIGN KEY (city) REFERENCES city ON DELETE CASCADE",
         required=("city",),
+        unique=("id",),
     ),
     Table("label", "root", ("code",), {"code": "varchar", "title": "text", "rank": "int"}),
     Table("device", "root", ("id",), {"id": "uuid", "name": "text", "n": "int", "raw": "bytea"}),
@@ -135,6 +146,7 @@ DECLARED = {
     if table.kind == "reference"
     else {"key": table.key[0] if len(table.key) == 1 else list(table.key)}
     | ({"parent": table.parent, "via": table.via} if table.parent else {})
+    | ({"unique": list(table.unique)} if table.unique else {})
     for table in TABLES
     if table.kind != "plain"
 }
@@ -164,6 +176,8 @@ def table_sql(table: Table, by_file: bool) -> str:
     """CREATE TABLE."""
     columns = [column_sql(table, name, kind, by_file) for name, kind in table.columns.items()]
     rest = [f"PRIMARY KEY ({', '.join(table.key)})", *([table.tail] if table.tail else [])]
+    if by_file:  # over several shards a value that stands twice is found at the end of the transaction
+        rest += [f"UNIQUE ({name}) DEFERRABLE INITIALLY DEFERRED" for name in table.unique if name not in table.key]
     return f"CREATE TABLE {table.name} ({', '.join([*columns, *rest])});"
 
 

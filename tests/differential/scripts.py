@@ -12,6 +12,7 @@ from tests.differential.schema import BY_NAME, CHILDREN, TABLES
 from tests.differential.writes import World, Writes, initial_rows
 
 PREPARED_MAX = 30
+BRINGS_KEY = ("INSERT INTO item (id", "INSERT INTO street (id", "INSERT INTO orders (id")  # each time another one
 BEGINS = (
     *("BEGIN",) * 8,
     "START TRANSACTION",
@@ -131,7 +132,9 @@ class Script:
             copied = piece("COPY (", statement.sql, ") TO STDOUT", self.draw.choice(("", " (FORMAT csv, HEADER)")))
             return Unit.single(Statement("copy out", copied, statement.order))
         unit = Unit.single(statement, Form.drawn(self.draw))
-        if unit.forms[0].is_named and unit.forms[0].by_extended and not (in_transaction and unit.statements[0].makes):
+        brings_key = str(next(statement.sql.walk())).startswith(BRINGS_KEY)
+        is_prepared = unit.forms[0].is_named and unit.forms[0].by_extended
+        if is_prepared and not brings_key and not (in_transaction and statement.makes):
             self.prepared = [*self.prepared[-PREPARED_MAX:], unit]
         return unit
 
