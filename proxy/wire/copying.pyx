@@ -48,13 +48,19 @@ cdef class Copying(Merging):
                 if backend.unsynced and backend.executed:
                     raise not_built("COPY FROM STDIN inside a pipeline of extended query", "Sync first.")
             self.settle_pipeline()      # only prepared, with Flush in place of Sync
-        if template.completion and not self.attach_all(list(range(self.hub.shard_count)), True):
-            return RETRY        # the outcome goes to all of them
+        if template.completion:     # the outcome goes to all of them
+            self.check_two_phase(0, 1)
+            if not self.attach_all(list(range(self.hub.shard_count)), False):
+                return RETRY
         backend = self.attach(self.choose_first(template), False, False)
         if backend is None:
             return RETRY
         if not self.explicit:
             self.open_implicit()
+        if template.completion:
+            for other in self.links:
+                if not (<Backend> other).begun:
+                    self.join(other, False)
         self.settle_pipeline()
         self.copied = template
         self.copy_text = text
