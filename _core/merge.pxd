@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t
 from foreshard._core.buffer cimport Buffer
 from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.sort_keys cimport SortKey
+from foreshard._core.totals cimport Totals
 
 
 cdef enum MergeState:
@@ -56,7 +57,8 @@ cdef class Merger:
     cdef readonly long long emitted
     cdef Row current                # of the group at hand
     cdef bint has_group
-    cdef list totals                # of the group's combined columns, as plan.combines
+    cdef Totals totals              # of the group's combined columns; None: none are
+    cdef Buffer shown               # a group on its way out
     cdef list sorted                # rows of groups that are sorted last
     cdef Py_ssize_t sorted_bytes
     cdef bint is_done
@@ -64,6 +66,7 @@ cdef class Merger:
     cdef int labelled               # the input whose label was written last
 
     cdef bytes describe(self, const char* body, Py_ssize_t size)
+    cdef void expect(self, int count)
     cdef int add(self, int input, const char* body, Py_ssize_t size) except -1
     cdef void end(self, int input) noexcept
     cdef Py_ssize_t queued(self, int input) noexcept
@@ -73,7 +76,7 @@ cdef class Merger:
     cdef void push_heap(self, int input) noexcept
     cdef void pop_heap(self) noexcept
     cdef int take(self, Row row, Buffer out) except -1
-    cdef int combine(self, Row row) except -1
+    cdef int write_group(self, Buffer out) except -1
     cdef int start_group(self, Row row) except -1
     cdef int finish_group(self, Buffer out) except -1
     cdef bint passes(self, list fields) except -1

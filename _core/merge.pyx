@@ -14,10 +14,11 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from foreshard._core.buffer cimport Buffer
-from foreshard._core.combine cimport combine_partials, odd_value, read_partial, write_average, write_result
+from foreshard._core.combine cimport odd_value
 from foreshard._core.frames cimport Cursor, read_bytes, read_cstring, read_int16, read_int32, read_uint32
-from foreshard._core.merge_plan cimport COMBINE_AVG, COMBINE_TEXT, MergePlan
+from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.sort_keys cimport SORT_UNKNOWN, SortKey, compare_keys, compare_values, decode_key, sort_class
+from foreshard._core.totals cimport Totals
 
 import functools
 
@@ -124,6 +125,8 @@ cdef class Merger:
         for index in range(count):
             (<Row> self.rows[index]).input = index
             self.empty[index] = index
+        self.totals = Totals(plan.combines) if plan.combines else None
+        self.shown = Buffer()
         self.sorted = []
         self.labels = labels
         self.labelled = -1
@@ -155,7 +158,10 @@ cdef class Merger:
             read_bytes(&cursor, 6)
             oid = <uint32_t> read_int32(&cursor)
             read_bytes(&cursor, 6)
-            self.columns.append(Column(oid, read_int16(&cursor)))
+            column = Column(oid, read_int16(&cursor))
+            self.columns.append(column)
+            if self.totals is not None:
+                self.totals.describe(index, count, oid, column.binary)
         if cursor.is_bad or count < self.plan.hidden:
             raise SqlError("08P01", "a shard sent a malformed RowDescription")
         if count == self.plan.hidden:
@@ -167,6 +173,11 @@ cdef class Merger:
             self.specs[index] = KeySpec(column.oid, column.sort, column.binary, down, nulls_first)
         self.described = True
         return (count - self.plan.hidden).to_bytes(2, "big") + body[shown:size]
+
+    cdef void expect(self, int count):
+        """Rows of so many columns come, without a description, and nothing of them is to be read."""
+        self.columns = [None] * count
+        self.described = True
 
     cdef int add(self, int input, const char* body, Py_ssize_t size) except -1:
         """Queue the body of a DataRow."""
@@ -279,7 +290,9 @@ cdef class Merger:
         if self.plan.group < 0:
             return self.emit(row.held.data + row.shown, row.held.end - row.shown, out)
         if self.has_group and self.compare(row, self.current, self.plan.group) == 0:
-            return self.combine(row) if self.plan.combines else 0
+            if self.totals is not None:
+                self.totals.add(row.held.data + row.held.start, row.held.end - row.held.start)
+            return 0
         if self.has_group:
             self.finish_group(out)
         return self.start_group(row)
@@ -291,50 +304,25 @@ cdef class Merger:
         self.current.input = input
         self.current = row
         self.has_group = True
-        if self.plan.combines:
-            self.totals = [None] * len(self.plan.combines)
-            self.combine(row)
-        return 0
-
-    cdef int combine(self, Row row) except -1:
-        """Add a row's partial results to the group's."""
-        cdef Column column
-        cdef int index
-        cdef list fields = row.fields()
-        for index, (number, kind, extra) in enumerate(self.plan.combines):
-            data = fields[number]
-            if data is None or kind == COMBINE_AVG:
-                continue
-            column = self.columns[number]
-            value = read_partial(kind, column.oid, column.binary, data)
-            total = self.totals[index]
-            if total is None:
-                self.totals[index] = [value] if kind == COMBINE_TEXT else value
-            elif kind == COMBINE_TEXT:
-                total.append(value)
-            else:
-                self.totals[index] = combine_partials(kind, column.oid, column.binary, total, value)
+        if self.totals is not None:
+            self.totals.clear()
+            self.totals.add(row.held.data + row.held.start, row.held.end - row.held.start)
         return 0
 
     cdef int finish_group(self, Buffer out) except -1:
         """Every row of the group has come: write it, or keep it to be sorted."""
-        cdef Column column
         cdef int index
         cdef list fields
         self.has_group = False
-        if not self.plan.combines and not self.plan.order and not self.plan.filters:
+        if self.totals is None and not self.plan.order and not self.plan.filters:
             return self.emit(
                 self.current.held.data + self.current.shown, self.current.held.end - self.current.shown, out)
+        if not self.plan.order and not self.plan.filters:
+            return self.write_group(out)
         fields = self.current.fields()
-        by_column = {number: self.totals[index] for index, (number, _, _) in enumerate(self.plan.combines)}
-        for index, (number, kind, extra) in enumerate(self.plan.combines):
-            column = self.columns[number]
-            if kind == COMBINE_AVG:
-                fields[number] = write_average(by_column[extra[0]], by_column[extra[1]], column.binary)
-            elif kind == COMBINE_TEXT:
-                fields[number] = None if self.totals[index] is None else extra.join(self.totals[index])
-            else:
-                fields[number] = write_result(kind, column.oid, column.binary, self.totals[index])
+        if self.totals is not None:
+            for index in range(self.totals.count):
+                fields[self.totals.items[index].column] = self.totals.field(index)
         if self.plan.filters and not self.passes(fields):
             return 0
         shown = b"".join([encode_field(field) for field in fields[self.plan.hidden:]])
@@ -350,6 +338,26 @@ cdef class Merger:
                 "53200", "too many groups to sort by an aggregate over several shards",
                 f"more than {SORTED_BYTES_MAX} bytes", "Add a LIMIT, or sort by the group's own columns.")
         return 0
+
+    cdef int write_group(self, Buffer out) except -1:
+        """Write the group: its first row, with the totals in their columns."""
+        cdef Cursor cursor
+        cdef const char* value
+        cdef int column, length
+        cursor.at = self.current.held.data + self.current.shown
+        cursor.end = self.current.held.data + self.current.held.end
+        cursor.is_bad = False
+        self.shown.clear()
+        for column in range(self.plan.hidden, <int> len(self.columns)):
+            length = read_int32(&cursor)
+            value = read_bytes(&cursor, length) if length >= 0 else NULL
+            if cursor.is_bad:
+                raise SqlError("08P01", "a shard sent a malformed row")
+            if not self.totals.write(column, self.shown):
+                self.shown.append_int32(length)
+                if value != NULL:
+                    self.shown.append(value, length)
+        return self.emit(self.shown.data + self.shown.start, self.shown.end - self.shown.start, out)
 
     cdef bint passes(self, list fields) except -1:
         """Whether a group meets HAVING."""

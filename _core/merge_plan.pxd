@@ -36,8 +36,12 @@ cdef class MergePlan:
     cdef readonly tuple filters     # (column, operator, column) that a group must meet: HAVING
     cdef readonly bint is_text      # a key is compared as a string of the client's encoding
     cdef readonly bint is_float     # a key is a float, whose text must be exact
+    cdef readonly tuple finish      # pieces before and behind the rows in the text that one shard finishes; or None
+    cdef readonly tuple types       # of the shards' columns, as casts, where there is such a text
+    cdef readonly bint is_dated     # a date or time travels as text, in ISO style
     cdef readonly bint is_plan      # of EXPLAIN: rows shard by shard, each under its name
 
     cdef bytes text(self, Values literals)
+    cdef tuple finish_texts(self, Values literals)
     cdef int64_t read_limit(self, Values literals, Values params) except? -2
     cdef int64_t read_offset(self, Values literals, Values params) except? -2

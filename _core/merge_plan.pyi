@@ -32,6 +32,9 @@ class MergePlan:
     is_text: bool
     is_float: bool
     is_plan: bool
+    finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None
+    types: tuple[bytes, ...]
+    is_dated: bool
     def __init__(
         self,
         pieces: tuple[bytes | int, ...],
@@ -47,5 +50,8 @@ class MergePlan:
         is_text: bool = False,
         is_float: bool = False,
         is_plan: bool = False,
+        finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None = None,
+        types: tuple[bytes, ...] = (),
+        is_dated: bool = False,
     ) -> None: ...
     def check_text(self, sql: bytes, literals: list[tuple[int, int, int]]) -> bytes: ...

@@ -21,7 +21,7 @@ cdef class MergePlan:
     def __cinit__(
         self, tuple pieces, *, int hidden=0, tuple keys=(), int group=-1, tuple combines=(), tuple order=(),
         tuple limit=(0, 0), tuple offset=(0, 0), tuple filters=(), bint is_text=False, bint is_float=False,
-        bint is_plan=False,
+        bint is_plan=False, tuple finish=None, tuple types=(), bint is_dated=False,
     ):
         self.pieces = pieces
         self.hidden = hidden
@@ -35,18 +35,17 @@ cdef class MergePlan:
         self.is_text = is_text
         self.is_float = is_float
         self.is_plan = is_plan
+        self.finish = finish
+        self.types = types
+        self.is_dated = is_dated
 
     cdef bytes text(self, Values literals):
         """The shards' text, with the literals of this very text."""
-        cdef Value* value
-        found = []
-        for piece in self.pieces:
-            if isinstance(piece, int):
-                value = &literals.items[<int> piece]
-                found.append(value.data[:value.size])
-            else:
-                found.append(piece)
-        return b"".join(found)
+        return put_together(self.pieces, literals)
+
+    cdef tuple finish_texts(self, Values literals):
+        """What stands before and behind the parts in the text that puts them together."""
+        return put_together(self.finish[0], literals), put_together(self.finish[1], literals)
 
     cdef int64_t read_limit(self, Values literals, Values params) except? -2:
         """How many rows the client wants at most; -1: all. SqlError 2201W."""
@@ -68,6 +67,21 @@ cdef class MergePlan:
         for offset, size, _ in literals:
             values.append(<const char*> sql + <Py_ssize_t> offset, size, 0)
         return self.text(values)
+
+
+cdef bytes put_together(tuple pieces, Values literals):
+    """A text of bytes and numbers of literals."""
+    cdef Value* value
+    if len(pieces) == 1 and isinstance(pieces[0], bytes):
+        return pieces[0]
+    found = []
+    for piece in pieces:
+        if isinstance(piece, int):
+            value = &literals.items[<int> piece]
+            found.append(value.data[:value.size])
+        else:
+            found.append(piece)
+    return b"".join(found)
 
 
 cdef int64_t read_source(tuple source, Values literals, Values params) except? -2:

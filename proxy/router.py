@@ -380,6 +380,7 @@ class Router:
         """From now on the query node is asked what it has now."""
         self._take_catalog(msgspec.structs.replace(self.catalog, query_node=seen.node))
         self.hub.query_types = seen.types
+        self.hub.has_query_node = seen.node is not None
 
     def doubt_schema(self) -> None:
         """A client changes the schema, or has just done so."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+from foreshard._core.merge_plan import MergePlan
+from foreshard.proxy.admin.explain_merge import merge_lines
 from foreshard.proxy.admin.results import Column, ResultSet, show_value
 
 RESOURCES = (("cpu", "s"), ("memory", "byte s"), ("io", "bytes"), ("network", "bytes"))
@@ -44,6 +46,7 @@ ROUTES = {
     "carry": "Rows of a query, carried to their shards",
     "copy": "Rows of a COPY, each to its shard",
 }
+MERGED = {"scatter": "All shards, rows merged", "keyed": "By key, rows merged"}
 
 
 class Explanation(TypedDict, total=False):
@@ -62,6 +65,7 @@ class Explanation(TypedDict, total=False):
     functions: Sequence[str]  # "name on operation" of the trigger functions the write fires
     features: Sequence[float] | None  # sums over the rows: [rows, size, complexity, volume]
     computed: int  # values among them that are expressions, whose size is not known
+    merge: MergePlan | None  # how several shards' rows become one result; None: one behind the other
     decision: dict[str, Any] | None  # Placer.explain() or last_decision()
 
 
@@ -77,7 +81,8 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
     shards = list(explanation.get("shards") or ())
     if not shards and decision and decision["chosen"] is not None:
         shards = [shard_names[decision["chosen"]]]
-    head = ROUTES.get(explanation["route"], explanation["route"])
+    merge = explanation.get("merge") if len(shards) > 1 else None
+    head = (MERGED if merge else ROUTES).get(explanation["route"], explanation["route"])
     lines = [f"{head}: {', '.join(shards)}" if shards else head]
     facts: list[tuple[str, Any]] = [
         ("Refusal", explanation.get("refusal")),
@@ -91,6 +96,8 @@ def explain_lines(explanation: Explanation, shard_names: Sequence[str]) -> list[
     ]
     lines += [f"  {name}: {value}" for name, value in facts if value]
     lines += [_claim_line(*claim) for claim in explanation.get("claims") or ()]
+    if merge is not None:
+        lines += ["  Merge:", *(f"    {line}" for line in merge_lines(merge))]
     features = explanation.get("features")
     if features is not None:
         rows, size, complexity, volume = features

@@ -79,6 +79,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     has_default: bool = False
     default_text: str = ""  # as pg_get_expr() prints it; "" when there is none, or it is not known
     collation: str = ""  # of strings: "bytewise" (sorted as bytes), "exact" (equal only if the bytes are), "" unknown
+    has_default_collation: bool = False  # that of the database
     is_generated: bool = False  # GENERATED ALWAYS AS (...) STORED, or identity ALWAYS
     modifier: int = -1  # pg_attribute.atttypmod: what stands in parentheses behind the type
 

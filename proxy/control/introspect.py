@@ -43,7 +43,7 @@ ORDER BY 1
 
 COLUMNS = """
 SELECT a.attname AS name, format_type(a.atttypid, NULL) AS type_name, a.atttypid::bigint AS type_oid,
-       a.atttypmod AS modifier,
+       a.atttypmod AS modifier, a.attcollation = 100 AS has_default_collation, -- DEFAULT_COLLATION_OID
        coalesce((SELECT l.collisdeterministic FROM pg_collation l WHERE l.oid = a.attcollation), true) AS deterministic,
        a.attnotnull AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
        pg_get_expr(d.adbin, d.adrelid) AS default_text,
@@ -205,6 +205,7 @@ def _column(row: Any) -> Column:
         type_oid=row["type_oid"],
         not_null=row["not_null"],
         collation=row["collation"] or "",
+        has_default_collation=row["has_default_collation"],
         has_default=bool(row["default_text"] or row["identity"]),
         default_text=row["default_text"] or "",
         is_generated=bool(row["generated"]) or row["identity"] == "a",

@@ -32,6 +32,7 @@ CREATION = "database"
 LEFT_OUT = "left out: "  # before the label of an object that could not be made
 # Objects of the node's own, without which there is none; all others may be left out.
 NEEDED = ("clearing", "schema foreshard", "table foreshard.applied", "database settings", "extension postgres_fdw")
+NEEDED_PREFIXES = ("server ", "snapshot ")
 MAY_MAKE = """
 SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
        EXISTS (SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw') AS has_fdw,
@@ -192,7 +193,7 @@ async def run_all(connection: Connection, steps: list[Step]) -> dict[str, str]:
                 await connection.execute(step.sql)
                 await connection.execute("RELEASE step")
             except asyncpg.PostgresError as error:
-                if step.object in NEEDED or step.object.startswith("server "):
+                if step.object in NEEDED or step.object.startswith(NEEDED_PREFIXES):
                     raise
                 await connection.execute("ROLLBACK TO step")
                 failed[step.object] = described(error)

@@ -164,7 +164,12 @@ async def query_node_steps(config: Config, catalog: Catalog, shard: Connection, 
     """
     await shard.execute("SAVEPOINT query_node; SET LOCAL search_path = pg_catalog")
     try:
-        found = [Step("clearing", CLEARING), await _settings_step(shard, database), *_server_steps(config)]
+        found = [
+            Step("clearing", CLEARING),
+            await _settings_step(shard, database),
+            *_server_steps(config),
+            *_snapshot_steps(config),
+        ]
         for sql in (SCHEMAS, EXTENSIONS, COLLATIONS, ENUMS, COMPOSITES, DOMAINS):
             found += [Step(row["label"], row["sql"]) for row in await shard.fetch(sql)]
         for number, row in enumerate(await shard.fetch(RELATIONS)):
@@ -231,6 +236,23 @@ def _server_steps(config: Config) -> list[Step]:
                 shown="\n".join((server, shown, trust)),
             )
         )
+    return found
+
+
+def _snapshot_steps(config: Config) -> list[Step]:
+    """What tells the names of the snapshots that the node's sessions have on the shards; see proxy/wire/snapshots.
+
+    Estimates are not asked for, and no one but the relay can name the tables.
+    """
+    found = []
+    for index, shard in enumerate(config.shards):
+        place = f"foreshard.snapshot_{index}"
+        remote = options({"schema_name": "foreshard", "table_name": "snapshot", "use_remote_estimate": "false"})
+        sql = (
+            f"CREATE FOREIGN TABLE {place} (id text) SERVER {server_name(shard)} OPTIONS ({remote});\n"
+            f"GRANT SELECT ON {place} TO PUBLIC;"
+        )
+        found.append(Step(f"snapshot of {shard.name}", sql, f"to_regclass({quote_text(place)}) IS NOT NULL"))
     return found
 
 

@@ -68,6 +68,15 @@ GRANT INSERT ON foreshard.gate TO PUBLIC; -- to lock it in ROW EXCLUSIVE mode, i
 """,
 )
 
+# Read by the query node, whose session on the shard so says what its snapshot is called.
+SNAPSHOT = labelled_step(
+    "view foreshard.snapshot",
+    """\
+CREATE OR REPLACE VIEW foreshard.snapshot AS SELECT pg_catalog.pg_export_snapshot() AS id;
+GRANT SELECT ON foreshard.snapshot TO PUBLIC;
+""",
+)
+
 _REFUSE_COUNTER = f"""\
   RAISE EXCEPTION 'sequence % has no counter left for a placed key', sequence
     USING ERRCODE = 'sequence_generator_limit_exceeded',
@@ -133,6 +142,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         _identity(config.shards[index].name, index, cluster),
         DECISION,
         GATE,
+        SNAPSHOT,
         *bucket_of_steps(),
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),

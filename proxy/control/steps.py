@@ -31,10 +31,11 @@ class Step:
 
 
 def labelled_step(label: str, sql: str) -> Step:
-    """A step whose label says what it makes: `table NAME`, `function NAME`, `schema NAME`, or anything else."""
+    """A step whose label says what it makes: `table NAME`, `view NAME`, `function NAME`, `schema NAME`; or anything."""
     kind, _, name = label.partition(" ")
     present = {
         "table": f"to_regclass({quote_text(name)}) IS NOT NULL",
+        "view": f"to_regclass({quote_text(name)}) IS NOT NULL",
         "function": f"to_regproc({quote_text(name)}) IS NOT NULL",
         "schema": f"to_regnamespace({quote_text(name)}) IS NOT NULL",
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 from foreshard._core.merge_plan import Combine, LimitSource, MergePlan
 from foreshard._core.template import KeyFlag
 from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.finish import NotFinishable, plan_finish
 from foreshard.proxy.routing.locate import merging
 from foreshard.proxy.routing.scope import Place
 from foreshard.proxy.routing.select_list import Expression, SelectList, is_star
@@ -64,9 +65,13 @@ def plan_merge(collector: Collector) -> MergePlan:
     try:
         return Merger(collector).plan()
     except NotMergeable as reason:
-        raise merging(str(reason)) from None
+        refusal = merging(str(reason))
     except OddText:
-        raise merging(level.merges[0], "It is written in a way that Foreshard does not take apart.") from None
+        refusal = merging(level.merges[0], "It is written in a way that Foreshard does not take apart.")
+    try:
+        return plan_finish(collector)
+    except (NotFinishable, OddText):
+        raise refusal from None
 
 
 class Merger:

@@ -39,6 +39,7 @@ class Collation(NamedTuple):
 
     is_bytewise: bool = False  # ordered as their bytes are
     is_exact: bool = False  # equal only if their bytes are
+    is_default: bool = False  # the database's own
 
 
 class Type(NamedTuple):
@@ -92,7 +93,10 @@ class Typer:
     def _column(self, node: Node | None) -> Type | None:
         found = self.scope.resolve(node)
         column = found[0].table.column(found[1]) if found and found[0].table else None
-        return Type(column.type_oid, COLLATIONS.get(column.collation, Collation())) if column else None
+        if column is None:
+            return None
+        known = COLLATIONS.get(column.collation, Collation())
+        return Type(column.type_oid, known._replace(is_default=column.has_default_collation))
 
     def _constant(self, fields: Node) -> Type | None:
         if "ival" in fields:

@@ -176,6 +176,7 @@ cdef class Backend(Requests):
         self.notify_drained = False
         self.notify_flushed = False
         self.kept = None
+        self.collected = None
         self.filter = FILTER_NONE
         self.hold = False
         return self.set_reading(True)
@@ -342,9 +343,9 @@ cdef class Backend(Requests):
             if self.filter == FILTER_REST and self.kept is not None and type == b"N":
                 return ACTION_DROP      # the shards do the same, one after the other: the first has said it
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
-        if is_ours or self.filter == FILTER_REST or self.filter == FILTER_MUTE:
-            return ACTION_DROP
-        return ACTION_RELAY
+        # All but rows of a kept statement that is merged is hidden: it is run like a Query.
+        return ACTION_DROP if is_ours or self.filter == FILTER_REST or self.filter == FILTER_MUTE or \
+            kind == REPLY_DESCRIBE_MERGED or (self.filter == FILTER_MERGE and kind == REPLY_QUERY) else ACTION_RELAY
 
     cdef int note_parameter(self, bytes body) except -1:
         """ParameterStatus: a function may set what no statement tells; the next client must not inherit it."""

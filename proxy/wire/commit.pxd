@@ -15,6 +15,7 @@ cdef enum CommitStep:
     STEP_WAIT_CLAIMS = 7    # a backend on a claim's home is waited for
     STEP_TAKE_CLAIMS = 8    # the homes take and release claims
     STEP_ASK = 9            # no commit: a question of a script's (asking.pyx)
+    STEP_EXPORT = 11        # before that: the query node opens its own there, and asks for their names
 
 
 cdef enum GatePlace:
@@ -50,6 +51,8 @@ cdef class Commit(Session):
     cdef int take_claims(self) except -1
     cdef int settle_claims(self, int step) except -1
     cdef int next_step(self) except -1
+    cdef int take_snapshots(self) except -1
+    cdef int import_snapshots(self) except -1
     cdef int finish_snapshots(self) except -1
     cdef int decide(self) except -1
     cdef int finish_participants(self) except -1

@@ -25,7 +25,6 @@ import os
 import signal
 
 from foreshard._core.errors import SqlError, not_built
-from foreshard.proxy.wire.backend import decode_error
 from foreshard._core.two_phase import make_gid, new_id
 
 CONTROL_POINTS = (
@@ -270,6 +269,8 @@ cdef class Commit(Session):
             return self.finish_snapshots()
         if step == STEP_TRY_COMMIT:
             return self.finish_try()
+        if step == STEP_EXPORT:
+            return self.import_snapshots()
         if step == STEP_UNDO:
             self.command_failed = True
             return self.conclude(ROLLBACK)
@@ -350,17 +351,12 @@ cdef class Commit(Session):
 
     cdef int on_gate(self) except -1:
         """No commit over several shards passes now; or none has passed while the snapshots were opened."""
-        cdef Backend backend
         if self.gate_place == GATE_DONE:
             self.gate_place = GATE_OUTSIDE
             return self.resume()
         self.gate_place = GATE_INSIDE
         control_point("snapshots-opening")
-        for backend in self.links:
-            self.join(backend, False)
-        self.send_texts(None, [(backend, b"SELECT") for backend in self.links], None)
-        self.step = STEP_SNAPSHOT
-        return 0
+        return self.take_snapshots()
 
     cdef int leave_gate(self) except -1:
         """Want no snapshots any more."""
@@ -369,31 +365,17 @@ cdef class Commit(Session):
             self.hub.gate.forget(self)
         return 0
 
-    cdef bint open_snapshots(self) except -1:
-        """Open all snapshots of a REPEATABLE READ transaction before its first statement: they are of one moment.
+    cdef int take_snapshots(self) except -1:
+        """Inside the gate, to open snapshots (snapshots.pyx)."""
+        return 0
 
-        False: the message has to wait, and finds them open when it is handled again.
-        """
-        if self.wait_until_drained():
-            return False
-        if not self.link_all(range(self.hub.shard_count)):
-            return False
-        self.waiting = WAIT_COMMANDS
-        self.gate_place = GATE_IN_LINE
-        self.hub.gate.enter(self)
-        return False
+    cdef int import_snapshots(self) except -1:
+        """The query node has told what its snapshots are called (snapshots.pyx)."""
+        return 0
 
     cdef int finish_snapshots(self) except -1:
-        """Every shard has its snapshot, or said why not."""
-        cdef Backend backend
-        self.has_snapshots = True
-        for backend in self.links:
-            backend.filter = FILTER_NONE
-            if backend.muted_error is not None:
-                self.denied = decode_error(backend.muted_error)
-                backend.muted_error = None
-        self.gate_place = GATE_DONE
-        return self.hub.gate.leave(self)
+        """Every shard has its snapshot, or said why not (snapshots.pyx)."""
+        return 0
 
     cdef bint survives(self, Backend backend) noexcept:
         """The connection to a participant broke once it had prepared: recovery ends what is left there."""

@@ -1,10 +1,10 @@
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.merging cimport Merging
+from foreshard.proxy.wire.merged_query cimport MergedQuery
 
 
-cdef class Copying(Merging):
+cdef class Copying(MergedQuery):
     cdef CopySplitter splitter      # of the COPY FROM STDIN under way; None: none is, or one shard has it all
     cdef Template copied            # its statement
     cdef bytes copy_text

@@ -24,6 +24,7 @@ cdef class Endpoint:
     cdef Reactor reactor
     cdef uint32_t interest              # epoll events asked for
     cdef Buffer outbox                  # bytes the socket has not taken yet
+    cdef bint is_corked                 # what is pushed waits in the outbox until flush
     cdef Buffer inbox                   # bytes received and not yet consumed
     cdef Py_ssize_t inbox_goal          # receive at least this much before looking again; 0: anything
     cdef readonly double received_at    # reactor's `now` at the last receive and send; 0: never

@@ -208,7 +208,7 @@ cdef class Endpoint:
         cdef ssize_t sent
         if self.fd < 0 or size == 0:
             return 0
-        if self.outbox.end == self.outbox.start:
+        if self.outbox.end == self.outbox.start and not self.is_corked:
             sent = send(self.fd, data, size, MSG_NOSIGNAL)
             if sent == size:
                 self.sent_bytes += size

@@ -76,6 +76,7 @@ def explain_route(
         "features": None,
         "decision": None,
         "profiles": template.profiles,
+        "merge": template.merge,
     }
     shards = []
     if kind == ROUTE_REFUSE:

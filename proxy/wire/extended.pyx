@@ -88,9 +88,8 @@ cdef class Extended(Parsing):
             return RETRY
         if shard == ROUTE_CARRIED:
             return self.bind_carried(statement, &parts)
+        self.open_read(shard, template)
         if shard == ROUTE_MANY:
-            if self.snapshot and not self.explicit and not template.is_write:
-                self.open_implicit(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
             if not self.attach_all(self.shards, template.is_write):
                 return RETRY
             if template.is_write:

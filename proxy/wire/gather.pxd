@@ -28,6 +28,7 @@ cdef class Gather(Asking):
     cdef int route_buckets(self, Template template, Values literals, Values params) except -3
     cdef list row_buckets(self, Template template, Values literals, Values params)
     cdef int route_query(self, object refusal) except -3
+    cdef int open_read(self, int shard, Template template) except -1
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
@@ -39,6 +40,7 @@ cdef class Gather(Asking):
     cdef int start_parts(self, list parts, int first, bint parallel) except -1
     cdef int next_part(self) except -1
     cdef int finish_parts(self, bint suspended) except -1
+    cdef int finish_result(self, bint suspended, bytes tag) except -1
     cdef int ask_part(self, Backend backend) except -1
 
 

@@ -41,6 +41,7 @@ from foreshard.proxy.wire.session cimport WAIT_COMMANDS, WAIT_PARTS, WAIT_SHARD
 from foreshard.proxy.wire.asking cimport Asking
 
 from foreshard._core.errors import SqlError, not_built
+from foreshard.proxy.wire.snapshots import late_for_node
 
 
 cdef class Gather(Asking):
@@ -105,15 +106,28 @@ cdef class Gather(Asking):
         for backend in self.links:
             if backend.wrote:
                 raise refusal
-        if self.snapshot or (self.is_repeatable and self.explicit):
+        if self.is_serializable():
             raise not_built(
-                "reads through the query node as of one moment", "Ask with foreshard.snapshot off, in READ COMMITTED.",
-                "the query node sees each shard at a moment of its own",
-            )
+                "SERIALIZABLE transactions on several shards", "Use REPEATABLE READ.",
+                "each shard would be serializable by itself, the transaction not")
+        if self.is_repeatable and self.explicit and self.has_snapshots and not self.with_node:
+            raise late_for_node()
         backend = self.find_link(self.hub.query_shard)
         if backend is not None:
             self.refresh(backend)
         return self.hub.query_shard
+
+    cdef int open_read(self, int shard, Template template) except -1:
+        """Put a read that foreshard.snapshot is on for into a transaction of our own. Extended query."""
+        cdef Backend backend
+        if not self.snapshot or self.explicit or template.is_write or self.hub.shard_count == 1 or \
+                (shard != ROUTE_MANY and shard != self.hub.query_shard):
+            return 0
+        for backend in self.links:
+            if backend.unsynced and backend.executed:
+                raise not_built(
+                    "foreshard.snapshot for a read behind other statements of a pipeline", "Sync before it, or BEGIN.")
+        return self.open_implicit(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
 
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3:
         """The shard that owns the buckets of the keys, or several."""
@@ -200,7 +214,7 @@ cdef class Gather(Asking):
     cdef bint attach_all(self, list shards, bint is_write) except -1:
         """Link a backend of each shard; False: the message has to wait."""
         cdef Backend backend
-        if self.is_repeatable and self.explicit and not self.has_snapshots and not self.open_snapshots():
+        if self.is_repeatable and self.explicit and not self.has_snapshots and not self.open_snapshots(False):
             return False
         if self.wait_until_drained():
             return False
@@ -278,7 +292,7 @@ cdef class Gather(Asking):
         return 0
 
     cdef int finish_parts(self, bint suspended) except -1:
-        """Complete the client's result."""
+        """Every shard has given its part, or the row limit was reached."""
         cdef Backend backend
         cdef long long rows = 0
         cdef bytes word = b"SELECT"
@@ -293,27 +307,37 @@ cdef class Gather(Asking):
                 words = backend.part_tag.rsplit(b" ", 1)
                 is_counted = words[-1].isdigit()
                 word = words[0] if is_counted else backend.part_tag
+        if word == b"COPY" and not suspended and not self.parts_failed:
+            if self.copy_out == COPY_OUT_BINARY:
+                self.push(b"d\x00\x00\x00\x06\xff\xff", 7)
+            self.push(b"c\x00\x00\x00\x04", 5)
+        return self.finish_result(suspended, word + b" %d" % rows if is_counted else word)  # EXPLAIN has no count
+
+    cdef int finish_result(self, bint suspended, bytes tag) except -1:
+        """Complete the client's result of several shards, and go on."""
+        cdef Backend backend
+        for backend in self.parts:
             backend.filter = FILTER_NONE
             backend.part_rows = 0
             backend.copy_out = COPY_OUT_PLAIN
             if backend.hold:
                 backend.set_hold(False)
-            if self.parts_failed and self.explicit:
-                self.failed = True
+        if self.parts_failed and self.explicit:
+            self.failed = True
+        self.is_corked = True
         if suspended:
             self.push_bytes(b"s\0\0\0\4")
         elif not self.parts_failed:
-            if self.copy_out == COPY_OUT_BINARY:
-                self.push(b"d\x00\x00\x00\x06\xff\xff", 7)
-            if word == b"COPY":
-                self.push(b"c\x00\x00\x00\x04", 5)
-            self.push_complete(word + b" %d" % rows if is_counted else word)     # EXPLAIN has no count
+            self.push_complete(tag)
         self.rows_left = 0
         self.copy_out = COPY_OUT_PLAIN
         if self.simple:
             self.parts = []
             self.settle_status()
             self.push_ready()
+        self.is_corked = False
+        self.flush()
+        if self.simple:
             return self.end_segment()
         if self.parts_failed:
             self.skipping = True

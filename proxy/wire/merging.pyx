@@ -13,9 +13,8 @@ from foreshard._core.buffer cimport Buffer
 from foreshard._core.frames cimport BindParts, Cursor, read_bytes, read_int16, read_int32
 from foreshard._core.merge cimport MERGE_DONE, MERGE_FULL, MERGE_NEEDS, MERGE_ROWS, Merger
 from foreshard._core.merge_plan cimport MergePlan
-from foreshard._core.replies cimport REPLY_DESCRIBE_MERGED, REPLY_QUERY
-from foreshard._core.template cimport Template
-from foreshard.proxy.wire.backend cimport FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
+from foreshard._core.replies cimport REPLY_DESCRIBE_MERGED
+from foreshard.proxy.wire.backend cimport FILTER_MERGE, FILTER_MUTE, Backend
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.segment cimport Segment
@@ -23,11 +22,6 @@ from foreshard.proxy.wire.session cimport WAIT_MERGE
 from foreshard.proxy.wire.statement cimport Statement
 
 from foreshard._core.errors import SqlError, not_built
-
-cdef enum PartState:
-    PART_RUNNING = 1            # was asked, and has not answered all of it
-    PART_SUSPENDED = 2          # has more rows, and waits to be asked
-    PART_ENDED = 3
 
 cdef enum:
     QUEUE_HIGH_BYTES = 65536    # of one shard's rows before it is not read from; chosen, not measured
@@ -45,28 +39,6 @@ cdef class Merging(Segment):
         self.merged = Buffer()
         self.describing = []
 
-    # -- simple query --------------------------------------------------------------------------------------------
-
-    cdef int query_merged(self, Template template) except -1:
-        """Send the shards' text as a Query of ours and merge the answers."""
-        cdef MergePlan plan = template.merge
-        cdef Backend backend
-        cdef bytes text = plan.text(self.hub.literals)
-        cdef Merger merger = Merger(
-            plan, len(self.shards), plan.read_limit(self.hub.literals, None),
-            plan.read_offset(self.hub.literals, None), self.labels())
-        cdef list parts
-        if not self.attach_all(self.shards, template.is_write):
-            return RETRY
-        parts = [self.find_link(shard) for shard in self.shards]
-        self.check_encoding(plan, parts[0])
-        for backend in parts:
-            if template.is_write:
-                self.mark(backend, template)
-            backend.write_query(text, REPLY_QUERY)
-        self.rows_goal = self.rows_before = self.chunk = 0
-        return self.begin_merge(parts, merger, [PART_RUNNING] * len(parts))
-
     cdef int check_encoding(self, MergePlan plan, Backend backend) except -1:
         """Strings are compared as the client gets them: in the server's encoding. Floats need all of their digits."""
         cdef object client
@@ -75,7 +47,11 @@ cdef class Merging(Segment):
             texts += [value.encode() for name, value in self.parameters if name == "options"]
             if any([b"float_digits" in text.lower() for text in texts]):
                 raise not_built("merging floats whose digits the session has set", "Leave extra_float_digits as it is.")
-        if not plan.is_text:
+        if plan.is_dated and (
+                not str(backend.parameters.get("DateStyle")).startswith("ISO")
+                or (backend.changed is not None and "DateStyle" in backend.changed)):
+            raise not_built("merging dates in another style than ISO", "Leave DateStyle as the database has it.")
+        if not plan.is_text or plan.finish is not None:
             return 0
         client = backend.parameters.get("client_encoding")
         if (client != backend.parameters.get("server_encoding") and client != "SQL_ASCII") or (
@@ -103,6 +79,7 @@ cdef class Merging(Segment):
         self.merge_state = MERGE_NEEDS
         self.active = parts[0]
         self.waiting = WAIT_MERGE
+        self.is_corked = True
         for backend in parts:
             backend.part_index = index
             backend.part_rows = 0
@@ -176,8 +153,10 @@ cdef class Merging(Segment):
             return False        # on_writable goes on
         self.merge_state = self.merger.step(self.merged, OUT_BYTES, self.rows_goal)
         if self.merged.end > self.merged.start:
-            self.push(self.merged.data + self.merged.start, self.merged.end - self.merged.start)
-            self.merged.clear()
+            self.give_rows()
+        if self.outbox.end - self.outbox.start > OUT_BYTES:
+            self.can_ask_again = False
+            self.flush()
         if self.merge_state == MERGE_FULL:
             return True
         self.has_news = False
@@ -186,6 +165,12 @@ cdef class Merging(Segment):
         else:
             self.wake(current)
         return self.has_news
+
+    cdef int give_rows(self) except -1:
+        """The merged rows at hand are the client's."""
+        self.push(self.merged.data + self.merged.start, self.merged.end - self.merged.start)
+        self.merged.clear()
+        return 0
 
     cdef int wake(self, Backend current) except -1:
         """Read on from shards whose queues have room, and ask the one whose rows are needed for more."""
@@ -244,30 +229,13 @@ cdef class Merging(Segment):
         return 0
 
     cdef int finish_merge(self) except -1:
-        """Complete the client's result."""
-        cdef Backend backend
+        """Nothing is owed any more, and all rows are written."""
         cdef long long rows = self.merger.emitted - self.rows_before
         cdef bint is_plan = self.merger.plan.is_plan
         self.merger = None
         self.chunk = 0
-        for backend in self.parts:
-            backend.filter = FILTER_NONE
-            backend.part_rows = 0
-        if self.parts_failed and self.explicit:
-            self.failed = True
-        if not self.parts_failed:
-            if self.merge_state == MERGE_ROWS:
-                self.push_bytes(b"s\0\0\0\4")
-            else:
-                self.push_complete(b"EXPLAIN" if is_plan else b"SELECT %d" % rows)
-        if self.simple:
-            self.parts = []
-            self.settle_status()
-            self.push_ready()
-            return self.end_segment()
-        if self.parts_failed:
-            self.skipping = True
-        return self.resume()
+        return self.finish_result(self.merge_state == MERGE_ROWS and not self.parts_failed,
+                                  b"EXPLAIN" if is_plan else b"SELECT %d" % rows)
 
     cdef int on_writable(self) except -1:
         Segment.on_writable(self)

@@ -20,6 +20,7 @@ cdef class Hub:
     cdef readonly Placer placer
     cdef readonly object services           # what router.py offers: console, explain, cancel, log
     cdef readonly list addresses            # per shard, and the query node's: (family, address, database, user)
+    cdef public bint has_query_node         # there is one, and it was made of what the shards have now
     cdef public dict query_types            # of users' types: oid on the query node -> oid on the default shard
     cdef readonly list shard_names          # those of the addresses
     cdef readonly int shard_count
@@ -38,6 +39,7 @@ cdef class Hub:
     cdef int waiting_count                  # owners in line, over all pools
     cdef readonly dict sessions             # cancel key (pid, secret) -> session
     cdef readonly dict statements           # (query and types) -> Statement
+    cdef readonly dict merged_texts         # text that shards were asked -> number of the statement they keep for it
     cdef readonly long long statement_ids
     cdef readonly bint is_stopping
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query

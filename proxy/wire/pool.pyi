@@ -17,6 +17,7 @@ class Hub:
     waker: Waker
     shard_count: int
     shard_names: list[str]
+    has_query_node: bool
     query_types: dict[int, int]
     statements: dict[bytes, Any]
     sessions: dict[tuple[int, bytes], Any]

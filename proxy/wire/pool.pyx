@@ -84,6 +84,7 @@ cdef class Hub:
         self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
         self.statements = {}
+        self.merged_texts = {}
         self.params = Values()
         self.literals = Values()
         self.buckets = Buckets()

@@ -18,3 +18,7 @@ cdef class Portal:
     cdef Carry carry                # of a portal with parts whose rows are carried, or held back; None otherwise
     cdef Merger merger              # of a merged result; None for a plain concatenation
     cdef list states                # PartState of each part of a merged result; None before its first Execute
+    cdef Statement client           # of a result that a shard finishes: the client's own statement; None otherwise
+    cdef tuple finish               # and its second text, before and behind the rows
+    cdef bytes formats              # and the result formats of the client's Bind
+    cdef int columns                # and how many it has; -1: not known yet

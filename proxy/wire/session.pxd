@@ -68,7 +68,7 @@ cdef class Session(Owner):
     cdef int check_two_phase(self, int first, int second) except -1
     cdef bint is_serializable(self) except -1
     cdef int open_implicit(self, bytes text=*) except -1
-    cdef bint open_snapshots(self) except -1
+    cdef bint open_snapshots(self, bint asks_node) except -1
     cdef int note_isolation(self, bytes text) except -1
     cdef int leave_gate(self) except -1
     cdef int write_own(self, Backend backend, bytes parse, bytes bind) except -1

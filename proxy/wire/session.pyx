@@ -42,7 +42,6 @@ cdef bytes LOCK = (
     b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 7)),"
     b" pg_catalog.set_config('foreshard.outcome', '', true)\0\0\0"       # what a statement before has left
 )
-cdef bytes BEGIN = b"BEGIN\0\0\0"
 cdef bytes EMPTY_BIND = b"foreshard\0\0\0\0\0\0\0\0"
 
 
@@ -162,7 +161,8 @@ cdef class Session(Owner):
         None: the message has to wait. Raises SqlError when the transaction may not write there.
         """
         cdef Backend backend = self.find_link(shard)
-        if self.is_repeatable and self.explicit and not self.has_snapshots and not self.open_snapshots():
+        if self.is_repeatable and self.explicit and not self.has_snapshots and \
+                not self.open_snapshots(shard == self.hub.query_shard):
             return None
         if backend is not self.active and self.wait_until_drained():
             return None
@@ -212,8 +212,8 @@ cdef class Session(Owner):
         texts += [text for _, text, _ in self.history]
         return any(b"SERIALIZABLE" in text.upper() for text in texts)
 
-    cdef bint open_snapshots(self) except -1:
-        """Open a snapshot on every shard at one moment (commit.pyx); False: the message has to wait."""
+    cdef bint open_snapshots(self, bint asks_node) except -1:
+        """Open a snapshot on every shard at one moment (snapshots.pyx); False: the message has to wait."""
         return True
 
     cdef int leave_gate(self) except -1:
@@ -240,7 +240,7 @@ cdef class Session(Owner):
         self.note_isolation(text)
         for backend in self.links:
             if backend.unsynced:
-                self.write_own(backend, BEGIN, EMPTY_BIND)
+                self.write_own(backend, text + b"\0\0\0", EMPTY_BIND)
                 backend.begun = True
         return 0
 

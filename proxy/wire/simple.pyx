@@ -108,11 +108,14 @@ cdef class Simple(Carrying):
                 self.own_begin = b"BEGIN" if template.is_write else SNAPSHOT_BEGIN
                 return self.run_in_transaction(message[5:total - 1])
             if template.merge is not None:
-                if self.query_merged(template) == RETRY:
+                if self.query_merged(template, message[5:total - 1]) == RETRY:
                     return RETRY
                 self.queries += 1
                 return 0
             return self.query_many(template, message, total)
+        if self.snapshot and not self.explicit and shard == self.hub.query_shard and self.hub.shard_count > 1:
+            self.own_begin = SNAPSHOT_BEGIN
+            return self.run_in_transaction(message[5:total - 1])
         return self.forward_query(template, shard, message, total)
 
     cdef int query_copy(self, Template template, bytes text) except -1:
@@ -268,7 +271,7 @@ cdef class Simple(Carrying):
                 if error.sqlstate == "0A000":
                     raise
                 return ROUTE_APART
-            if found < 0 or (shard >= 0 and found != shard):
+            if found < 0 or found == self.hub.query_shard or (shard >= 0 and found != shard):
                 return ROUTE_APART
             shard = found
         return shard if shard >= 0 else self.hub.default_shard

@@ -1,9 +1,9 @@
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.commit cimport Commit
+from foreshard.proxy.wire.snapshots cimport Snapshots
 
 
-cdef class Transaction(Commit):
+cdef class Transaction(Snapshots):
     cdef int run_verb(self, Template template) except -1
     cdef int leave_implicit(self, Template template) except -1
     cdef int begin(self, Template template) except -1

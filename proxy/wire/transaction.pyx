@@ -22,7 +22,8 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
-from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, Commit, owe_claims
+from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, owe_claims
+from foreshard.proxy.wire.snapshots cimport Snapshots
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
@@ -30,7 +31,7 @@ from foreshard.proxy.wire.session import failed_transaction
 PLAIN_BEGINS = (b"BEGIN", b"BEGIN WORK", b"BEGIN TRANSACTION", b"START TRANSACTION")
 
 
-cdef class Transaction(Commit):
+cdef class Transaction(Snapshots):
     """The part of a frontend that knows transaction commands."""
 
     cdef int run_verb(self, Template template) except -1:

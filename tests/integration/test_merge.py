@@ -10,7 +10,7 @@ import pytest
 from tests.integration.test_differential import comparable
 from tests.support.merged_sql import DOCUMENT, SCHEMA, SYMBOL, TABLES, Drawer, Question, draw_row
 from tests.support.messages import BINARY, SYNC, TEXT, bind, describe_portal, execute, parse, query
-from tests.support.postgres import TestInstances
+from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Message, RawConnection, error_of, kinds
 from tests.support.servers import Pair, Server
@@ -21,17 +21,23 @@ QUESTIONS = 200
 
 
 @pytest.fixture(scope="module")
-def sides(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def shards(test_instances: TestInstances) -> Iterator[Shards]:
+    made = test_instances.create(3)
+    made.execute(SCHEMA)
+    yield made
+    test_instances.drop(made)
+
+
+@pytest.fixture(scope="module")
+def sides(test_instances: TestInstances, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """One database with all rows, and the proxy over three shards that hold the same."""
-    shards, reference = test_instances.create(3), test_instances.create(1)
-    shards.execute(SCHEMA)
+    reference = test_instances.create(1)
     reference.execute(SCHEMA)
     with Proxy(shards.dsns, tmp_path_factory.mktemp("merge"), tables=TABLES, pool={"size": 3}) as proxy:
         pair = Pair(Server.of_dsn(reference.dsns[0]), proxy.server)
         with pair.direct.connect() as direct, pair.proxied.connect() as proxied:
             fill(direct, proxied, random.Random(1))
         yield pair
-    test_instances.drop(shards)
     test_instances.drop(reference)
 
 
@@ -84,6 +90,72 @@ def test_random_selects_are_merged_as_one_database_answers(sides: Pair, seed: in
             assert found == expected, f"seed {seed} {question} form {form}"
     print(f"seed {seed}: {refused} of {QUESTIONS} refused")
     assert refused <= QUESTIONS // 20
+
+
+FINISHED = (
+    "SELECT sum(n) / count(*), round(avg(price), 3), coalesce(max(title), 'none') FROM document",
+    "SELECT coalesce(sum(n), 0) + 1 AS more FROM document WHERE n > 3000000000",
+    "SELECT count(DISTINCT n), count(*), sum(small) FROM document",
+    "SELECT flag, count(DISTINCT d.title) AS titles, min(title), max(s.name) FROM document d "
+    "JOIN symbol s ON s.document_id = d.id GROUP BY flag ORDER BY titles DESC, flag",
+    "SELECT day, count(*) * 2, sum(big) FILTER (WHERE n > 0) FROM document GROUP BY day "
+    "HAVING count(*) > 1 AND (sum(n) > 0 OR sum(n) IS NULL) ORDER BY 1 DESC NULLS LAST",
+    "SELECT upper(title) || '!', bool_or(flag), avg(small) - 1 FROM document GROUP BY title ORDER BY title, 2 "
+    "LIMIT 4 OFFSET 1",
+    "SELECT DISTINCT count(*) > 3 FROM document GROUP BY n ORDER BY 1",
+    "SELECT made::date, avg(DISTINCT n) FROM document GROUP BY made::date HAVING max(raw) IS NOT NULL ORDER BY 1, 2",
+    "SELECT tag, sum(price) * sum(rate) FROM document GROUP BY tag ORDER BY sum(price) + sum(rate), tag",
+    "SELECT max(title) || E'\\\\''x' FROM document WHERE false",
+    "SELECT n, count(*) + 0 FROM document WHERE n = -77 GROUP BY n",
+    "SELECT CASE WHEN count(*) > $1 THEN 1 END FROM document",
+    "SELECT sum(n - small) / 2, count(*) FROM document WHERE small < $1 AND n < $2",
+)
+
+
+@pytest.mark.parametrize("form", [None, TEXT, BINARY])
+@pytest.mark.parametrize("sql", FINISHED)
+def test_what_a_shard_finishes_is_what_one_database_answers(sides: Pair, sql: str, form: int | None) -> None:
+    question = Question(sql, ("2", "3")[: sql.count("$")], "ORDER BY" in sql)
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        for _ in range(3):  # the shards keep what they are asked again
+            answers = [comparable(ask(side, question, form), question.ordered) for side in (direct, proxied)]
+            assert answers[1] == answers[0]
+        if not sql.startswith("SELECT CASE"):
+            assert any(b"merged" in (row[0] or b"") for row in proxied.rows(f"EXPLAIN (FORESHARD) {sql}"))
+
+
+def test_errors_of_texts_that_come_again_are_told_each_time(sides: Pair) -> None:
+    with sides.proxied.connect() as proxied:
+        for sql in ("SELECT sum(n + 1000) / 2 FROM document", "SELECT sum(n + 1000) FROM document"):
+            assert [error_of(proxied.query(sql))["C"] for _ in range(4)] == ["22003"] * 4
+
+
+def test_row_limits_count_the_rows_that_a_shard_has_finished(sides: Pair) -> None:
+    sql = "SELECT n, count(*) + 1 FROM document GROUP BY n ORDER BY n"
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        expected, found = direct.rows(sql), []
+        proxied.query("BEGIN")
+        proxied.ask(parse(sql, "statement") + bind(name="statement", portal="p", results=[TEXT]) + SYNC)
+        for size in (1, 2, 100):
+            answer = proxied.ask(execute("p", size) + SYNC)
+            found += [message.values for message in answer if message.kind == b"D"]
+            assert proxied.rows("SELECT count(*) + 0 FROM document") == [[b"%d" % DOCUMENTS]]
+        assert found == expected
+        proxied.query("COMMIT")
+
+
+def test_a_column_that_gets_another_type_is_merged_as_what_it_is_then(sides: Pair, shards: Shards) -> None:
+    """The shards keep statements of texts that come again, and cannot run them any more then."""
+    asked = ("SELECT min(weight), count(*) FROM symbol", "SELECT max(weight) + 1, count(*) FROM symbol")
+    reference = sides.direct
+    with reference.connect() as direct, sides.proxied.connect() as proxied:
+        for kind in ("bigint", "integer"):
+            for _ in range(4):
+                for sql in asked:
+                    assert comparable(proxied.query(sql), True) == comparable(direct.query(sql), True)
+            change = f"ALTER TABLE symbol ALTER COLUMN weight TYPE {kind}"
+            shards.execute(change)
+            reference.run(change)
 
 
 def test_row_limits_take_the_rows_in_turns_while_other_statements_come_in_between(sides: Pair) -> None:

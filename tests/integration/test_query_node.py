@@ -35,6 +35,8 @@ RANDOM_SEEDS = range(8)
 RANDOM_READS = 60
 ACROSS = "SELECT count(*) FROM author a JOIN shop s ON s.name = a.name"
 
+SHOPS_COUNTED = "SELECT count(*) FROM shop"
+
 
 def insert_both(sides: tuple[RawConnection, RawConnection], table: str, values: str) -> str:
     """A new row through the proxy, then the same row with the same key into the reference; its key."""
@@ -215,8 +217,50 @@ def test_a_transaction_sees_at_each_statement_what_is_committed(sides: Pair) -> 
         reader.rows("COMMIT")
         writer.rows(f"DELETE FROM shop WHERE id = {key}")
         reader.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        assert error_of(reader.query(look))["C"] == REFUSED
-        reader.rows("ROLLBACK")
+        before = [reader.value(sql) for sql in (look, SHOPS_COUNTED)]
+        key = writer.value("INSERT INTO shop (name) VALUES ('fresh') RETURNING id")
+        assert [reader.value(sql) for sql in (look, SHOPS_COUNTED)] == before
+        reader.rows("COMMIT")
+        assert reader.value(look) != "0"
+        writer.rows(f"DELETE FROM shop WHERE id = {key}")
+
+
+def test_repeatable_read_shares_its_snapshot_with_the_node_only_from_the_start(sides: Pair) -> None:
+    with sides.proxied.connect() as connection:
+        connection.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        assert connection.rows(SHOPS_COUNTED)
+        refused = error_of(connection.query(ACROSS))
+        assert refused["C"] == REFUSED
+        assert "foreshard.snapshot" in refused["H"]
+        connection.rows("ROLLBACK")
+        connection.rows("SET foreshard.snapshot = on")
+        connection.rows("BEGIN")
+        assert connection.rows(SHOPS_COUNTED)
+        assert connection.rows(ACROSS)
+        connection.rows("COMMIT")
+
+
+def test_a_savepoint_comes_behind_the_first_read_through_the_node(sides: Pair) -> None:
+    with sides.proxied.connect() as connection:
+        connection.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        connection.rows("SAVEPOINT early")
+        assert error_of(connection.query(ACROSS))["C"] == REFUSED
+        connection.rows("ROLLBACK")
+        connection.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        assert connection.rows(ACROSS)
+        connection.rows("SAVEPOINT late")
+        assert connection.rows(ACROSS)
+        assert connection.rows(SHOPS_COUNTED)
+        connection.rows("ROLLBACK TO late")
+        assert connection.rows(ACROSS)
+        connection.rows("COMMIT")
+
+
+def test_serializable_transactions_do_not_ask_the_node(sides: Pair) -> None:
+    with sides.proxied.connect() as connection:
+        connection.rows("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        assert error_of(connection.query(ACROSS))["C"] == REFUSED
+        connection.rows("ROLLBACK")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tests.support.waiting import wait_until
 
 SECONDS = float(os.environ.get("FORESHARD_SOAK_SECONDS", "1.5"))
 BALANCES = "SELECT n FROM root"
+THROUGH_NODE = "SELECT a.n FROM root a JOIN root b ON b.n - b.n + b.id = a.id"  # a join over groups
 WRITERS = 4
 EXPECTED = sum(range(1, ROOTS + 1))
 
@@ -77,7 +78,36 @@ def ask_in_a_string(client: RawConnection) -> list[int]:
     return [total(answer[:middle]), total(answer[middle:])]
 
 
-@pytest.mark.parametrize("ask", [ask_simply, ask_extended, ask_in_a_transaction, ask_in_a_string])
+def ask_the_node(client: RawConnection) -> list[int]:
+    return [total(client.ask(query(THROUGH_NODE))), total(client.ask(extended(THROUGH_NODE), SYNC))]
+
+
+def ask_every_tier(client: RawConnection) -> list[int]:
+    """What the node sees is what the shards' own sessions see, to the row."""
+    client.rows("BEGIN")
+    found = sorted(client.rows(THROUGH_NODE))
+    assert sorted(client.rows(BALANCES)) == found
+    for key in (1, 2, 3):
+        assert client.rows(f"SELECT n FROM root WHERE id = {key}")[0] in found
+    assert client.rows("SELECT sum(n) FROM root") == [[b"%d" % EXPECTED]]
+    assert sorted(client.rows(THROUGH_NODE)) == found
+    client.rows("COMMIT")
+    return [sum(int(row[0] or 0) for row in found)]
+
+
+def ask_the_node_in_a_string(client: RawConnection) -> list[int]:
+    answer = client.query(f"{THROUGH_NODE}; {BALANCES}")
+    middle = next(index for index, message in enumerate(answer) if message.kind == b"C")
+    return [total(answer[:middle]), total(answer[middle:])]
+
+
+ASKS = [
+    *(ask_simply, ask_extended, ask_in_a_transaction, ask_in_a_string),
+    *(ask_the_node, ask_every_tier, ask_the_node_in_a_string),
+]
+
+
+@pytest.mark.parametrize("ask", ASKS)
 def test_no_total_is_wrong_while_money_moves(deployed: Deployment, ask: Callable[[RawConnection], list[int]]) -> None:
     end = time.monotonic() + SECONDS
 

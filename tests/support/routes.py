@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from foreshard._core.template import KeyFlag, RouteKind, Template
-from foreshard.proxy.catalog import Catalog, Column, Function, Table, TableKind
+from foreshard.proxy.catalog import Catalog, Column, Function, QueryNode, Table, TableKind
 
 
 def column(name: str, type_name: str, type_oid: int, *, has_default: bool = False) -> Column:
@@ -128,6 +130,14 @@ CATALOG = Catalog(
     functions={"public.count_documents": "public.document"},
 )
 
+QUERY_CATALOG = msgspec.structs.replace(  # and a query node that has all of it but one table
+    CATALOG,
+    query_node=QueryNode(
+        relations=frozenset({table.qualified for table in TABLES} - {LETTER.qualified} | {"public.plain"}),
+        functions=frozenset({"public.shout"}),
+    ),
+)
+
 
 def describe_key(index: int, flags: int, name: str) -> str:
     """document.id=$1, =#0 (first literal), =-#0; [] array, ? only when placed, ! of a new row."""
@@ -155,7 +165,7 @@ def describe(template: Template) -> str:
     if template.can_query:
         words.append("or-query")
     if template.merge is not None:
-        words.append("merge")
+        words.append("merge" if template.merge.finish is None else "finish")
     if template.rows > 1:
         words.append(f"rows={template.rows}")
     if template.lock:

@@ -16,6 +16,7 @@ from foreshard.proxy.config import (
     PlacementConfig,
     PoolConfig,
     ProfilePrior,
+    QueryNodeConfig,
     ShardConfig,
     TableConfig,
     TriggerConfig,
@@ -171,6 +172,18 @@ GOLDEN = {
         SHARDS + "pool:\n  sise: 3\n",
         ["f.yaml:3: pool.sise: is not a known key; did you mean `size`?"
          " (allowed: size, wait_timeout, idle_timeout, connect_timeout)"],
+    ),
+    "a query node that is neither off nor a place": (
+        SHARDS + "query_node: on\n",
+        ["f.yaml:2: query_node: must be `off`, or a mapping such as {database: app_query}"],
+    ),
+    "a query node in two places": (
+        SHARDS + "query_node: {database: q, dsn: 'postgresql://h/q'}\n",
+        ["f.yaml:2: query_node: has both `database` and `dsn`: the DSN names its database already"],
+    ),
+    "an unknown key of the query node": (
+        SHARDS + "query_node: {databse: q}\n",
+        ["f.yaml:2: query_node.databse: is not a known key; did you mean `database`? (allowed: database, dsn)"],
     ),
     "no shards": ("listen: h:1\n", ["f.yaml:1: lacks `shards`, or `embedded` for shards that Foreshard starts itself"]),
     "both kinds of shards": (
@@ -362,6 +375,20 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 def test_messages_never_repeat_a_password(tmp_path: Path) -> None:
     text = "shards: [{name: s0, dsn: 'pg://u:${P}@h/d'}, {name: s1, dsn: 'postgresql://u:${P}@h:x/d'}]\ncontrol: '${P}'"
     assert "hidden" not in " ".join(mistakes(tmp_path, text, P="hidden"))
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("", None),
+        ("query_node: off\n", QueryNodeConfig(is_on=False)),
+        ("query_node: 'off'\n", QueryNodeConfig(is_on=False)),
+        ("query_node: {database: app_query}\n", QueryNodeConfig(database="app_query")),
+        ("query_node: {dsn: 'postgresql://${WHO}@h:5/q'}\n", QueryNodeConfig(dsn="postgresql://app@h:5/q")),
+    ],
+)
+def test_a_query_node_is_off_or_a_place(tmp_path: Path, written: str, expected: QueryNodeConfig | None) -> None:
+    assert load(tmp_path, SHARDS + written, WHO="app").query_node == expected
 
 
 def test_a_dollar_can_be_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.routing import Planner
-from tests.support.routes import CATALOG, describe
+from tests.support.routes import CATALOG, QUERY_CATALOG, describe
 
 CASES = Path(__file__).parent / "cases"
 MARK = "    => "
@@ -27,9 +27,12 @@ def read_cases(name: str) -> list[tuple[str, str]]:
     return cases
 
 
-@pytest.mark.parametrize("name", ["reads.txt", "joins.txt", "writes.txt", "other.txt", "keys.txt", "plain.txt"])
+CATALOGS = {"plain.txt": Catalog(), "query.txt": QUERY_CATALOG}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*.txt")))
 def test_every_statement_goes_where_the_cases_say(name: str) -> None:
-    planner = Planner(Catalog() if name == "plain.txt" else CATALOG)
+    planner = Planner(CATALOGS.get(name, CATALOG))
     wrong = [
         f"{sql}\n  expected {route}\n  found    {found}"
         for sql, route in read_cases(name)

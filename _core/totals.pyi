@@ -1,0 +1,1 @@
+"""The combined columns of a group: compiled code only."""

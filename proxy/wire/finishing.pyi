@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.merging import Merging
+
+class Finishing(Merging): ...

@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.finishing import Finishing
+
+class MergedQuery(Finishing): ...

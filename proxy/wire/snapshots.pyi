@@ -1,0 +1,6 @@
+from foreshard._core.errors import SqlError
+from foreshard.proxy.wire.commit import Commit
+
+def late_for_node() -> SqlError: ...
+
+class Snapshots(Commit): ...
