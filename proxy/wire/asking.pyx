@@ -12,8 +12,7 @@ from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport STEP_ASK
 from foreshard.proxy.wire.transaction cimport Transaction
 
-from foreshard._core.errors import SqlError
-from foreshard.proxy.wire.backend import decode_error
+from foreshard._core.errors import SqlError, decode_error
 
 
 cdef class Asking(Transaction):

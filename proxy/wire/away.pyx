@@ -34,9 +34,8 @@ from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, Gather
 from foreshard.proxy.wire.statement cimport Statement
 
-from foreshard._core.errors import SqlError
+from foreshard._core.errors import SqlError, decode_error
 from foreshard._core.typed_keys import SCALAR_OIDS
-from foreshard.proxy.wire.backend import decode_error
 
 cdef enum:
     NO_ROW = -1             # the answer for a key without a claim

@@ -37,7 +37,7 @@ from foreshard._core.replies cimport (
 from foreshard.proxy.wire.endpoint cimport Endpoint
 from foreshard.proxy.wire.requests cimport Requests
 
-from foreshard._core.errors import SqlError
+from foreshard._core.errors import SqlError, decode_error
 
 cdef enum:
     REPLY_BYTES_MAX = 0x7FFFFFF0    # PostgreSQL itself sends no message above 1 GB
@@ -591,9 +591,3 @@ cdef int copy_action(Backend backend, const char* body, Py_ssize_t size) except 
         shown = b"d" + (len(shown) + 4).to_bytes(4, "big") + shown
         backend.owner_push(<const char*> shown, len(shown))
     return ACTION_DROP
-
-
-def decode_error(bytes body) -> SqlError:
-    """An ErrorResponse body as SqlError."""
-    fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0") if part}
-    return SqlError(fields.get(b"C", "XX000"), fields.get(b"M", ""), fields.get(b"D", ""), fields.get(b"H", ""))

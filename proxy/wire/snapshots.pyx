@@ -15,8 +15,7 @@ from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport GATE_DONE, GATE_IN_LINE, STEP_EXPORT, STEP_SNAPSHOT, Commit
 from foreshard.proxy.wire.session cimport WAIT_COMMANDS
 
-from foreshard._core.errors import SqlError, not_built
-from foreshard.proxy.wire.backend import decode_error
+from foreshard._core.errors import SqlError, decode_error, not_built
 
 cdef bytes IMPORT = b"SET TRANSACTION SNAPSHOT '%s'"
 cdef bytes TAKE = b"SELECT"

@@ -210,9 +210,9 @@ class Statement:
 
     @property
     def has_sets(self) -> bool:
-        """Whether there is a set operation in it."""
+        """Whether there is a set operation in it, or may be in the cursor that it reads."""
         words = " ".join(part for part in self.sql.walk() if isinstance(part, str))
-        return any(word in words for word in ("UNION", "INTERSECT", "EXCEPT"))
+        return any(word in words for word in ("UNION", "INTERSECT", "EXCEPT", "FETCH"))
 
     @property
     def is_select(self) -> bool:

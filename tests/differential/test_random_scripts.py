@@ -1,6 +1,6 @@
 """Random scripts answer through Foreshard over four shards as one PostgreSQL answers them.
 
-A bounded run: `FORESHARD_DIFFERENTIAL_S` seconds of scripts (20 unless it is set), from seed
+A bounded run: `FORESHARD_DIFFERENTIAL_S` seconds of scripts (10 unless it is set), from seed
 `FORESHARD_DIFFERENTIAL_SEED` (1) on. Longer ones by `python -m tests.differential`, which also shortens the script that
 ended in a difference.
 """
@@ -14,7 +14,7 @@ from tests.differential.report import Tally
 from tests.differential.sides import open_world
 from tests.differential.suite import Options, run
 
-SECONDS = float(os.environ.get("FORESHARD_DIFFERENTIAL_S", "20"))
+SECONDS = float(os.environ.get("FORESHARD_DIFFERENTIAL_S", "10"))
 SEED = int(os.environ.get("FORESHARD_DIFFERENTIAL_SEED", "1"))
 STATEMENTS = 400
 SEEDS_MAX = 10_000

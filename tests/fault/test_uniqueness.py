@@ -28,7 +28,7 @@ from tests.support.unique_clients import LEFT, SCHEMA, TABLES, Client, row_of
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
-RUN_S = float(os.environ.get("FORESHARD_SOAK_SECONDS", "20"))
+RUN_S = float(os.environ.get("FORESHARD_SOAK_SECONDS", "15"))
 SEED = int(os.environ.get("FORESHARD_FAULT_SEED", "1"))
 CLIENTS = 16
 SHARD_COUNT = 3

@@ -102,7 +102,7 @@ def test_a_write_is_undone_by_a_later_failure_on_another_shard_of_its_pipeline(
         assert deployed.count("child", tag) == 0
 
 
-@pytest.mark.parametrize("refused", ["SELECT * FROM root FOR UPDATE", "BEGIN", "SELECT 1 / 0"])
+@pytest.mark.parametrize("refused", ["SELECT * FROM root LIMIT 1 FOR UPDATE SKIP LOCKED", "BEGIN", "SELECT 1 / 0"])
 def test_a_write_is_undone_when_a_query_in_its_pipeline_fails(
     deployed: Deployment, client: RawConnection, refused: str
 ) -> None:
