@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,6 +27,8 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
 LOG_TAIL_LINES = 5
 ANSWER_TIMEOUT_S = 2.0
+PORTS = (10240, 32000)  # below Linux's ports for outgoing connections (net.ipv4.ip_local_port_range)
+PORT_DRAWS_MAX = 100
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 CONNECTIONS_MAX = "200"
@@ -277,7 +280,14 @@ def is_free(port: int) -> bool:
 
 
 def choose_port() -> int:
-    """A port of the loopback address that was free a moment ago."""
+    """A port of the loopback address that was free a moment ago.
+
+    From below those that the kernel gives to outgoing connections, so that a shard finds it free when it starts again.
+    """
+    for _ in range(PORT_DRAWS_MAX):
+        port = random.randint(*PORTS)
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
