@@ -84,6 +84,7 @@ async def run_alone(config: Config, old: Catalog, text: bytes) -> Catalog:
 async def read_schema(config: Config, old: Catalog, shards: list[Inside]) -> tuple[Catalog, list[Facts]]:
     """The catalog as the transaction sees the shards, and what it was derived from."""
     names = config.shards
+    # Inside has those methods of an asyncpg connection that introspection and steps use, and no others.
     all_facts: list[Facts] = await together(
         *(introspect(shard, config, names[shard.shard].name) for shard in shards)  # type: ignore[arg-type]
     )
@@ -148,6 +149,7 @@ async def _make_lacking(
     made = False
     for shard, facts in zip(shards, all_facts, strict=True):
         steps = shard_steps(config, new, facts, shard.shard, cluster)
+        # As above: Inside stands for a connection.
         lacking = await find_lacking(shard, steps)  # type: ignore[arg-type]
         if lacking:
             await run_steps(shard, lacking)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ LOCK_WAIT_FIRST_S = 0.1
 LOCK_WAIT_MAX_S = 0.8  # less than deadlock_timeout: nobody looks for cycles through this
 OPEN_S = 1.0  # to open snapshots; a router that is busier, or stopped, holds up nobody for longer
 LOOKS_MAX = 40  # at what is decided and still prepared, before commits get their turn
-LOOK_INTERVAL_S = 0.005
+LOOK_INTERVAL_S = 0.005  # about a COMMIT PREPARED; no shard tells when another's transaction is no longer prepared
 SETTINGS = {
     "application_name": "foreshard gate",
     "default_transaction_isolation": "read committed",  # each look is a new one
@@ -121,7 +121,7 @@ class ShardGate:
                     f"waited {self._wait_s:g} s for transactions over several shards to be committed on all of them",
                     "SHOW TWO_PHASE tells what is prepared; SET foreshard.snapshot = off reads without waiting.",
                 )
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # the locks are free meanwhile: commits that wait behind them pass
             wait_s = min(wait_s * 2, LOCK_WAIT_MAX_S)
 
     async def _lock(self, wait_s: float) -> bool:
