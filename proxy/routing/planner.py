@@ -247,12 +247,11 @@ class Planner:
             hint = "Foreshard knows the grammar of PostgreSQL 17."
             return refuse(SqlError(failure.sqlstate, failure.message, detail, hint, failure.position), True)
         state = (STATE_WORDS | TRANSACTION_WORDS) & outside
-        several = b";" in key.rstrip(b"; ")
         return Template(
             RouteKind.ROUTE_DEFAULT,
             is_write=True,
             alters=bool(ALTERING_WORDS & outside),
-            pin="a statement that was not understood" if state or several else None,
+            pin="a statement that was not understood" if state else None,
             is_exact=True,
             reason="not understood, and names no declared table",
         )

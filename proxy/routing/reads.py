@@ -7,9 +7,10 @@ from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
 from foreshard.proxy.routing.locate import Locator, distinct
+from foreshard.proxy.routing.locks import check_locked_beside, locked_alone, locks_only, locks_problem, plan_locked
 from foreshard.proxy.routing.merge import plan_merge
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
-from foreshard.proxy.routing.tree import Node, unwrap
+from foreshard.proxy.routing.tree import Node
 
 
 def plan_select(collector: Collector, node: Node) -> Template:
@@ -30,8 +31,8 @@ def route_read(collector: Collector) -> Template:
     if sharded:
         return route_sharded(collector, effects, is_write)
     if declared and not has_plain(collector.references):
-        if is_write:
-            check_unlocked(collector, declared[0])
+        if locks and locked_alone(collector) is not None:
+            return plan_locked(collector, effects, named(declared[0]))
         return Template(
             RouteKind.ROUTE_ANY if not is_write else RouteKind.ROUTE_DEFAULT,
             operation=Operation.OPERATION_SELECT,
@@ -42,7 +43,7 @@ def route_read(collector: Collector) -> Template:
             reason="reference tables have the same rows on every shard",
         )
     if declared and locks:
-        check_unlocked(collector, declared[0])
+        check_locked_beside(collector)
     return Template(
         RouteKind.ROUTE_DEFAULT,
         operation=Operation.OPERATION_SELECT,
@@ -51,12 +52,6 @@ def route_read(collector: Collector) -> Template:
         is_exact=collector.text.is_exact,
         reason="no declared table" if not declared else "plain tables are on the default shard",
     )
-
-
-def check_unlocked(collector: Collector, one: Reference) -> None:
-    """Refuse row locks on reference tables: each shard has its own row."""
-    if collector.locks_rows:
-        raise not_built("locking rows of reference tables", "Select without FOR UPDATE or FOR SHARE.", named(one))
 
 
 def check_into(collector: Collector, effects: Effects, is_sharded: bool) -> None:
@@ -103,6 +98,7 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
     """The route of a read of sharded tables."""
     check_no_plain(collector)
     check_shard_local(collector)
+    check_locked_beside(collector)
     if collector.writes_within:
         raise not_built("data-modifying CTEs beside declared tables", "Send the two statements one after the other.")
     locator = Locator(collector)
@@ -138,40 +134,13 @@ def route_sharded(collector: Collector, effects: Effects, is_write: bool) -> Tem
         RouteKind.ROUTE_SCATTER,
         operation=Operation.OPERATION_SELECT,
         is_write=is_write,
+        returns=is_write,
         merge=merge,
         pin=effects.pin,
         table=table,
         is_exact=exact,
         reason="no key: every shard answers" + ("" if merge is None else ", and the answers are merged"),
     )
-
-
-def locks_only(collector: Collector, effects: Effects) -> bool:
-    """Whether a SELECT changes nothing but the locks of rows."""
-    return collector.locks_rows and not effects.is_write and not collector.writes_within and collector.into is None
-
-
-def locks_problem(collector: Collector) -> SqlError | None:
-    """Why rows of several shards cannot be locked; None when they can.
-
-    Under LIMIT each shard locks as many rows as the whole statement would. That is no other answer, unless rows that
-    are locked are skipped or refused: then other sessions, or this one, would miss rows that nobody is given.
-    """
-    top = collector.levels[0]
-    waits = {
-        unwrap(clause)[1].get("waitPolicy", "LockWaitBlock")
-        for level in collector.levels
-        for clause in level.node.get("lockingClause", [])
-    }
-    if {"LIMIT", "OFFSET"} & set(top.merges) and waits - {"LockWaitBlock"}:
-        return not_built(
-            "LIMIT with NOWAIT or SKIP LOCKED over rows of several shards",
-            "Restrict the statement to keys of one shard, or leave LIMIT out.",
-            "Every shard would lock as many rows as the whole statement may, and others would find them locked.",
-        )
-    if any("lockingClause" in level.node for level in collector.levels[1:]):
-        return not_built("row locks in a sub-select over several shards", "Lock the rows in the outermost SELECT.")
-    return None
 
 
 def writes_many(locks: bool) -> SqlError:

@@ -13,7 +13,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime, timedelta
 
 KEY = re.compile(r"@(\w+):([\w-]+)@")
 OIDS = {
@@ -36,6 +36,8 @@ OIDS = {
 }
 MARK = "mark"  # the type of the text by which a row with a generated key is known
 EPOCH = date(2000, 1, 1)
+EPOCH_TIME = datetime(2000, 1, 1)
+MICROSECOND = timedelta(microseconds=1)
 BINARY_MAKERS: dict[str, Callable[[str], bytes]] = {
     "bool": lambda text: b"\1" if text == "true" else b"\0",
     "bytea": lambda text: bytes.fromhex(text[2:]),
@@ -46,6 +48,7 @@ BINARY_MAKERS: dict[str, Callable[[str], bytes]] = {
     "varchar": str.encode,
     "date": lambda text: struct.pack("!i", (date.fromisoformat(text) - EPOCH).days),
     "uuid": lambda text: uuid.UUID(text).bytes,
+    "timestamp": lambda text: struct.pack("!q", (datetime.fromisoformat(text) - EPOCH_TIME) // MICROSECOND),
 }
 Resolve = Callable[[str], str]
 

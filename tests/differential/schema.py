@@ -25,6 +25,8 @@ SQL_TYPES = {
     "array": "text[]",
     "json": "jsonb",
     "bytea": "bytea",
+    "small": "smallint",
+    "stamp": "timestamp",
 }
 
 
@@ -41,6 +43,8 @@ class Table(NamedTuple):
     tail: str = ""  # of CREATE TABLE
     required: tuple[str, ...] = ()
     unique: tuple[str, ...] = ()  # declared to be so over all shards; of a child's key: clients may give it
+    routing: tuple[str, ...] = ()  # where it is a part of the key only
+    by_cost: bool = False  # rows whose keys clients give are placed by cost
 
     def free_columns(self) -> list[str]:
         """Columns that are no key, no mark, and tie the row to nothing."""
@@ -135,6 +139,43 @@ TABLES = (
     Table("holiday", "root", ("day",), {"day": "date", "name": "text", "rank": "int"}),
     Table("tick", "root", ("at",), {"at": "ts", "value": "int", "source": "text"}),
     Table("slot", "root", ("room", "no"), {"room": "text", "no": "int", "title": "text", "price": "num"}),
+    Table(
+        "booking",
+        "child",
+        ("room", "no", "place"),
+        {"room": "text", "no": "int", "place": "int", "guest": "text", "paid": "num"},
+        tail="FOREIGN KEY (room, no) REFERENCES slot ON DELETE CASCADE",
+    ),
+    Table(
+        "entry",
+        "root",
+        ("tenant", "id"),
+        {"tenant": "text", "id": "int", "body": "text", "n": "int"},
+        routing=("tenant",),
+    ),
+    Table("shelf", "root", ("no",), {"no": "small", "title": "text", "depth": "int"}),
+    Table("moment", "root", ("at",), {"at": "stamp", "value": "int", "source": "text"}),
+    Table("venue", "root", ("name",), {"name": "text", "town": "text", "seats": "int"}, by_cost=True),
+    Table(
+        "show",
+        "child",
+        ("id",),
+        {"id": "big", "mark": "text", "venue": "text", "title": "text", "tickets": "int"},
+        is_generated=True,
+        parent="venue",
+        via="venue",
+        tail="FOREIGN KEY (venue) REFERENCES venue ON DELETE CASCADE",
+        required=("venue",),
+    ),
+    Table("badge", "root", ("no",), {"no": "big", "holder": "text", "rank": "int"}, by_cost=True),
+    Table(
+        "coupon",
+        "root",
+        ("id",),
+        {"id": "big", "mark": "text", "code": "text", "worth": "int"},
+        is_generated=True,
+        unique=("code",),
+    ),
     Table("ledger", "plain", ("id",), {"id": "int", "body": "text", "score": "int", "on_day": "date"}),
     Table("memo", "plain", ("id",), {"id": "int", "body": "text", "amount": "num"}),
 )
@@ -144,12 +185,15 @@ CHILDREN = tuple(table for table in TABLES if table.parent)
 DECLARED = {
     table.name: {"reference": True}
     if table.kind == "reference"
-    else {"key": table.key[0] if len(table.key) == 1 else list(table.key)}
+    else {"key": (table.routing or table.key)[0] if len(table.routing or table.key) == 1 else list(table.key)}
+    | ({"placement": "cost"} if table.by_cost else {})
     | ({"parent": table.parent, "via": table.via} if table.parent else {})
     | ({"unique": list(table.unique)} if table.unique else {})
     for table in TABLES
     if table.kind != "plain"
 }
+# Unique values of this table meet in ON CONFLICT only, whose arbiter must not be deferrable.
+AT_ONCE = frozenset(("coupon",))
 SPECIAL = {  # column definitions that the type alone does not give
     "account.level": "integer NOT NULL DEFAULT 3",
     "account.balance": "numeric(10,2) DEFAULT 0.00",
@@ -177,7 +221,8 @@ def table_sql(table: Table, by_file: bool) -> str:
     columns = [column_sql(table, name, kind, by_file) for name, kind in table.columns.items()]
     rest = [f"PRIMARY KEY ({', '.join(table.key)})", *([table.tail] if table.tail else [])]
     if by_file:  # over several shards a value that stands twice is found at the end of the transaction
-        rest += [f"UNIQUE ({name}) DEFERRABLE INITIALLY DEFERRED" for name in table.unique if name not in table.key]
+        when = "" if table.name in AT_ONCE else " DEFERRABLE INITIALLY DEFERRED"
+        rest += [f"UNIQUE ({name}){when}" for name in table.unique if name not in table.key]
     return f"CREATE TABLE {table.name} ({', '.join([*columns, *rest])});"
 
 

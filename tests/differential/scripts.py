@@ -6,13 +6,17 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from tests.differential.parts import Parts
 from tests.differential.pieces import MARK, SIMPLE, Form, Piece, Statement, Unit, Value, joined, piece
 from tests.differential.queries import Queries
 from tests.differential.schema import BY_NAME, CHILDREN, TABLES
 from tests.differential.writes import World, Writes, initial_rows
 
 PREPARED_MAX = 30
-BRINGS_KEY = ("INSERT INTO item (id", "INSERT INTO street (id", "INSERT INTO orders (id")  # each time another one
+BRINGS_KEY = (
+    *(f"INSERT INTO {name} (id" for name in ("item", "street", "orders", "show")),
+    *("INSERT INTO coupon", "UPDATE coupon"),
+)  # each time another one
 BEGINS = (
     *("BEGIN",) * 8,
     "START TRANSACTION",
@@ -31,6 +35,7 @@ class Script:
         self.draw = random.Random(seed)
         self.world = World()
         self.writes = Writes(self.draw, self.world)
+        self.parts = Parts(self.draw, self.writes)
         self.queries = Queries(self.draw, self.writes.routing_value)
         self.savepoints: list[str] = []
         self.left = 0  # units until the transaction ends
@@ -47,7 +52,8 @@ class Script:
             (5, self.writes.update_joined),
             (6, self.writes.delete),
             (1, self.writes.change_key),
-            (1, self.writes.merge),
+            (2, self.merge),
+            (2, self.with_write),
             (2, self.writes.lock),
             (5, self.writes.failing),
         ]
@@ -176,6 +182,12 @@ class Script:
 
     def insert(self) -> Statement:
         return self.writes.insert(in_transaction=self.in_transaction)
+
+    def merge(self) -> Statement:
+        return self.parts.merge(in_transaction=self.in_transaction)
+
+    def with_write(self) -> Statement:
+        return self.parts.with_write(in_transaction=self.in_transaction)
 
     # Reads that are common in applications
 

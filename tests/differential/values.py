@@ -21,6 +21,8 @@ POOLS: dict[str, tuple[str, ...]] = {
     "mood": ("sad", "ok", "happy"),
     "array": ("{}", "{a,b}", '{b,"c d",NULL}', "{Ulm}"),
     "json": ("{}", '{"k": 1}', '{"k": [1, 2, {"x": null}]}', "3", '"a"'),
+    "small": ("0", "1", "-2", "7"),
+    "stamp": ("2024-01-01 10:00:00", "1990-05-05 00:00:00.5"),
     "bytea": ("\\x", "\\x00ff", "\\xff", "\\x7f01"),
 }
 POOLS["varchar"] = ("red", "green", "blue", "a", "b ", "Ulm", "x1", "x2", "x3", "Zebra", "é")
@@ -36,6 +38,16 @@ KEY_POOLS: dict[str, tuple[str, ...]] = {
     "tick": tuple(f"2024-03-{1 + n:02} 0{n % 10}:00:00+00" for n in range(30)),
     "slot.room": ("a", "b", "c d", "é", ""),
     "slot.no": tuple(str(n) for n in range(-1, 7)),
+    "booking.room": ("a", "b"),
+    "booking.no": ("0", "1"),
+    "booking.place": tuple(str(n) for n in range(1, 9)),
+    "entry.tenant": tuple(f"t{n}" for n in range(7)),
+    "entry.id": tuple(str(n) for n in range(1, 15)),
+    "shelf": tuple(str(n) for n in range(-5, 30)),
+    "moment": tuple(f"2024-03-{1 + n:02} 0{n % 10}:00:00" for n in range(30)),
+    "venue": tuple(f"hall {n}" for n in range(35)),
+    "badge": tuple(str(n) for n in (*range(0, 300, 9), -7, 2**52 - 1, 2**53 + 1, 2**62)),
+    "coupon": tuple(f"c{n}" for n in range(12)),
     "country": ("DE", "FR", "IT", "AT", "JP", "BR", "NO"),
     "currency": ("EUR", "USD", "JPY", "GBP", "BRL"),
     "memo": tuple(str(n) for n in range(1, 40)),
@@ -64,6 +76,8 @@ def column_value(draw: random.Random, table: Table, column: str) -> Value:
     if f"{table.name}.{column}" == "account.country":
         pool = KEY_POOLS["country"][:5]
         return Value("text", draw.choice((*pool, *pool, None)), pool)
+    if f"{table.name}.{column}" == "coupon.code":
+        return Value("text", f"k{draw.randrange(10**9)}")
     never_null = column in table.required or (table.name, column) == ("orders", "quantity")
     if never_null or (table.name, column) in (("orders", "quantity"), ("seat", "price")):
         pool = tuple(text for text in POOLS[kind] if not text.startswith("-"))

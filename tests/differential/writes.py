@@ -32,6 +32,11 @@ class Writes:
     def __init__(self, draw: random.Random, world: World) -> None:
         self.draw = draw
         self.world = world
+        self.meets = False  # values that must be unique come from a pool in which they meet
+
+    def any_table(self) -> Table:
+        """A table, those that applications write most more often."""
+        return self.draw.choice(WRITTEN)
 
     # Keys and conditions
 
@@ -116,9 +121,11 @@ class Writes:
         columns = self.draw.sample(free, self.draw.randint(min(1, len(free)), len(free)))
         marks: list[str] = []
         heads = self.head_columns(table)
-        makers = [self.row(table, [*heads, *columns], marks) for _ in range(rows)]
-        body = piece(f"INSERT INTO {table.name} ({', '.join([*heads, *columns])}) VALUES ", joined(", ", makers))
         conflict = self.conflict(table, heads, columns)
+        self.meets = bool(conflict.parts)
+        makers = [self.row(table, [*heads, *columns], marks) for _ in range(rows)]
+        self.meets = False
+        body = piece(f"INSERT INTO {table.name} ({', '.join([*heads, *columns])}) VALUES ", joined(", ", makers))
         kind = f"insert {'rows' if rows > 1 else 'row'}{' on conflict' if conflict.parts else ''} {table.kind}"
         if table.is_generated and table.key[0] not in heads:
             return self.making(table, kind, piece(body, conflict), marks, in_transaction)
@@ -141,7 +148,8 @@ class Writes:
         heads = [] if table.is_generated or table.name == "ledger" else list(table.key)
         if table.is_generated:
             heads = ["mark"]
-            if table.columns[table.key[0]] == "big" and self.draw.random() < (0.01 if table.name == "orders" else 0.06):
+            share = 0.06 if not table.parent or table.unique else 0.01
+            if table.columns[table.key[0]] == "big" and self.draw.random() < share:
                 heads = [table.key[0], "mark"]
         return [*heads, *([table.via] if table.via else [])]
 
@@ -156,6 +164,8 @@ class Writes:
                 found.append(piece(self.parent_value(table)))
             elif column in table.key:
                 found.append(piece(self.new_key(table, column)))
+            elif self.meets and (table.name, column) == ("coupon", "code"):
+                found.append(piece(given_key(self.draw, table, column).bare(self.draw)))
             elif self.draw.random() < 0.06:
                 found.append(piece("DEFAULT"))
             else:
@@ -177,9 +187,15 @@ class Writes:
         return given_key(self.draw, table, column).bare(self.draw)
 
     def conflict(self, table: Table, heads: list[str], columns: list[str]) -> Piece:
-        if table.key[0] not in heads or table.unique or self.draw.random() > 0.3:
+        if table.name == "coupon" and "code" in columns:
+            arbiter = ("code",)
+        elif table.key[0] in heads and not table.unique:
+            arbiter = table.key
+        else:
             return NOTHING
-        target = f"({', '.join(table.key)})"
+        if self.draw.random() > 0.3:
+            return NOTHING
+        target = f"({', '.join(arbiter)})"
         if self.draw.random() < 0.5:
             return piece(f" ON CONFLICT {self.draw.choice((target, ''))} DO NOTHING".replace("  ", " "))
         column = self.draw.choice(columns)
@@ -334,25 +350,23 @@ class Writes:
         )
         return Statement("change key", sql)
 
-    def merge(self) -> Statement:
-        """MERGE by key."""
-        shapes = [
-            piece(
-                "MERGE INTO seat s USING (VALUES (",
-                given_key(self.draw, BY_NAME["seat"], "no"),
-                ")) AS v(no) ON s.no = v.no WHEN MATCHED THEN UPDATE SET price = 3.00 "
-                "WHEN NOT MATCHED THEN INSERT (no, title) VALUES (v.no, 'merged')",
-            ),
-            piece("MERGE INTO memo m USING country c ON m.body = c.code WHEN MATCHED THEN DELETE"),
-        ]
-        return Statement("merge", self.draw.choice(shapes))
-
     def lock(self) -> Statement:
+        """SELECT ... FOR UPDATE and its like, of one table or of a row with its parent's."""
+        word = self.draw.choice(("UPDATE", "UPDATE", "SHARE", "NO KEY UPDATE", "KEY SHARE"))
+        more = self.draw.choice(("", "", "", " SKIP LOCKED", " NOWAIT"))
+        if self.draw.random() < 0.25:
+            child = self.draw.choice(CHILDREN)
+            parent = BY_NAME[child.parent]
+            which = self.draw.choice((" OF p", " OF c", ""))
+            head = f"SELECT c.* FROM {parent.name} p JOIN {child.name} c ON c.{child.via} = p.{parent.key[0]} WHERE "
+            test = self.draw.choice((piece(f"p.{parent.key[0]} = ", self.key_value(parent)), self.test(child, "c.")))
+            return Statement("select for update", piece(head, test, f" FOR {word}{which}{more}"))
         table = self.draw.choice(WRITTEN)
-        word = self.draw.choice(("UPDATE", "SHARE", "NO KEY UPDATE", "UPDATE SKIP LOCKED"))
-        return Statement(
-            "select for update", piece(f"SELECT * FROM {table.name}", self.condition(table), f" FOR {word}")
-        )
+        order = f" ORDER BY {', '.join(table.key)}" if self.draw.random() < 0.3 else ""
+        if order and self.draw.random() < 0.4:
+            order += f" LIMIT {self.draw.randint(1, 4)}"
+        head = piece(f"SELECT * FROM {table.name}", self.condition(table))
+        return Statement("select for update", piece(head, f"{order} FOR {word}{more}"), "all" if order else "none")
 
     # What fails
 
@@ -416,6 +430,9 @@ def initial_rows(draw: random.Random, writes: Writes) -> list[Statement]:
     for table in TABLES:
         if table.kind == "reference":
             continue
+        if table.name == "slot":  # those that bookings are for
+            keys = ", ".join(f"('{room}', {no})" for room in "ab" for no in range(2))
+            found.append(Statement("fill", piece(f"INSERT INTO slot (room, no) VALUES {keys}")))
         for _ in range(14 if table in GENERATED else 9):
             columns = table.free_columns()
             marks: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -181,6 +181,28 @@ def test_writers_at_the_same_time_leave_the_same_rows_everywhere(scene: Scene) -
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("form", [query, extended])
+def test_a_row_locked_for_one_transaction_is_locked_on_every_shard(scene: Scene, form: Callable[[str], bytes]) -> None:
+    lock = "SELECT code, title FROM area WHERE code = 'mine' FOR UPDATE"
+    foreign_key = "INSERT INTO root (area, n) VALUES ('mine', 1)"
+    with scene.proxy.server.connect() as owner, scene.proxy.server.connect() as other:
+        owner.rows("INSERT INTO area VALUES ('mine', 'x'), ('other', 'y')")
+        owner.rows("BEGIN")
+        asked = form(lock)
+        answer = owner.ask(asked if asked[:1] == b"Q" else asked + SYNC)
+        assert [message.values for message in answer if message.kind == b"D"] == [[b"mine", b"x"]]
+        assert [message.body for message in answer if message.kind == b"C"] == [b"SELECT 1\0"]
+        for sql in (lock, "SELECT * FROM area WHERE code = 'mine' FOR SHARE", *[foreign_key] * SHARD_COUNT):
+            other.rows("BEGIN")
+            other.rows("SET LOCAL lock_timeout = '50ms'")
+            assert error_of(other.query(sql))["C"] == "55P03", sql
+            other.rows("ROLLBACK")
+        owner.rows("UPDATE area SET title = 'z' WHERE code = 'mine'")
+        owner.rows("COMMIT")
+        assert other.rows(lock) == [[b"mine", b"z"]]
+        other.rows("DELETE FROM area WHERE code IN ('mine', 'other')")
 
 
 def test_shards_that_have_drifted_apart_are_told(scene: Scene) -> None:
