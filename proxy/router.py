@@ -132,7 +132,7 @@ class Router:
             self,
             list(self.addresses),
             self.addresses[0].database,
-            catalog.is_declared,
+            bool(config.tables),
             two_phase.cluster if two_phase else "",
             two_phase is not None and len(two_phase.ready) == len(config.shards),
         )
@@ -166,7 +166,7 @@ class Router:
         self.listener = listener
         self.reading = Listener(self.reactor, os.dup(listener.fileno()), self.accept)
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
-        if self.catalog.is_declared:
+        if self.config.tables:
             self._keep(self.deadlocks.run())
             self._keep(self.schema_watch.run())
         self._keep(self.query_watch.run())

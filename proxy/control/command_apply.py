@@ -16,6 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
     parser.epilog = (
         "One transaction per database: it has all of it or nothing, and a second run makes what is still lacking. "
+        "Filled tables are spread in a transaction over all shards, which locks them until it ends. "
         "Gives up, without a change, when a table stays locked for 10 seconds."
     )
 

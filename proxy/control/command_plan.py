@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from foreshard.proxy.config import Config, EmbeddedConfig, load_config
 from foreshard.proxy.control.plan import Plan, planned
+from foreshard.proxy.control.sizes import bytes_text
+from foreshard.proxy.control.spread_facts import Unit
 from foreshard.proxy.embedded import is_made, running_shards, shard_names
 
 EXIT_LACKING = 1
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _print_plan(config: Config, is_summary: bool) -> int:
     async with planned(config) as plan:
-        for line in plan_lines(plan, is_summary):
+        for line in plan_lines(plan, is_summary, [shard.name for shard in config.shards]):
             print(line)
         if not plan.lacking_count:
             return 0
@@ -53,7 +56,7 @@ def unmade_lines(config: Config, embedded: EmbeddedConfig) -> list[str]:
     ]
 
 
-def plan_lines(plan: Plan, is_summary: bool = False) -> list[str]:
+def plan_lines(plan: Plan, is_summary: bool = False, names: Sequence[str] = ()) -> list[str]:
     """The plan as SQL with comments."""
     lines = [f"-- note: {note}" for note in plan.notes]
     for work in plan.all_works:
@@ -64,4 +67,21 @@ def plan_lines(plan: Plan, is_summary: bool = False) -> list[str]:
             if not is_summary:
                 lines.append((step.shown or step.sql).rstrip("\n"))
     lines += [f"-- all shards lack {intake.object}: apply takes them in, a few at a time" for intake in plan.intakes]
+    for unit in plan.units:
+        lines += spread_lines(unit, names)
     return lines if plan.lacking_count else [*lines, "nothing to do"]
+
+
+def spread_lines(unit: Unit, names: Sequence[str]) -> list[str]:
+    """What spreading these tables will move, and what that costs their clients."""
+    found = ["", f"-- spread over the shards, in one transaction that locks them: {', '.join(unit.names)}"]
+    for moving in unit.movings:
+        given = [
+            f"{count:,} rows ({bytes_text(moving.bytes[index])}) go to {names[index]}"
+            for index, count in sorted(moving.rows.items())
+            if index
+        ]
+        made = [f"made on {', '.join(names[index] for index in moving.lacking)}"] if moving.lacking else []
+        stay = [f"{moving.rows[0]:,} rows stay on {names[0]}"] if moving.rows.get(0) else []
+        found.append(f"-- {moving.object}: {'; '.join([*made, *given, *stay]) or 'none'}")
+    return found

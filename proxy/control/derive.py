@@ -7,7 +7,7 @@ becomes the only shard as it is, and `held_by_one_shard` tells what has to chang
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -58,13 +58,18 @@ def held_by_one_shard(config: Config, facts: Facts) -> list[str]:
     return deriving.held
 
 
-def compare_shards(config: Config, all_facts: Iterable[Facts]) -> None:
-    """ConfigError when a declared table differs between shards: rows of all shards must fit one description."""
+def compare_shards(config: Config, all_facts: Iterable[Facts], lacking: Collection[str] = ()) -> None:
+    """ConfigError when a declared table differs between shards: rows of all shards must fit one description.
+
+    Tables that are `lacking` need not be there yet.
+    """
     first, *others = all_facts
     problems = []
     for other in others:
         for name, table in first.tables.items():
             twin = other.tables.get(name)
+            if twin is None and name in lacking:
+                continue
             if twin is None:
                 problems.append(
                     f"{config.path}: tables.{name}: shard {first.shard} has it, shard {other.shard} does not"

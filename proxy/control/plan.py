@@ -10,7 +10,6 @@ The control database is written before the shards: a shard that knows its cluste
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -19,27 +18,36 @@ import msgspec
 
 from foreshard._core.buckets import PLACED_FLAG, initial_map
 from foreshard._core.two_phase import gid_prefix
-from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.claim_intake import Intake, drop_claims, find_intakes, take_in
 from foreshard.proxy.control.claim_sets import claim_names
-from foreshard.proxy.control.connect import connected, control_dsn, described, shown_dsn
+from foreshard.proxy.control.connect import connected, control_dsn, described
 from foreshard.proxy.control.derive import build_catalog, compare_shards, derive_catalog, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
-from foreshard.proxy.control.introspect import Connection, introspect
-from foreshard.proxy.control.key_sql import UUID_NAMES_BUCKET, bucket_index_object, bucket_sql, chained_bucket_sql
+from foreshard.proxy.control.introspect import introspect
+from foreshard.proxy.control.key_sql import bucket_index_object
 from foreshard.proxy.control.names import NAMES, local_names
+from foreshard.proxy.control.opened import Work, opened
 from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_file import read_schema_file
 from foreshard.proxy.control.schema_shard import key_object, shard_steps
+from foreshard.proxy.control.spread import end_left, spread
+from foreshard.proxy.control.spread_facts import (
+    Unit,
+    find_movings,
+    is_placed_sql,
+    own_bucket_sql,
+    read_plain,
+    units_of,
+    without,
+)
+from foreshard.proxy.control.spread_table import Unlike, read_structure
 from foreshard.proxy.control.steps import Step, find_lacking, read_applied, record_steps, run_steps
 from foreshard.proxy.errors import ConfigError, ForeshardError
-from foreshard.proxy.triggers.capture import quote_name, quote_table
+from foreshard.proxy.triggers.capture import quote_table
 
-LOCK_TIMEOUT = "10s"  # apply waits this long for a table that is in use, then gives up without a change
-APPLY_LOCK = 0x666F7265  # advisory lock of whoever plans or applies on a database; the bytes of "fore"
 SCHEMA_FILE = "schema file"
 # One text per database: which server process serves it, and its name.
 DATABASE_IDENTITY = "SELECT pg_postmaster_start_time()::text || ' ' || current_database()"
@@ -48,22 +56,6 @@ SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()
 """
 # Whether the transaction that took the lock is still the one that is open.
 HOLDS_LOCK = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory')"
-
-
-@dataclass
-class Work:
-    """One database: what it lacks, and (while the transaction is open) the connection to make it through."""
-
-    name: str  # "control database" or "shard s0"
-    place: str
-    connection: Connection
-    lacking: list[Step] = field(default_factory=list)
-    already_run: list[Step] = field(default_factory=list)  # lacking too, but run by planning: the user's schema file
-    facts: Facts | None = None
-
-    @property
-    def all_lacking(self) -> list[Step]:
-        return [*self.already_run, *self.lacking]
 
 
 @dataclass
@@ -76,6 +68,7 @@ class Plan:
     node: NodeWork | None = None
     intakes: list[Intake] = field(default_factory=list)  # claims of rows that are there already
     forgotten: list[str] = field(default_factory=list)  # claim sets that are no longer declared
+    units: list[Unit] = field(default_factory=list)  # tables to be spread over the shards, behind all else
 
     @property
     def all_works(self) -> list[Work | NodeWork]:
@@ -83,13 +76,22 @@ class Plan:
 
     @property
     def lacking_count(self) -> int:
-        return sum(len(work.all_lacking) for work in self.all_works) + len(self.intakes)
+        return sum(len(work.all_lacking) for work in self.all_works) + len(self.intakes) + len(self.spread_tables)
+
+    @property
+    def spread_tables(self) -> list[str]:
+        """Tables that are plain ones until they have been spread."""
+        return [name for unit in self.units for name in unit.names]
 
 
 async def read_catalog(config: Config, version: int = 1) -> Catalog:
-    """The catalog as the first shard has it now. ConfigError when it cannot be sharded as declared."""
+    """The catalog as the first shard has it now. ConfigError when it cannot be sharded as declared.
+
+    Tables that are not spread yet are not in it: they are plain ones.
+    """
     shard = config.shards[0]
     async with connected(f"shard {shard.name}", shard.dsn) as connection:
+        config = without(config, await read_plain(connection, config))
         facts = await introspect(connection, config, shard.name)
     build_catalog(config, facts)
     names = []
@@ -109,38 +111,52 @@ async def list_lacking(config: Config) -> list[str]:
     """One line for each object that a database lacks; empty when `apply` has been run for this configuration."""
     async with planned(config) as plan:
         steps = [f"{work.name}: {step.object}" for work in plan.all_works for step in work.all_lacking]
-        return [*steps, *(f"all shards: {intake.object}" for intake in plan.intakes)]
+        steps += [f"all shards: {intake.object}" for intake in plan.intakes]
+        return [*steps, *(f"all shards: {moving.object}" for unit in plan.units for moving in unit.movings)]
 
 
 async def is_applied(config: Config) -> bool:
     """Whether control database and shards have what the configuration asks for. ConfigError when that cannot be.
 
-    The query node may lag behind: the controller keeps it current, and reads that it cannot answer are refused.
+    The query node may lag behind: the controller keeps it current, and reads that it cannot answer are refused. Tables
+    that have not been spread yet are served as the plain tables that they are.
     """
     async with planned(config) as plan:
         return not plan.intakes and not any(work.all_lacking for work in plan.works)
 
 
 async def apply(config: Config, say: Callable[[str], None] = lambda line: None) -> int:
-    """Make what is lacking, one transaction per database; the number of objects made. `say` hears of the progress."""
+    """Make what is lacking, one transaction per database; the number of objects made. `say` hears of the progress.
+
+    Tables are spread when all else is there, each unit in one transaction over all shards; then what these lack.
+    """
     async with planned(config) as plan:
-        for number, work in enumerate(plan.all_works, 1):
-            count = len(work.all_lacking)
-            say(
-                f"[{number}/{len(plan.all_works)}] {work.name} ({work.place}): "
-                + (f"{count} objects" if count else "nothing")
-            )
-            try:
-                await _carry_out(work, say)
-            except asyncpg.PostgresError as error:
-                raise ForeshardError(
-                    f"{work.name} ({work.place}): {described(error)}; nothing was changed there"
-                ) from error
-        if plan.forgotten:
-            await drop_claims(config, plan.forgotten)
-        if plan.intakes:
-            await take_in(config, plan.intakes, await read_owners(config), say)
-        return plan.lacking_count
+        await _apply_plan(config, plan, say)
+    for unit in plan.units:
+        await spread(config, unit.names, say)
+    if plan.units:
+        async with planned(config) as rest:
+            await _apply_plan(config, rest, say)
+    return plan.lacking_count
+
+
+async def _apply_plan(config: Config, plan: Plan, say: Callable[[str], None]) -> None:
+    for number, work in enumerate(plan.all_works, 1):
+        count = len(work.all_lacking)
+        say(
+            f"[{number}/{len(plan.all_works)}] {work.name} ({work.place}): "
+            + (f"{count} objects" if count else "nothing")
+        )
+        try:
+            await _carry_out(work, say)
+        except asyncpg.PostgresError as error:
+            raise ForeshardError(
+                f"{work.name} ({work.place}): {described(error)}; nothing was changed there"
+            ) from error
+    if plan.forgotten:
+        await drop_claims(config, plan.forgotten)
+    if plan.intakes:
+        await take_in(config, plan.intakes, await read_owners(config), say)
 
 
 async def _carry_out(work: Work | NodeWork, say: Callable[[str], None]) -> None:
@@ -155,15 +171,22 @@ async def _carry_out(work: Work | NodeWork, say: Callable[[str], None]) -> None:
 @contextlib.asynccontextmanager
 async def planned(config: Config) -> AsyncIterator[Plan]:
     """The plan, with a transaction open on every database; what the caller does not commit is rolled back."""
+    await end_left(config)
     async with contextlib.AsyncExitStack() as stack:
-        shards = [await stack.enter_async_context(_opened(f"shard {shard.name}", shard.dsn)) for shard in config.shards]
+        shards = [await stack.enter_async_context(opened(f"shard {shard.name}", shard.dsn)) for shard in config.shards]
         for work, shard in zip(shards, config.shards, strict=True):
             await _run_schema_file(config, work)
             work.facts = await introspect(work.connection, config, shard.name)
-        catalog = build_catalog(config, _facts(shards[0]))
-        compare_shards(config, [_facts(work) for work in shards])
+        whole = build_catalog(config, _facts(shards[0]))
         control = await _control_work(stack, config, shards)
         cluster = await _plan_control(config, control)
+        units = await _find_units(config, whole, shards, control)
+        declared, config = config, without(config, {name for unit in units for name in unit.names})
+        compare_shards(declared, [_facts(work) for work in shards], {name for unit in units for name in unit.names})
+        if config is not declared:
+            for work, shard in zip(shards, config.shards, strict=True):
+                work.facts = await introspect(work.connection, config, shard.name)
+        catalog = build_catalog(config, _facts(shards[0]))
         for index, work in enumerate(shards):
             if await _check_identity(config, work, index, cluster):
                 await _check_names(config, index, shards, cluster)
@@ -177,12 +200,32 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
         node, problem = await plan_query_node(config, catalog, shards[0].connection)
         yield Plan(
             [control, *(work for work in shards if work is not control)],
-            catalog,
+            whole,
             [*_notes(config, catalog, _facts(shards[0])), *([problem] if problem else [])],
             node,
             await find_intakes(catalog, lacks),
             sorted({name for work in shards for name in _facts(work).claim_sets} - claim_names(catalog)),
+            units,
         )
+
+
+async def _find_units(config: Config, catalog: Catalog, shards: list[Work], control: Work) -> list[Unit]:
+    """The tables that are plain ones of the first shard still; refuses those that cannot be spread."""
+    owners = initial_map(len(config.shards))
+    if await control.connection.fetchval("SELECT to_regclass('foreshard.bucket_map') IS NOT NULL"):
+        owners = await read_bucket_map(control.connection)
+    applied = await read_applied(shards[0].connection)
+    seen = [(work.connection, _facts(work)) for work in shards]
+    movings, problems = await find_movings(config, catalog, applied, seen, owners)
+    for moving in movings:
+        if moving.lacking:
+            try:
+                await read_structure(shards[0].connection, quote_table(moving.table))
+            except Unlike as error:
+                problems.append(f"{config.path}: tables.{moving.table.qualified}: not on every shard, and {error}")
+    if problems:
+        raise ConfigError(problems)
+    return units_of(catalog, _facts(shards[0]), movings)
 
 
 async def _control_work(stack: contextlib.AsyncExitStack, config: Config, shards: list[Work]) -> Work:
@@ -196,25 +239,10 @@ async def _control_work(stack: contextlib.AsyncExitStack, config: Config, shards
             identity = await connection.fetchval(DATABASE_IDENTITY)
         same = [work for work in shards if await work.connection.fetchval(DATABASE_IDENTITY) == identity]
         if not same:
-            return await stack.enter_async_context(_opened("control database", config.control))
+            return await stack.enter_async_context(opened("control database", config.control))
         found = same[0]
     found.name += ", control database"
     return found
-
-
-@contextlib.asynccontextmanager
-async def _opened(name: str, dsn: str) -> AsyncIterator[Work]:
-    """A database with a transaction open, rolled back at the end unless the caller has ended it."""
-    async with connected(name, dsn) as connection:
-        await connection.execute(
-            f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; "
-            f"SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({APPLY_LOCK})"
-        )
-        try:
-            yield Work(name, shown_dsn(dsn), connection)
-        finally:
-            if connection.is_in_transaction():
-                await connection.execute("ROLLBACK")
 
 
 async def _run_schema_file(config: Config, work: Work) -> None:
@@ -330,22 +358,9 @@ async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) 
 
 
 def _row_check(table: Table) -> str:
-    # A root's uuid of version 8 may be the client's: it names its bucket all the same. A child's would name another.
-    is_placed = "false"
-    own_key = f"held.{quote_name(table.key)}"
-    if table.type_of(table.key) is KeyType.TYPE_INT8:
-        is_placed = f"{own_key} >= {PLACED_FLAG} AND {own_key} < {2 * PLACED_FLAG}"
-    elif table.type_of(table.key) is KeyType.TYPE_UUID and table.kind is TableKind.CHILD:
-        is_placed = UUID_NAMES_BUCKET.replace("key", own_key)
-    bucket = chained_bucket_sql(table, table.routing_columns, "held")
-    if len(table.routing_columns) == 1:  # foreshard.bucket_of may not be there yet
-        key_type = table.type_of(table.routing_column)
-        assert key_type is not None
-        held = f"held.{quote_name(table.routing_column)}"
-        bucket = re.sub(r"\bkey\b", lambda match: held, bucket_sql(key_type))
     return f"""
-    SELECT count(*) FILTER (WHERE {is_placed}) AS placed,
-           count(*) FILTER (WHERE ($1::int[])[1 + {bucket}] <> $2) AS misplaced
+    SELECT count(*) FILTER (WHERE {is_placed_sql(table)}) AS placed,
+           count(*) FILTER (WHERE ($1::int[])[1 + {own_bucket_sql(table)}] <> $2) AS misplaced
     FROM {quote_table(table)} AS held
     """
 

@@ -19,6 +19,7 @@ from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.query_node import database_of, left_out, make_query_node, plan_query_node, query_node_dsn
 from foreshard.proxy.control.query_schema import query_node_steps, read_function_names
 from foreshard.proxy.control.retry import LOST, connect, pause
+from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.control.steps import read_applied
 from foreshard.proxy.errors import ForeshardError
 
@@ -193,8 +194,9 @@ class QueryKeeper:
         if state == self._state:
             return
         async with self._shard.transaction(readonly=True, isolation="repeatable_read"):
-            catalog = build_catalog(self.config, await introspect(self._shard, self.config, self.config.shards[0].name))
-            work, _ = await plan_query_node(self.config, catalog, self._shard)
+            config = without(self.config, await read_plain(self._shard, self.config))
+            catalog = build_catalog(config, await introspect(self._shard, config, config.shards[0].name))
+            work, _ = await plan_query_node(config, catalog, self._shard)
         if work is not None and work.creation is None and work.all_lacking:
             await make_query_node(work, self._report)
             changed = [step.object for step in work.all_lacking]

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from foreshard.proxy.catalog import Catalog, Table
-from foreshard.proxy.config import Config
+from foreshard.proxy.config import Config, qualified
 from foreshard.proxy.control.derive import compare_shards, derive_catalog
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.inside import Inside, ask, together
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.spread_facts import without
 from foreshard.proxy.control.steps import find_lacking, run_steps
 from foreshard.proxy.errors import ConfigError, SqlError
 from foreshard.proxy.triggers.capture import quote_table, quote_text
@@ -45,6 +46,7 @@ $forget$
 async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog:
     """The catalog after the statement at hand. SqlError when it would break the sharding."""
     shards = [Inside(index) for index in range(len(config.shards))]
+    config = _declared(config, old)
     new, all_facts = await read_schema(config, old, shards)
     check_kept(config, old, new)
     new = await _without_rows(old, new, shards)
@@ -61,6 +63,7 @@ async def run_alone(config: Config, old: Catalog, text: bytes) -> Catalog:
 
     The SqlError of a shard that fails says which shards have done it, and how to go on.
     """
+    config = _declared(config, old)
     names = [shard.name for shard in config.shards]
     for index in range(len(names)):
         try:
@@ -79,6 +82,12 @@ async def run_alone(config: Config, old: Catalog, text: bytes) -> Catalog:
             ) from None
     new, _ = await read_schema(config, old, [Inside(index) for index in range(len(names))])
     return new
+
+
+def _declared(config: Config, old: Catalog) -> Config:
+    """The configuration as this router reads it: tables that `apply` has not spread yet are plain ones."""
+    known = old.tables.keys() | old.pending.keys()
+    return without(config, {qualified(table.name) for table in config.tables} - known)
 
 
 async def read_schema(config: Config, old: Catalog, shards: list[Inside]) -> tuple[Catalog, list[Facts]]:

@@ -21,6 +21,7 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
 from foreshard.proxy.control.outcome import outcome_steps
+from foreshard.proxy.control.spread_facts import spread_step
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
     OPERATIONS,
@@ -151,6 +152,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
+        steps.append(spread_step(table))
         steps += _key_steps(catalog, table, facts)
         steps += bucket_index_steps(catalog, table)
         steps += away_table_steps(table, facts.tables[name])

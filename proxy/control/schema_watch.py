@@ -20,6 +20,7 @@ from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.query_watch import LOOK_INTERVAL_S, STATE
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.control.schema_change import CHANNEL
+from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.routing.ddl import LOCK
 
 LOCK_TIMEOUT = "2s"
@@ -84,6 +85,7 @@ class SchemaWatch:
         if self._connection is not None:
             self._connection.terminate()
         self._connection = None
+        self._state = ""  # what was notified meanwhile is not heard
 
     async def look(self) -> None:
         """Look once, and tell of a catalog that is not the one known."""
@@ -97,8 +99,9 @@ class SchemaWatch:
         known = self.catalog
         async with connection.transaction():
             await wait_for_changes(connection)
-            facts = await introspect(connection, self.config, self.config.shards[0].name)
-        found = derive_catalog(self.config, facts, known.version)
+            config = without(self.config, await read_plain(connection, self.config))
+            facts = await introspect(connection, config, config.shards[0].name)
+        found = derive_catalog(config, facts, known.version)
         local = await read_names(self.config)
         if known is not self.catalog:
             return  # changed by this router's own client meanwhile: look again

@@ -22,6 +22,7 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.schema_control import control_steps
 from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.control.verify_away import AwayVerification
 from foreshard.proxy.control.verify_claims import IS_THERE, ClaimVerification, check_claim_leftovers
 from foreshard.proxy.control.verify_findings import Counted, Finding, Verdict
@@ -99,6 +100,8 @@ class Verification:
         for reader in self.readers:
             if not await reader.value("SELECT to_regclass('foreshard.shard_info') IS NOT NULL"):
                 raise ForeshardError(f"{reader.place} was never applied; run: foreshard apply -c {self.config.path}")
+            if reader is self.readers[0]:  # what is not spread yet is a plain table
+                self.config = without(self.config, await reader.guarded(read_plain(reader.connection, self.config)))
             self._facts[reader.index] = await reader.guarded(introspect(reader.connection, self.config, reader.name))
         first, *_ = self._facts.values()
         self._catalog = build_catalog(self.config, first)

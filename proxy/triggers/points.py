@@ -25,7 +25,9 @@ NAMES = (
 )
 # In the controller, as it ends a transaction in doubt.
 RECOVERY_NAMES = ("recovery-listed", "recovery-decided", "recovery-read", "recovery-finished", "recovery-forgotten")
-ELSEWHERE = ("commit-", "claims-", "snapshots-")  # in the router, which is compiled
+# In `foreshard apply`, as it spreads a table.
+SPREAD_NAMES = ("spread-moved", "spread-prepared", "spread-decided", "spread-finished")
+ELSEWHERE = ("commit-", "claims-", "snapshots-", "schema-", "spread-")  # in processes that run no functions
 
 _armed = os.environ.get("FORESHARD_CRASH_AT", "")
 

@@ -12,7 +12,7 @@ from foreshard.proxy.catalog import Catalog, TableKind
 from foreshard.proxy.config import Config, TableConfig, TriggerConfig
 from foreshard.proxy.control import list_lacking, planned, read_catalog
 from foreshard.proxy.errors import ConfigError
-from tests.support.deployment import INDEX_DOCUMENT, SCHEMA, TABLES, make_config
+from tests.support.deployment import INDEX_DOCUMENT, SCHEMA, TABLES, apply_now, make_config
 from tests.support.postgres import Shards
 
 A = TableConfig(name="a", key="id")
@@ -306,6 +306,9 @@ def test_shards_that_differ_are_refused(three_shards: Shards, tmp_path: Path) ->
         "tables.public.a: differs between shards: s0 has `y integer`, s1 has `y text`",
         "tables.public.a: has 3 columns on shard s0 and 4 on shard s2",
     ]
+    three_shards.execute("ALTER TABLE a DROP z", on=2)
+    three_shards.execute("ALTER TABLE a ALTER y TYPE integer USING y::integer", on=1)
+    apply_now(make_config(three_shards, tmp_path, tables=(A,)))
     three_shards.execute("DROP TABLE a", on=1)
     assert "shard s0 has it, shard s1 does not" in refusals(make_config(three_shards, tmp_path, tables=(A,)))[0]
 
