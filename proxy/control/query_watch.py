@@ -9,6 +9,7 @@ itself changes is in doubt from that moment on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from foreshard.proxy.control.steps import read_applied
 from foreshard.proxy.errors import ForeshardError
 
 LOOK_INTERVAL_S = 1.0
+DOUBT_INTERVAL_S = 0.05  # at least between a doubt and the look that follows it; chosen, not measured
 SHOWN_MAX = 5  # objects named when the node was made anew
 USER_OID_MIN = 16384  # PostgreSQL's FirstNormalObjectId
 CATALOGS = {
@@ -77,18 +79,23 @@ class QueryWatch:
         self._seen = Seen()
         self._state: tuple[str, str] | None = None
         self._doubts = 0
+        self._is_doubted = asyncio.Event()
         self._shard: Connection | None = None
         self._node: Connection | None = None
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look until cancelled: each second, and soon after somebody here has changed the schema."""
         while self.dsn is not None:
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_doubted.wait(), LOOK_INTERVAL_S)
+                await asyncio.sleep(DOUBT_INTERVAL_S)
+            self._is_doubted.clear()
             await self.look()
 
     def doubt(self) -> None:
         """Someone changes the schema: until the next look, only declared tables are sure to be as they were."""
         self._doubts += 1
+        self._is_doubted.set()
         self._state = None
         if self._seen.node is not None and not self._seen.node.is_only_shard:
             sure = QueryNode(relations=self._seen.node.relations & self.catalog.tables.keys())
@@ -98,6 +105,7 @@ class QueryWatch:
         """Declared tables have changed: nothing on the node is sure to be as it was before the next look."""
         self.catalog = catalog
         self._doubts += 1
+        self._is_doubted.set()
         self._state = None
         if self._seen.node is not None and not self._seen.node.is_only_shard:
             self._report(Seen(QueryNode(), self._seen.types))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreshard._core.typed_keys import KeyType
-from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.catalog import Catalog, Table
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.builtins import AGGREGATES
 from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts, family_of
@@ -39,6 +39,7 @@ class Level:
     targets: list[Node] = field(default_factory=list)
     node: Node = field(default_factory=dict)
     inner: list[Level] = field(default_factory=list)  # sub-selects in its expressions
+    first: int = 0  # of the references in it and below it, those in its WITH left out
 
 
 @dataclass(eq=False)
@@ -59,6 +60,7 @@ class InnerWrite:
     node: Node
     target: Reference
     level: Level
+    stop: int = 0  # its references are those from its level's first one to this
 
 
 class Collector:
@@ -73,7 +75,8 @@ class Collector:
         self.calls: list[Call] = []
         self.locks_rows = False
         self.writes_within = False  # a CTE changes rows
-        self.inner_writes: list[InnerWrite] = []  # those of declared tables
+        self.inner_writes: list[InnerWrite] = []  # those of sharded tables
+        self.reference_writes: list[Table] = []  # reference tables that CTEs write
         self.outputs: dict[str, Outputs] = {}  # by name of a CTE
         self.into: Node | None = None  # the table that SELECT INTO makes
         self.params: list[tuple[Node, KeyType | None]] = []  # every $n, and what kind of key a cast around it makes it
@@ -85,6 +88,7 @@ class Collector:
         level = self.open_level(outer)
         level.node = node
         ctes = self.ctes(node.get("withClause"), outer, ctes)
+        level.first = len(self.references)
         if node.get("op", "SETOP_NONE") != "SETOP_NONE":
             level.merges.append(str(node["op"]).removeprefix("SETOP_"))
             self.select(node["larg"], outer, ctes)
@@ -130,25 +134,23 @@ class Collector:
     def write_within(self, kind: str, query: Node, outer: Scope | None, ctes: frozenset[str]) -> Level:
         """Go through a data-modifying CTE; its level."""
         relation = query.get("relation", {})
-        reference = self.classify(relation, EVERYWHERE)
-        if reference.kind is ReferenceKind.REFERENCE:
-            raise not_built(
-                "data-modifying CTEs on reference tables",
-                "Send the INSERT, UPDATE or DELETE as a statement of its own, inside a transaction if need be.",
-                f'The CTE writes "{relation.get("relname")}".',
-            )
         self.writes_within = True
         level = self.open_level(outer)
         ctes = self.ctes(query.get("withClause"), outer, ctes)
         target = self.add_target(relation, level)
+        write = InnerWrite(kind, query, target, level)
         if target.kind is ReferenceKind.SHARDED:
-            self.inner_writes.append(InnerWrite(kind, query, target, level))
+            self.inner_writes.append(write)
+        elif target.kind is ReferenceKind.REFERENCE and target.declared is not None:
+            self.reference_writes.append(target.declared)
         self.rest_of_write(query, level, ctes)
+        write.stop = len(self.references)
         return level
 
     def add_target(self, relation: Node, level: Level) -> Reference:
         """The table that a write changes, visible in its level."""
         reference = self.classify(relation, EVERYWHERE)
+        level.first = len(self.references)
         self.references.append(reference)
         level.references.append(reference)
         level.scope.names = Names([reference])
@@ -270,7 +272,7 @@ class Collector:
         shown = alias.get("aliasname", name)
         if schema is None and name in ctes:
             found = self.outputs.get(name, []) if "colnames" not in alias else []
-            return Reference(ReferenceKind.DERIVED, shown, outputs=tuple(found))
+            return Reference(ReferenceKind.DERIVED, shown, outputs=tuple(found), cte=name)
         table = self.catalog.find(name, schema)
         if schema in SYSTEM_SCHEMAS or (table is None and schema is None and name.startswith("pg_")):
             return Reference(ReferenceKind.SYSTEM, shown, schema)

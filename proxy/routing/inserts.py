@@ -14,7 +14,7 @@ from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
 from foreshard.proxy.routing.locate import KeyUse, Locator, chain, distinct, key_uses, starts, unnamed
 from foreshard.proxy.routing.reads import check_no_plain
-from foreshard.proxy.routing.references import plan_reference
+from foreshard.proxy.routing.references import plan_reference, plan_written_within
 from foreshard.proxy.routing.rows import Rows, insert_columns, insert_template, inserted_values, value_rows
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.selected import Selected, carry, plan_selected
@@ -37,6 +37,9 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     collector.rest_of_write(node, level, ctes)
     effects = read_effects(collector)
     table = target.declared
+    found = plan_written_within(collector, "InsertStmt", node, table)
+    if found is not None:
+        return found
     rows = value_rows(node)
     columns = insert_columns(table, node)
     selected = Selected(collector, node, target, table, columns, effects)

@@ -22,6 +22,7 @@ from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
 from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable
 from foreshard.proxy.routing.reads import route_read
+from foreshard.proxy.routing.references import plan_written_within
 from foreshard.proxy.routing.session import HANDLED, plan_called_setting, plan_session, plan_setval
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
@@ -121,6 +122,9 @@ class Planner:
         """A SELECT; what the shards cannot answer, the query node may."""
         try:
             collector.select(node)
+            written = plan_written_within(collector, "SelectStmt", node, None)
+            if written is not None:
+                return written
             if collector.inner_writes:
                 effects = read_effects(collector)
                 return plan_cte_writes(collector, effects, node, None, Operation.OPERATION_SELECT)

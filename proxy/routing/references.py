@@ -40,6 +40,7 @@ OPERATIONS = {
     "InsertStmt": Operation.OPERATION_INSERT,
     "UpdateStmt": Operation.OPERATION_UPDATE,
     "DeleteStmt": Operation.OPERATION_DELETE,
+    "SelectStmt": Operation.OPERATION_SELECT,
 }
 HINT = "Select the values first, then write them."
 
@@ -55,13 +56,27 @@ def plan_reference(collector: Collector, kind: str, node: Node, table: Table) ->
         is_write=True,
         pin=effects.pin,
         table=table.qualified,
-        returns="returningList" in node,
+        returns="returningList" in node or kind == "SelectStmt",
         operation=OPERATIONS.get(kind, Operation.OPERATION_OTHER),
         lock=table.qualified.encode(),
         completion=Completion.COMPLETE_ROWS,
         is_exact=collector.text.is_exact,
         reason="the first shard computes the rows of a reference table, the others are given them",
     )
+
+
+def plan_written_within(collector: Collector, kind: str, node: Node, target: Table | None) -> Template | None:
+    """The route of a statement that writes a reference table in WITH; None when it writes none there."""
+    if not collector.reference_writes:
+        return None
+    written = {table.qualified: table for table in (*collector.reference_writes, *([target] if target else []))}
+    if len(written) > 1:
+        raise not_built(
+            "writes of several tables of which one is a reference table",
+            "Send them one after the other, in a transaction.",
+            f"The statement writes {', '.join(sorted(written))}.",
+        )
+    return plan_reference(collector, kind, node, collector.reference_writes[0])
 
 
 def obstacle(collector: Collector, node: Node, table: Table) -> str | None:

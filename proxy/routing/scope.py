@@ -32,6 +32,7 @@ class Reference:
     table: Table | None = None  # of declared tables whose columns keep their names
     declared: Table | None = None  # of all declared tables
     outputs: tuple[tuple[str, Place | None], ...] = ()  # of CTEs: their columns, as far as they are known
+    cte: str = ""  # the CTE whose rows these are
     is_nullable: bool = False  # on the side of an outer join that may be filled with NULLs
 
 

@@ -33,7 +33,14 @@ def wide_problem(
 
     `own` is the query that makes a row of each of the anchor's, if that is not the written statement itself.
     """
-    rowwise = (collector.levels[0], own)
+    found = differs(collector, node, [collector.levels[0], *([own] if own is not None else [])])
+    if found is None and len(locator.tied(anchor)) < len(locator.sharded):
+        return refused("rows of several declared tables", "Rows that belong together may be on several shards.")
+    return found
+
+
+def differs(collector: Collector, node: Node, rowwise: list[Level]) -> SqlError | None:
+    """What in a write would mean something else on each shard; `rowwise` are the queries that are run for each row."""
     if any("aggregates of an outer query" in level.merges for level in collector.levels):
         return refused("aggregates of the written table")
     for call in collector.calls:
@@ -45,8 +52,6 @@ def wide_problem(
         return refused(f"the system column {column}", "It means another row on each shard.")
     if any(cuts_reference_rows(level) for level in collector.levels if level not in rowwise):
         return refused("LIMIT over rows of reference tables", "Every shard could take other rows.")
-    if len(locator.tied(anchor)) < len(locator.sharded):
-        return refused("rows of several declared tables", "Rows that belong together may be on several shards.")
     return None
 
 

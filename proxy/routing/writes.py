@@ -13,7 +13,7 @@ from foreshard.proxy.routing.key_change import check_changed, elsewhere, new_key
 from foreshard.proxy.routing.locate import Locator, distinct
 from foreshard.proxy.routing.merge_into import Merge
 from foreshard.proxy.routing.reads import check_no_plain
-from foreshard.proxy.routing.references import plan_reference
+from foreshard.proxy.routing.references import plan_reference, plan_written_within
 from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node, unwrap
@@ -40,6 +40,9 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
     collector.rest_of_write(node, level, ctes)
     effects = read_effects(collector)
     table = target.declared
+    within = plan_written_within(collector, kind, node, table)
+    if within is not None:
+        return within
     if table is None:
         return plain_write(collector, kind, effects)
     if target.kind is ReferenceKind.REFERENCE:

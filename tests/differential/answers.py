@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
 from typing import NamedTuple
 
 from tests.differential.pieces import Statement, Unit
-from tests.support.raw import Message, transcript
+from tests.support.raw import CREATED_OID_MIN, Message, transcript
 
 REFUSED = "0A000"
 ENDS = "CIsE"
@@ -60,7 +61,10 @@ def result_of(group: list[Message], statement: Statement) -> Result:
     if last.kind == b"E":
         fields = last.fields
         return Result((f"E {fields['C']}",), fields["C"], fields["M"], "R" not in fields)
-    lines = transcript(group)
+    lines = [
+        types_of(message) if message.kind == b"t" else line
+        for message, line in zip(group, transcript(group), strict=True)
+    ]
     if statement.has_sets:  # of an empty side PostgreSQL's planner leaves out, columns take the other side's modifiers
         lines = [MODIFIERS.sub(r"\1 -1 \2", line) if line[0] == "T" else line for line in lines]
     rows = [line for line in lines if line[0] in "Dd"]
@@ -70,6 +74,13 @@ def result_of(group: list[Message], statement: Statement) -> Result:
     elif statement.order == "none":
         rows = sorted(rows)
     return Result((*others, *rows))
+
+
+def types_of(message: Message) -> str:
+    """A ParameterDescription, without the oids of types that somebody has made."""
+    count = len(message.body) // 4
+    oids = struct.unpack_from(f"!{count}I", message.body, 2)
+    return "t " + " ".join("created" if oid >= CREATED_OID_MIN else str(oid) for oid in oids)
 
 
 def reason_of(message: str) -> str:

@@ -168,7 +168,7 @@ class Expressions:
         if depth > 0:
             makers += [self._logic, self._logic, self._membership, self._contains]
         if depth > 1 and self.exists is not None:
-            makers += [self.exists, self._in_subquery]
+            makers += [self.exists, self._in_subquery, self._row_in]
         return piece(self.draw.choice(makers)(scope, depth - 1), smaller=(piece("true"), piece("false")))
 
     def _by_key(self, scope: Scope) -> Piece | None:
@@ -244,6 +244,17 @@ class Expressions:
         kind = self.draw.choice(("array", "json"))
         operator = self.draw.choice(("@>", "<@", "=") if kind == "json" else ("@>", "<@", "&&"))
         return piece("(", self.leaf(kind, scope), f" {operator} ", literal(self.draw, kind), ")")
+
+    def _row_in(self, scope: Scope, depth: int) -> Piece:
+        """Two values together, against values or against rows of the same kinds."""
+        pair = [self.expression(kind, scope, 0) for kind in ("int", "text")]
+        if self.draw.random() < 0.5:
+            other = [literal(self.draw, kind) for kind in ("int", "text")]
+            word = self.draw.choice((" < ", " >= ", " = "))
+            return piece("((", joined(", ", pair), ")", word, "(", joined(", ", other), "))")
+        assert self.subquery is not None
+        inner = self.subquery("set:int,text", scope, depth)
+        return piece("((", joined(", ", pair), ")", self.draw.choice((" IN ", " NOT IN ")), inner, ")")
 
     def _in_subquery(self, scope: Scope, depth: int) -> Piece:
         assert self.subquery is not None

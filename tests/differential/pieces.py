@@ -176,6 +176,7 @@ class Form:
     binary_values: bool = False
     result_format: int = 0
     rows_max: int = 0
+    is_described: bool = False  # the statement is described, too: the types of its parameters
 
     @classmethod
     def drawn(cls, draw: random.Random, extended_share: float = 0.6) -> Form:
@@ -186,6 +187,7 @@ class Form:
             is_typed=binary_values or draw.random() < 0.7,
             binary_values=binary_values,
             result_format=draw.choice((0, 1)),
+            is_described=draw.random() < 0.2,
         )
 
 

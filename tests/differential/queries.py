@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tests.differential.expressions import COMPARABLE, ORDERED, Expressions, Scope, Source
 from tests.differential.pieces import NOTHING, Piece, Statement, Value, joined, optional, piece
 from tests.differential.schema import BY_NAME, CHILDREN, TABLES, Table
+from tests.differential.values import literal
 
 SHOWN = ("int", "num", "text", "bool", "date", "ts", "mood", "array", "json", "big")
 JOINS = ("JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN")
@@ -102,8 +103,20 @@ class Queries:
             query = self.query(depth - 1)
             names = ", ".join(f"c{index}" for index in range(1, len(query.kinds) + 1))
             return piece("(", query.sql, f") AS {alias}({names})"), query.source(alias)
+        if self.draw.random() < 0.06:
+            return self.computed(alias)
         table = self.table()
         return piece(f"{table.name} {alias}"), Source(alias, dict(table.columns), table.name)
+
+    def computed(self, alias: str) -> tuple[Piece, Source]:
+        """Rows of no table."""
+        if self.draw.random() < 0.5:
+            last = self.draw.randint(0, 4)
+            return piece(f"generate_series(1, {last}) AS {alias}(c1)"), Source(alias, {"c1": "int"})
+        kinds = [self.draw.choice(("int", "text", "date")) for _ in range(2)]
+        rows = [piece("(", joined(", ", [literal(self.draw, kind) for kind in kinds]), ")") for _ in range(3)]
+        columns = {f"c{number}": kind for number, kind in enumerate(kinds, 1)}
+        return piece("(VALUES ", joined(", ", rows), f") AS {alias}(c1, c2)"), Source(alias, columns)
 
     def from_clause(self, depth: int, outer: Scope | None) -> tuple[Piece, Scope]:
         """FROM with one to three items."""
@@ -123,12 +136,22 @@ class Queries:
         else:
             item, source = self.item(depth)
             tie = self.tie(scope, source)
+        shared = self.shared(scope, source)
         scope.sources.append(source)
         more = NOTHING
         kind = self.draw.choice(JOINS)
+        if shared and self.draw.random() < 0.3:
+            return piece(text, f" {kind} ", item, f" USING ({self.draw.choice(shared)})")
         if kind != "FULL JOIN" and self.draw.random() < 0.25:
             more = optional(" AND ", self.expressions.condition(Scope(scope.sources), 0))
         return piece(text, f" {kind} ", item, " ON ", tie, more)
+
+    def shared(self, scope: Scope, source: Source) -> list[str]:
+        """Columns that two tables have in common, and nothing before them has."""
+        if len(scope.sources) > 1 or not source.table:
+            return []
+        ours = scope.sources[0].columns
+        return [name for name, kind in source.columns.items() if ours.get(name) == kind and kind in COMPARABLE]
 
     def relative(self, scope: Scope) -> tuple[Piece, Source, Piece] | None:
         """A parent or child of a table in scope, tied by the foreign key."""
@@ -222,6 +245,8 @@ class Queries:
             "ts": [("min(", ")"), ("max(", ")")],
             "mood": [("min(", ")"), ("max(", ")")],
         }[kind]
+        if self.draw.random() < 0.12:
+            return self.ordered_aggregate(kind, inner, depth)
         before, after = self.draw.choice(makers)
         where = ""
         if kind == "text" and self.draw.random() < 0.4:
@@ -232,6 +257,20 @@ class Queries:
             test = self.expressions.condition(scope, 0)
             return piece(before, inner, head, optional(" FILTER (WHERE ", test, ")"), f"::{cast}" if cast else where)
         return piece(before, inner, after)
+
+    def ordered_aggregate(self, kind: str, inner: Piece, depth: int) -> Piece:
+        """An aggregate that looks at its rows in their order."""
+        found = [
+            piece("percentile_disc(0.5) WITHIN GROUP (ORDER BY ", inner, ")"),
+            piece("mode() WITHIN GROUP (ORDER BY ", inner, ")"),
+            piece("(array_agg(DISTINCT ", inner, " ORDER BY ", inner, " DESC))[1]"),
+        ]
+        simple = piece("min(", inner, ")") if kind != "bool" else piece("bool_and(", inner, ")")
+        if kind == "text":
+            found.append(piece("left(jsonb_agg(", inner, " ORDER BY ", inner, ")::text, 200)"))
+        if kind == "bool":
+            return piece("(array_agg(", inner, " ORDER BY ", inner, "))[1]", smaller=(simple,))
+        return piece(self.draw.choice(found), smaller=(simple,))
 
     def grouped(self, depth: int, outer: Scope | None, kinds: list[str] | None) -> Query:
         """GROUP BY, grouping sets, HAVING, or aggregates of everything."""
@@ -249,14 +288,19 @@ class Queries:
             if columns and self.draw.random() < 0.45:
                 keys.append(piece(self.draw.choice(columns)[0]))
                 shown.append(keys[-1])
+            elif self.draw.random() < 0.12:
+                shown.append(self.expressions.expression(kind, inner, depth))
+                keys.append(piece(str(len(shown))))
             else:
                 shown.append(self.total(kind, inner, depth))
         listed = joined(", ", [piece(one, f" AS c{number}") for number, one in enumerate(shown, 1)])
         by = piece(" GROUP BY ", self.grouping(keys)) if keys else NOTHING
         having = NOTHING
         if self.draw.random() < 0.25:
-            test = self.draw.choice(("count(*) > 1", "count(*) <> 2", "min(1) = 1"))
-            having = optional(f" HAVING {test}")
+            test = piece(self.draw.choice(("count(*) > 1", "count(*) <> 2", "min(1) = 1")))
+            if self.draw.random() < 0.4:
+                test = piece(self.aggregate("int", inner, 0), " IS NOT NULL")
+            having = optional(" HAVING ", test)
         return Query(piece("SELECT ", listed, " FROM ", text, self.where(scope, depth), by, having), chosen)
 
     def total(self, kind: str, scope: Scope, depth: int) -> Piece:
@@ -274,7 +318,7 @@ class Queries:
         """The groups, plain or several kinds at once."""
         listed = joined(", ", keys)
         roll = self.draw.random()
-        if roll < 0.75:
+        if roll < 0.75 or any(str(next(key.walk())).isdigit() for key in keys):
             return listed
         if roll < 0.85:
             return piece("ROLLUP (", listed, ")", smaller=(listed,))
@@ -298,6 +342,9 @@ class Queries:
         if not columns:
             return Query(piece("SELECT count(*) AS c1 FROM ", text), ["big"])
         part, by = self.draw.choice(columns)[0], self.draw.choice(columns)[0]
+        source = scope.sources[0]
+        if len(scope.sources) == 1 and source.table and self.draw.random() < 0.5:
+            return self.windowed_rows(text, scope, depth, part)
         over = self.draw.choice(
             (
                 f"(PARTITION BY {part})",
@@ -316,12 +363,41 @@ class Queries:
         kind = next(kind for name, kind in columns if name == part)
         return Query(piece(sql, self.where(scope, depth)), ["text", kind, "int"])
 
+    def windowed_rows(self, text: Piece, scope: Scope, depth: int, part: str) -> Query:
+        """Window functions that tell rows apart, over rows of one table in an order that is settled."""
+        source = scope.sources[0]
+        order = ", ".join(f"{source.alias}.{name}{self.direction()}" for name in BY_NAME[source.table].key)
+        begin = self.draw.choice(("", f"PARTITION BY {part} "))
+        frame = self.draw.choice(
+            (
+                *("", ""),
+                " ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING",
+                " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING EXCLUDE CURRENT ROW",
+            )
+        )
+        inner = self.expressions.expression("int", Scope(scope.sources), min(depth - 1, 1))
+        calls = [
+            piece("row_number()"),
+            piece("ntile(3)"),
+            piece("lag(", inner, ")"),
+            piece("lead(", inner, ", 2)"),
+            piece("first_value(", inner, ")"),
+            piece("last_value(", inner, ")"),
+            piece("nth_value(", inner, ", 2)"),
+            piece("sum(", inner, ") FILTER (WHERE ", inner, " > 0)"),
+        ]
+        call = piece(self.draw.choice(calls), f" OVER ({begin}ORDER BY {order}{frame})")
+        shown = self.expressions.expression("text", scope, depth - 1)
+        sql = piece("SELECT ", shown, f" AS c1, {part} AS c2, (", call, ")::integer AS c3 FROM ", text)
+        kind = next(kind for name, kind in scope.columns(*COMPARABLE) if name == part)
+        return Query(piece(sql, self.where(scope, depth)), ["text", kind, "int"])
+
     # Sub-queries
 
     def subquery(self, kind: str, scope: Scope, depth: int) -> Piece:
         """A sub-query of one column: of one row, or of a set of rows when the kind says so."""
         if kind.startswith("set:"):
-            return piece("(", self.plain(max(depth - 1, 0), scope, [kind[4:]]).sql, ")")
+            return piece("(", self.plain(max(depth - 1, 0), scope, kind[4:].split(",")).sql, ")")
         text, inner = self.from_clause(0, scope)
         own = Scope(inner.sources)
         found = self.aggregate(kind, own, depth) if kind != "big" else piece("count(*)")
@@ -335,12 +411,27 @@ class Queries:
         return piece(f"({word} (SELECT 1 FROM ", text, " WHERE ", test, "))")
 
     def with_common(self, depth: int) -> tuple[Query, Piece]:
-        """A query over a CTE."""
+        """A query over a CTE, sometimes a recursive one, sometimes over two of which one reads the other."""
+        roll = self.draw.random()
+        if roll < 0.15:
+            source = Source(self.alias(), {"n": "int"})
+            scope = Scope([source])
+            text = self.add_join(piece(f"r {source.alias}"), scope, 0)
+            kinds = self.some_kinds()
+            first = piece("WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < ")
+            common = piece(first, Value("integer", "4", ("0", "2", "5")), ") ")
+            shown = self.shown(kinds, scope, depth - 1)
+            return Query(piece("SELECT ", shown, " FROM ", text, self.where(scope, depth - 1)), kinds), common
         name = f"w{self.draw.randint(1, 9)}"
         inner = self.query(depth - 1)
         words = self.draw.choice((" AS (", " AS MATERIALIZED (", " AS NOT MATERIALIZED ("))
         columns = ", ".join(f"c{index}" for index in range(1, len(inner.kinds) + 1))
         common = piece(f"WITH {name}({columns})", words, inner.sql, ") ")
+        if roll < 0.35:
+            common = piece(
+                f"WITH {name}({columns})", words, inner.sql, f"), v0 AS (SELECT * FROM {name} WHERE c1 IS NOT NULL) "
+            )
+            name = "v0"
         alias = self.alias()
         source = inner.source(alias)
         scope = Scope([source])

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from tests.differential.definitions import Definitions
 from tests.differential.parts import Parts
 from tests.differential.pieces import MARK, SIMPLE, Form, Piece, Statement, Unit, Value, joined, piece
 from tests.differential.queries import Queries
@@ -13,6 +14,7 @@ from tests.differential.schema import BY_NAME, CHILDREN, TABLES
 from tests.differential.writes import World, Writes, initial_rows
 
 PREPARED_MAX = 30
+DDL_SHARE = 0.005  # of what begins outside of transactions
 BRINGS_KEY = (
     *(f"INSERT INTO {name} (id" for name in ("item", "street", "orders", "show")),
     *("INSERT INTO coupon", "UPDATE coupon"),
@@ -36,11 +38,13 @@ class Script:
         self.world = World()
         self.writes = Writes(self.draw, self.world)
         self.parts = Parts(self.draw, self.writes)
+        self.definitions = Definitions(self.draw, self.writes)
         self.queries = Queries(self.draw, self.writes.routing_value)
         self.savepoints: list[str] = []
         self.left = 0  # units until the transaction ends
         self.prepared: list[Unit] = []
         self.cursors: list[tuple[str, str]] = []  # name, and what the order of its rows is
+        self.ahead: list[Statement] = []  # of a transaction that is drawn as a whole
         self.makers: list[tuple[int, Callable[[], Statement]]] = [
             (14, self.read_by_key),
             (12, self.read_all),
@@ -60,10 +64,16 @@ class Script:
 
     def next_unit(self, status: str) -> Unit:
         """The next unit; `status` is the transaction's."""
+        if self.ahead and status != "E":
+            return Unit.single(self.ahead.pop(0), Form(by_extended=self.draw.random() < 0.4))
+        self.ahead.clear()
         if status == "I":
             self.left = 0
             self.savepoints.clear()
             self.cursors.clear()
+            if self.draw.random() < DDL_SHARE:
+                self.ahead = self.definitions.transaction()
+                return Unit.single(self.ahead.pop(0))
             if self.draw.random() < 0.14:
                 self.left = self.draw.randint(1, 12)
                 return control(self.draw.choice(BEGINS), self.draw)

@@ -111,6 +111,8 @@ class Client:
             formats=[code for _, code in bound],
             results=[form.result_format],
         )
+        if form.is_described:
+            head += messages.describe_statement(name)
         return head + bind + messages.describe_portal() + messages.execute(rows_max=form.rows_max)
 
 

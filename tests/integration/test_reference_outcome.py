@@ -75,6 +75,10 @@ def every_shard_has_the_same(scene: Scene) -> Iterator[None]:
 STATEMENTS: Sequence[str] = (
     "INSERT INTO event (name) VALUES ('a'), ('b') RETURNING name",
     "INSERT INTO event (name, made) VALUES ('c', now()), ('d', 'tomorrow')",
+    "WITH w AS (UPDATE event SET dice = random() RETURNING name) SELECT count(*) FROM w",
+    "WITH w AS (INSERT INTO event (name) VALUES ('w') RETURNING name) "
+    "INSERT INTO plain (tag) SELECT name FROM w RETURNING tag",
+    "WITH w AS (INSERT INTO event (name) VALUES ('w')) DELETE FROM event WHERE name = 'd' RETURNING name",
     "INSERT INTO event DEFAULT VALUES",
     "INSERT INTO event (id, name) VALUES (1000, DEFAULT) ON CONFLICT (id) DO UPDATE SET name = 'again', made = now()",
     "INSERT INTO event (id, name) VALUES (1000, 'x'), (2000, 'y') ON CONFLICT (id) DO UPDATE SET name = 'again'",

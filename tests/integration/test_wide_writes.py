@@ -89,6 +89,26 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         *("INSERT INTO root (id) VALUES (1005), (1006), (1007), (1008) RETURNING id", "COMMIT"),
         *("SELECT id FROM root WHERE id > 1000", "DELETE FROM root WHERE id > 1000"),
     ],
+    "writes in WITH, shown": [
+        "WITH w AS (UPDATE root SET n = n + 1 WHERE n % 2 = 0 RETURNING *) SELECT id, n FROM w WHERE n > 3",
+        "WITH w AS (UPDATE root SET n = n + 1 RETURNING id, n) SELECT n AS number, id FROM w WHERE false", "SELECT 1",
+    ],
+    "writes in WITH, merged": [
+        "WITH w AS (UPDATE root SET n = n + 1 WHERE n % 3 = 0 RETURNING *) SELECT count(*), count(tag) AS tags FROM w",
+        "WITH w AS (UPDATE root SET n = n - 1 WHERE n = -7 RETURNING *) SELECT count(*) FROM w",
+    ],
+    "writes in WITH by keys": [
+        "WITH w AS (UPDATE root SET n = n + 2 WHERE id = {a}) UPDATE root SET n = n + 5 WHERE id = {b} RETURNING id, n",
+        "WITH w AS (UPDATE root SET n = n + 2 WHERE id = {a} RETURNING id) SELECT id FROM w",
+        "WITH w AS (UPDATE root SET n = 1 / (n - n) WHERE id = {a}) UPDATE root SET n = 1 WHERE id = {b}", "SELECT 1",
+    ],
+    "writes in WITH of a group": [
+        "INSERT INTO child (root_id, tag) VALUES ({a}, 'w'), ({b}, 'w'), ({d}, 'v')",
+        "WITH w AS (DELETE FROM child WHERE tag = 'v') UPDATE child SET tag = 'u' WHERE tag = 'w' RETURNING root_id",
+        "WITH w AS (DELETE FROM child RETURNING root_id, tag) "
+        "INSERT INTO child (root_id, tag) SELECT root_id, tag || '!' FROM w RETURNING root_id, tag",
+        "WITH w AS (DELETE FROM child RETURNING *) SELECT count(*) FROM w",
+    ],
     "read only": ["BEGIN READ ONLY", "UPDATE root SET n = 4", "ROLLBACK"],
 }  # fmt: skip
 
@@ -101,6 +121,17 @@ def test_a_write_answers_as_one_postgresql(pair: Twins, name: str, by_extended: 
             sql = pair.fill_in(text)
             asked = extended(sql) + SYNC if by_extended else query(sql)
             assert rows_or_error(comparable(proxied.ask(asked))) == rows_or_error(comparable(direct.ask(asked))), sql
+
+
+def test_what_a_write_in_with_returns_does_not_reach_another_shard(pair: Twins) -> None:
+    change = (
+        "WITH w AS (UPDATE root SET n = n + 2 WHERE id = {a} RETURNING id) UPDATE root SET n = n + 5 WHERE id = {%s}"
+    )
+    with pair.connect() as (proxied, direct):
+        refused = pair.fill_in(change % "b" + " AND EXISTS (SELECT 1 FROM w)")
+        assert error_of(proxied.query(refused))["C"] == "0A000"
+        same = pair.fill_in(change % "c" + " AND EXISTS (SELECT 1 FROM w) RETURNING n")
+        assert comparable(proxied.query(same)) == comparable(direct.query(same))
 
 
 def rows_or_error(lines: list[str]) -> list[str]:

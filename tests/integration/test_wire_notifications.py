@@ -51,7 +51,8 @@ def touch(deployed: Deployment, shard: int, tag: str) -> None:
 
 @pytest.mark.parametrize("shard", range(SHARD_COUNT))
 def test_an_idle_listener_hears_of_every_shard_and_once(
-        deployed: Deployment, listener: RawConnection, shard: int) -> None:
+    deployed: Deployment, listener: RawConnection, shard: int
+) -> None:
     listener.rows("LISTEN news")
     touch(deployed, shard, f"from {shard}")
     assert news(listener) == f"news\0from {shard}\0".encode()
@@ -59,7 +60,8 @@ def test_an_idle_listener_hears_of_every_shard_and_once(
 
 
 def test_listen_works_in_extended_query_and_unlisten_ends_it_on_every_shard(
-        deployed: Deployment, listener: RawConnection) -> None:
+    deployed: Deployment, listener: RawConnection
+) -> None:
     assert "E" not in kinds(listener.ask(extended("LISTEN news"), SYNC))
     touch(deployed, 1, "heard")
     assert news(listener) == b"news\0heard\0"
@@ -70,7 +72,8 @@ def test_listen_works_in_extended_query_and_unlisten_ends_it_on_every_shard(
 
 
 def test_listen_in_a_transaction_counts_from_its_commit_and_not_when_it_rolls_back(
-        deployed: Deployment, listener: RawConnection) -> None:
+    deployed: Deployment, listener: RawConnection
+) -> None:
     for statement in ("BEGIN", "LISTEN news", "ROLLBACK"):
         listener.rows(statement)
     touch(deployed, 2, "unheard")
@@ -89,7 +92,8 @@ def test_notify_reaches_a_listener_through_the_proxy(deployed: Deployment, liste
 
 
 def test_a_listener_that_writes_on_two_shards_at_once_is_refused_before_anything_commits(
-        deployed: Deployment, listener: RawConnection) -> None:
+    deployed: Deployment, listener: RawConnection
+) -> None:
     look = f"SELECT n FROM root WHERE id = {deployed.keys[0][2]}"
     before = listener.value(look)
     for statement in ("BEGIN", "LISTEN news"):
