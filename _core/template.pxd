@@ -108,6 +108,7 @@ cdef class Template:
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised
+    cdef readonly object shadow         # how the node answers where the transaction has written; None: it cannot
     cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated
     # A write of a group with columns that are unique over all shards: its shard may owe claims to others at its end.
     cdef readonly bint owes_claims

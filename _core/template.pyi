@@ -1,4 +1,5 @@
 from enum import IntEnum
+from typing import Any
 
 from foreshard._core.carry_plan import CarryPlan
 from foreshard._core.copy_plan import CopyPlan
@@ -75,6 +76,7 @@ class Template:
     profiles: tuple[int, ...]
     one_shard_refusal: SqlError | None
     can_query: bool
+    shadow: Any
     merge: MergePlan | None
     alters: bool
     owes_claims: bool
@@ -116,6 +118,7 @@ class Template:
         rows: int = 1,
         one_shard_refusal: SqlError | None = None,
         can_query: bool = False,
+        shadow: Any = None,
         merge: MergePlan | None = None,
         alters: bool = False,
         cursor: str | None = None,

@@ -104,6 +104,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     startup_bytes_max: int = 10_000
     message_bytes_max: int = 256 * 1024 * 1024
     startup_timeout_s: float = 10.0
+    shadow_bytes_max: int = 64_000_000  # that the query node takes of a transaction's own tables for one statement
     commit_timeout_s: float = 3.0  # of a commit over several shards: recovery ends one that takes longer
     statement_cache_entries_max: int = 10_000
 

@@ -116,6 +116,7 @@ LIMITS = Section(
         "clients_max": Field("clients_max", kinds.integer(1, 1_000_000)),
         "startup_size_max": Field("startup_bytes_max", kinds.size_in(64, 10**6)),
         "message_size_max": Field("message_bytes_max", kinds.size_in(1024, 2**30)),
+        "shadow_size_max": Field("shadow_bytes_max", kinds.positive_size),
         "startup_timeout": Field("startup_timeout_s", kinds.positive_duration),
         "commit_timeout": Field("commit_timeout_s", kinds.positive_duration),
         "statement_cache_entries_max": Field("statement_cache_entries_max", kinds.integer(1, 10_000_000)),

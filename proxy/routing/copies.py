@@ -16,7 +16,7 @@ from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.copy_options import CopyOptions
 from foreshard.proxy.routing.inserts import null_key
 from foreshard.proxy.routing.locate import KeyUse, chain, key_uses
-from foreshard.proxy.routing.query import SAFE, Findings, is_queryable
+from foreshard.proxy.routing.query import SAFE, Findings, is_queryable, shadow_of
 from foreshard.proxy.routing.reads import plan_select
 from foreshard.proxy.routing.rows import fired_profiles
 from foreshard.proxy.routing.text import Key
@@ -209,6 +209,7 @@ def plan_copy_select(collector: Collector, node: Node, query: Node) -> Template:
     if inner.kind != RouteKind.ROUTE_DEFAULT and ("filename" in node or node.get("is_program")):
         raise not_built("COPY of declared tables with files of a server", "Use STDOUT.")
     problem = refusal if inner.merge is not None else inner.one_shard_refusal
+    can_query = problem is not None and not inner.is_write and is_queryable(collector.catalog, query)
     return Template(
         inner.kind,
         operation=Operation.OPERATION_SELECT,
@@ -217,7 +218,8 @@ def plan_copy_select(collector: Collector, node: Node, query: Node) -> Template:
         table=inner.table,
         keys=inner.keys,
         one_shard_refusal=problem,
-        can_query=problem is not None and not inner.is_write and is_queryable(collector.catalog, query),
+        can_query=can_query,
+        shadow=shadow_of(collector.catalog, query) if can_query else None,
         copy=CopyOptions(node).plan_out(),
         is_exact=True,
         reason=inner.reason,

@@ -20,7 +20,7 @@ from foreshard.proxy.routing.inserts import plan_insert
 from foreshard.proxy.routing.merge import plan_of_shards
 from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
-from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable
+from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable, shadow_of
 from foreshard.proxy.routing.reads import route_read
 from foreshard.proxy.routing.references import plan_written_within
 from foreshard.proxy.routing.session import HANDLED, plan_called_setting, plan_session, plan_setval
@@ -34,9 +34,9 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "can_query", "merge", "cursor", "parameters", "is_reset", "is_exact"),
-    *("returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys", "completion", "copy"),
-    "reason",
+    *("values", "rows", "one_shard_refusal", "can_query", "shadow", "merge", "cursor", "parameters", "is_reset"),
+    *("is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys"),
+    *("completion", "copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
     (
@@ -133,7 +133,7 @@ class Planner:
             return fall_back(self.catalog, node, refusal, collector.text.is_exact)
         if found.one_shard_refusal is None or found.is_write or not is_queryable(self.catalog, node):
             return found
-        return copy_of(found, can_query=True)
+        return copy_of(found, can_query=True, shadow=shadow_of(self.catalog, node))
 
     def plan_copy_out(self, collector: Collector, node: Node) -> Template:
         """COPY ... TO STDOUT."""
@@ -213,6 +213,8 @@ class Planner:
             refusal = not_built("a cursor over rows of several shards", "Restrict its query to a key.")
             inner = fall_back(self.catalog, query, refusal, text.is_exact)
         problem = not_built("a cursor over rows of several shards", "Restrict its query to keys of one shard.")
+        is_keyed = not inner.is_write and inner.kind == RouteKind.ROUTE_KEYED
+        can_query = is_keyed and is_queryable(self.catalog, query)
         return Template(
             inner.kind,
             operation=inner.operation,
@@ -221,7 +223,8 @@ class Planner:
             table=inner.table,
             keys=inner.keys,
             one_shard_refusal=problem if inner.kind == RouteKind.ROUTE_KEYED else None,
-            can_query=not inner.is_write and inner.kind == RouteKind.ROUTE_KEYED and is_queryable(self.catalog, query),
+            can_query=can_query,
+            shadow=shadow_of(self.catalog, query) if can_query else inner.shadow,
             refusal=inner.refusal,
             cursor=node["portalname"],
             is_exact=text.is_exact,

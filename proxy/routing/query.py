@@ -14,6 +14,7 @@ from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError
 from foreshard.proxy.routing.builtins import AGGREGATES, DYNAMIC, LOCAL, PURE, WINDOWS, WRITES, names_in
+from foreshard.proxy.routing.shadow import ShadowPlan, plan_shadow
 from foreshard.proxy.routing.tree import Node, strings
 
 REFUSED = "0A000"
@@ -56,13 +57,14 @@ def fall_back(catalog: Catalog, query: Node, refusal: SqlError, is_exact: bool) 
     late = SqlError(
         REFUSED,
         f"{refusal.message} in a transaction that has written",
-        "The query node answers such reads, and it would not see what the transaction has not committed yet.",
+        "The query node answers such reads, and it does not see what the transaction has not committed yet.",
         "Send the statement before the transaction writes, or when it has committed.",
     )
     return Template(
         RouteKind.ROUTE_QUERY,
         operation=Operation.OPERATION_SELECT,
         refusal=late,
+        shadow=shadow_of(catalog, query),
         is_exact=is_exact,
         reason=f"the query node answers it: {refusal.message}",
     )
@@ -89,6 +91,15 @@ def is_queryable(catalog: Catalog, query: Node) -> bool:
     )
 
 
+def shadow_of(catalog: Catalog, query: Node) -> ShadowPlan | None:
+    """How the node answers a SelectStmt for a transaction that has written; None where it cannot."""
+    found = Findings()
+    found.read(query)
+    if all(is_safe(path) for path in found.calls):
+        return plan_shadow(catalog, found.relations, found.ctes)
+    return None
+
+
 def is_known_relation(catalog: Catalog, relation: Node, ctes: set[str]) -> bool:
     """Whether the query node has the table that a reference means."""
     name, schema = relation["relname"], relation.get("schemaname")
@@ -105,11 +116,16 @@ def is_known_relation(catalog: Catalog, relation: Node, ctes: set[str]) -> bool:
 
 def is_safe_call(catalog: Catalog, path: list[str]) -> bool:
     """Whether a function gives the same answer on the query node."""
-    if path[-1] in SAFE and (len(path) == 1 or path[-2] == "pg_catalog"):
+    if is_safe(path):
         return True
     assert catalog.query_node is not None
     schemas = (path[-2],) if len(path) > 1 else catalog.search_path
     return any(f"{schema}.{path[-1]}" in catalog.query_node.functions for schema in schemas)
+
+
+def is_safe(path: list[str]) -> bool:
+    """Whether a function is PostgreSQL's own, and tells only of its arguments."""
+    return path[-1] in SAFE and (len(path) == 1 or path[-2] == "pg_catalog")
 
 
 class Findings:

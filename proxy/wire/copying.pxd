@@ -1,10 +1,10 @@
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
-from foreshard.proxy.wire.merged_query cimport MergedQuery
+from foreshard.proxy.wire.shadowing cimport Shadowing
 
 
-cdef class Copying(MergedQuery):
+cdef class Copying(Shadowing):
     cdef CopySplitter splitter      # of the COPY FROM STDIN under way; None: none is, or one shard has it all
     cdef Template copied            # its statement
     cdef bytes copy_text
@@ -20,7 +20,6 @@ cdef class Copying(MergedQuery):
 
     cdef int begin_copy(self, Template template, bytes text) except -1
     cdef int choose_first(self, Template template) except -1
-    cdef int settle_pipeline(self) except -1
     cdef int place_rows(self, Template template) except -1
     cdef CopySplitter make_splitter(self, Template template, Backend backend)
     cdef int start_part(self, Backend backend, bint is_first) except -1

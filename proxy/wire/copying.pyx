@@ -11,10 +11,10 @@ that lags stops the client, and so do the pools. CommandComplete, with the sum, 
 
 from foreshard._core.buckets cimport BUCKET_COUNT
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
-from foreshard._core.replies cimport REPLY_QUERY, REPLY_SWALLOW, REPLY_SYNC
+from foreshard._core.replies cimport REPLY_QUERY
 from foreshard._core.template cimport ROUTE_COPY, Template
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
-from foreshard.proxy.wire.merged_query cimport MergedQuery
+from foreshard.proxy.wire.shadowing cimport Shadowing
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.pool cimport Pool
 from foreshard.proxy.wire.session cimport WAIT_COPY, WAIT_NOTHING, WAIT_POOL, WAIT_SHARD
@@ -33,7 +33,7 @@ LINE = re.compile(rb"(\0W(?:[^\0]*\n)?COPY [^\0\n]*?, line )(\d+)")
 cdef bytes ENDED = b"another shard has failed\0"
 
 
-cdef class Copying(MergedQuery):
+cdef class Copying(Shadowing):
     """The part of a frontend that splits COPY FROM STDIN by shard."""
 
     # -- the beginning -------------------------------------------------------------------------------------------
@@ -91,17 +91,6 @@ cdef class Copying(MergedQuery):
             if backend.shard != self.hub.query_shard:
                 return backend.shard
         return self.next_any()
-
-    cdef int settle_pipeline(self) except -1:
-        """What the pipeline has sent is the transaction's by now: the shards may have their Sync."""
-        cdef Backend backend
-        for backend in self.links:
-            if backend.unsynced:
-                backend.unsynced = False
-                backend.executed = False
-                backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
-                backend.flush()
-        return 0
 
     cdef int place_rows(self, Template template) except -1:
         """The shard for all rows whose keys are generated."""
@@ -294,7 +283,7 @@ cdef class Copying(MergedQuery):
 
     cdef int on_copy_in(self, Backend backend) except -1:
         if self.splitter is None:
-            return MergedQuery.on_copy_in(self, backend)
+            return Shadowing.on_copy_in(self, backend)
         if backend is self.copy_first and not self.copy_failed:
             self.copying = True
             return self.resume()
@@ -302,7 +291,7 @@ cdef class Copying(MergedQuery):
 
     cdef int on_granted(self, Backend backend) except -1:
         if self.splitter is None:
-            return MergedQuery.on_granted(self, backend)
+            return Shadowing.on_granted(self, backend)
         self.links.append(backend)
         self.waiting = WAIT_NOTHING
         self.go_on(1)
@@ -310,13 +299,13 @@ cdef class Copying(MergedQuery):
 
     cdef int on_denied(self, object error) except -1:
         if self.splitter is None:
-            return MergedQuery.on_denied(self, error)
+            return Shadowing.on_denied(self, error)
         self.waiting = WAIT_NOTHING
         return self.fail_copy(error.encode())
 
     cdef int on_merge_input(self, Backend backend, char type, const char* body, Py_ssize_t size) except -1:
         if self.splitter is None:
-            return MergedQuery.on_merge_input(self, backend, type, body, size)
+            return Shadowing.on_merge_input(self, backend, type, body, size)
         if type == b"E" and not self.copy_failed:
             if backend.deadlock is not None and b"\0C57014\0" in body[:size]:
                 return self.push_bytes(backend.deadlock.encode())
@@ -325,7 +314,7 @@ cdef class Copying(MergedQuery):
 
     cdef int on_failed(self, Backend backend) except -1:
         if self.splitter is None:
-            return MergedQuery.on_failed(self, backend)
+            return Shadowing.on_failed(self, backend)
         if backend.filter == FILTER_MUTE:
             return 0
         self.copy_failed = True
@@ -333,7 +322,7 @@ cdef class Copying(MergedQuery):
 
     cdef int on_part(self, Backend backend, bint suspended) except -1:
         if self.splitter is None:
-            return MergedQuery.on_part(self, backend, suspended)
+            return Shadowing.on_part(self, backend, suspended)
         self.copy_running -= 1
         return self.finish_copy() if self.copy_running == 0 else 0
 
@@ -375,7 +364,7 @@ cdef class Copying(MergedQuery):
     cdef int on_script(self, object result, object failure) except -1:
         cdef bytes tag = self.outcome_tag
         if tag is None:
-            return MergedQuery.on_script(self, result, failure)
+            return Shadowing.on_script(self, result, failure)
         self.outcome_tag = None
         if failure is not None:
             self.push_bytes(failure.encode())
@@ -468,16 +457,16 @@ cdef class Copying(MergedQuery):
             tag, self.copy_tag = self.copy_tag, None
             if not self.command_failed:
                 self.push_complete(tag)
-        return MergedQuery.push_ready(self)
+        return Shadowing.push_ready(self)
 
     # -- extended query ------------------------------------------------------------------------------------------
 
     cdef bint is_own(self, Template template) noexcept:
-        return MergedQuery.is_own(self, template) or (template.kind == ROUTE_COPY and self.hub.shard_count > 1)
+        return Shadowing.is_own(self, template) or (template.kind == ROUTE_COPY and self.hub.shard_count > 1)
 
     cdef int execute_own(self, Statement statement) except -1:
         if statement.template.kind == ROUTE_COPY:
             return self.begin_copy(statement.template, statement.body[:statement.query_size])
         if statement.template.pin is not None and statement.template.text[:6].upper() == b"SELECT":
             raise not_built("this call of set_config by extended query", "Use SET, or send it as a simple Query.")
-        return MergedQuery.execute_own(self, statement)
+        return Shadowing.execute_own(self, statement)

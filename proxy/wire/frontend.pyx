@@ -45,7 +45,7 @@ cdef enum:
 ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the shards read it
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 7)
+WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 8)
 
 
 @cython.final

@@ -27,7 +27,8 @@ cdef class Gather(Asking):
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3
     cdef int route_buckets(self, Template template, Values literals, Values params) except -3
     cdef list row_buckets(self, Template template, Values literals, Values params)
-    cdef int route_query(self, object refusal) except -3
+    cdef int route_query(self, Template template, object refusal) except -3
+    cdef int route_shadow(self, Template template, object refusal) except -3
     cdef int open_read(self, int shard, Template template) except -1
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept

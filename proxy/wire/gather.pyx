@@ -86,7 +86,7 @@ cdef class Gather(Asking):
             self.shards = list(range(hub.shard_count))
             return ROUTE_MANY
         if kind == ROUTE_QUERY:
-            return self.route_query(template.refusal)
+            return self.route_query(template, template.refusal)
         if kind == ROUTE_CARRY:
             return 0 if hub.shard_count == 1 else ROUTE_CARRIED
         if kind == ROUTE_REFUSE:
@@ -95,27 +95,31 @@ cdef class Gather(Asking):
             return ROUTE_MANY if hub.shard_count > 1 else 0
         return hub.default_shard
 
-    cdef int route_query(self, object refusal) except -3:
-        """The query node, made to see what is committed by now; the refusal when the transaction has written."""
+    cdef int route_query(self, Template template, object refusal) except -3:
+        """The query node, made to see what is committed by now."""
         cdef Backend backend
         if self.hub.shard_count == 1:
             return 0
         if self.has_temporary:
             raise not_built("reads over several groups in a session with temporary tables",
                             "Send them in another session, or DISCARD ALL before.", "One might hide a table.")
-        for backend in self.links:
-            if backend.wrote:
-                raise refusal
         if self.is_serializable():
             raise not_built(
                 "SERIALIZABLE transactions on several shards", "Use REPEATABLE READ.",
                 "each shard would be serializable by itself, the transaction not")
+        for backend in self.links:
+            if backend.wrote:
+                return self.route_shadow(template, refusal)
         if self.is_repeatable and self.explicit and self.has_snapshots and not self.with_node:
             raise late_for_node()
         backend = self.find_link(self.hub.query_shard)
         if backend is not None:
             self.refresh(backend)
         return self.hub.query_shard
+
+    cdef int route_shadow(self, Template template, object refusal) except -3:
+        """The query node, made to see what the transaction has written (shadowing.pyx)."""
+        raise refusal
 
     cdef int open_read(self, int shard, Template template) except -1:
         """Put a read that foreshard.snapshot is on for into a transaction of our own. Extended query."""
@@ -154,7 +158,7 @@ cdef class Gather(Asking):
         if template.row_keys:
             return self.route_rows(template, literals, params)
         if template.can_query:
-            return self.route_query(template.one_shard_refusal)
+            return self.route_query(template, template.one_shard_refusal)
         if template.carry is not None:
             return ROUTE_CARRIED
         if template.one_shard_refusal is not None:

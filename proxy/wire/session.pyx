@@ -42,6 +42,10 @@ cdef bytes LOCK = (
     b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 7)),"
     b" pg_catalog.set_config('foreshard.outcome', '', true)\0\0\0"       # what a statement before has left
 )
+# On the query node transactions are read-only, but it may have to take a copy of what the client's has written; and
+# postgres_fdw cannot set or release savepoints while a cursor has a FETCH of its own under way.
+cdef bytes WRITABLE = b"\n; SET TRANSACTION READ WRITE"
+cdef bytes IN_TURN = b"\n; SET LOCAL enable_async_append = off"
 cdef bytes EMPTY_BIND = b"foreshard\0\0\0\0\0\0\0\0"
 
 
@@ -280,7 +284,8 @@ cdef class Session(Owner):
             self.set_bucket(backend)
         if self.explicit and not backend.begun:
             backend.begun = True
-            backend.write_query(self.begin_text, REPLY_QUERY | REPLY_SWALLOW)
+            text = self.begin_text if backend.types is None else node_begin(self.begin_text, self.is_implicit)
+            backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
             for _, text, _ in self.history:
                 backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
         return 0
@@ -538,3 +543,9 @@ cdef class Session(Owner):
             if self.waiting == WAIT_CLIENT:
                 return self.resume()
         return 0
+
+
+cdef bytes node_begin(bytes text, bint is_implicit):
+    """BEGIN as the query node hears it."""
+    cdef bytes mode = b"" if b"READ ONLY" in b" ".join(text.upper().split()) else WRITABLE
+    return text + mode if is_implicit else text + mode + IN_TURN

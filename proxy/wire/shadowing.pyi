@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.merged_query import MergedQuery
+
+class Shadowing(MergedQuery): ...
