@@ -57,6 +57,7 @@ from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
 from foreshard.proxy.profiles import profile_keys
 from foreshard.proxy.routing import Planner
+from foreshard.proxy.triggers.points import control_point
 from foreshard.proxy.wire.backend import Backend
 from foreshard.proxy.wire.endpoint import Endpoint, Listener, Reactor
 from foreshard.proxy.wire.explain import explain_route
@@ -389,6 +390,7 @@ class Router:
 
     def follow_schema(self, catalog: Catalog) -> None:
         """The declared tables are now these, by a transaction of a client's here, or of somebody else's."""
+        control_point("schema-followed")
         self._take_catalog(msgspec.structs.replace(catalog, query_node=self.catalog.query_node))
         self.query_watch.follow(self.catalog)
         self.schema_watch.catalog = self.catalog

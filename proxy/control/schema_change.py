@@ -24,6 +24,7 @@ from foreshard.proxy.control.spread_facts import without
 from foreshard.proxy.control.steps import find_lacking, run_steps
 from foreshard.proxy.errors import ConfigError, SqlError
 from foreshard.proxy.triggers.capture import quote_table, quote_text
+from foreshard.proxy.triggers.points import control_point
 
 CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
 HELD_ROWS = "SELECT EXISTS (SELECT FROM {}) AS has_rows"
@@ -47,14 +48,17 @@ async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog
     """The catalog after the statement at hand. SqlError when it would break the sharding."""
     shards = [Inside(index) for index in range(len(config.shards))]
     config = _declared(config, old)
+    control_point("schema-ran")
     new, all_facts = await read_schema(config, old, shards)
     check_kept(config, old, new)
+    control_point("schema-read")
     new = await _without_rows(old, new, shards)
     await _forget(old, new, shards)
     if await _make_lacking(config, new, all_facts, cluster, shards):
         new = await _without_rows(old, (await read_schema(config, old, shards))[0], shards)
         check_kept(config, old, new)
     await shards[0].execute(f"NOTIFY {CHANNEL}")
+    control_point("schema-made")
     return new
 
 
@@ -68,6 +72,7 @@ async def run_alone(config: Config, old: Catalog, text: bytes) -> Catalog:
     for index in range(len(names)):
         try:
             await ask([(index, text, False)])
+            control_point("schema-alone")
         except SqlError as error:
             told = [f"done on {', '.join(names[:index])}"] if index else []
             told += [f"failed on {names[index]}"]

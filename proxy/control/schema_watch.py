@@ -22,6 +22,7 @@ from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.control.schema_change import CHANNEL
 from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.routing.ddl import LOCK
+from foreshard.proxy.triggers.points import control_point
 
 LOCK_TIMEOUT = "2s"
 LOCK_SEED = 7  # of the hash that makes a lock of a name (proxy/wire/session.pyx)
@@ -96,6 +97,7 @@ class SchemaWatch:
         state = await connection.fetchval(STATE)
         if state == self._state:
             return
+        control_point("schema-noticed")
         known = self.catalog
         async with connection.transaction():
             await wait_for_changes(connection)

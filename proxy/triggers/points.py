@@ -1,7 +1,7 @@
 """Control points: named places where a test may kill the process, to prove that nothing is lost or doubled there.
 
 FORESHARD_CRASH_AT=<name> arms one place. The process that reaches it ends as by kill -9; a replacement that the worker
-starts is not armed again.
+starts is not armed again. FORESHARD_STOP_AT=<name> stops the process there, once, until SIGCONT.
 """
 
 from __future__ import annotations
@@ -27,15 +27,22 @@ NAMES = (
 RECOVERY_NAMES = ("recovery-listed", "recovery-decided", "recovery-read", "recovery-finished", "recovery-forgotten")
 # In `foreshard apply`, as it spreads a table.
 SPREAD_NAMES = ("spread-moved", "spread-prepared", "spread-decided", "spread-finished")
+# In the router, as it completes DDL, and follows that of others.
+SCHEMA_NAMES = ("schema-ran", "schema-read", "schema-made", "schema-followed", "schema-alone", "schema-noticed")
 ELSEWHERE = ("commit-", "claims-", "snapshots-", "schema-", "spread-")  # in processes that run no functions
 
 _armed = os.environ.get("FORESHARD_CRASH_AT", "")
+_stopping = os.environ.get("FORESHARD_STOP_AT", "")
 
 
 def control_point(name: str) -> None:
-    """End this process here when this place is armed."""
+    """End, or stop, this process here when this place is armed."""
+    global _stopping
     if name == _armed:
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == _stopping:
+        _stopping = ""
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def check_armed() -> None:
