@@ -29,6 +29,7 @@ class CarryPlan:
     texts: tuple[int, ...] = ()  # columns that go to a key that is a text
     width: int = 0  # columns of the query; 0: not known before it runs
     is_whole: bool = False  # one statement must see all rows: it may not change a row twice
+    is_move: bool = False  # an UPDATE of keys: the query is a DELETE
 
     def insert(self, rows: int, columns: int) -> bytes:
         """The text that inserts so many rows."""

@@ -107,6 +107,7 @@ cdef class Template:
     # Why this must run on one shard: raised by the caller when the buckets of a ROUTE_KEYED statement lie on several
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
+    cdef readonly bint keeps_bucket     # keys of several buckets are as keys of several shards: rows may not leave one
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised
     cdef readonly object shadow         # how the node answers where the transaction has written; None: it cannot
     cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated

@@ -75,6 +75,7 @@ class Template:
     parts: tuple[Template, ...]
     profiles: tuple[int, ...]
     one_shard_refusal: SqlError | None
+    keeps_bucket: bool
     can_query: bool
     shadow: Any
     merge: MergePlan | None
@@ -117,6 +118,7 @@ class Template:
         values: tuple[tuple[int, bool, int], ...] = (),
         rows: int = 1,
         one_shard_refusal: SqlError | None = None,
+        keeps_bucket: bool = False,
         can_query: bool = False,
         shadow: Any = None,
         merge: MergePlan | None = None,

@@ -19,6 +19,7 @@ from foreshard.proxy.control.claim_sets import claim_set_steps, forget_steps
 from foreshard.proxy.control.claims import claim_steps
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
+from foreshard.proxy.control.leaving import leaving_steps
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
 from foreshard.proxy.control.outcome import outcome_steps
 from foreshard.proxy.control.spread_facts import spread_step
@@ -149,6 +150,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
         *claim_steps(initial_map(len(config.shards)), index),
         *away_steps(),
+        *leaving_steps(),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():

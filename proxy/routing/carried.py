@@ -22,23 +22,20 @@ UNCASTABLE = frozenset(("character", "bit"))
 def plan_carry(text: Text, node: Node, columns: list[str], table: Table | None, problem: SqlError) -> CarryPlan:
     """How the rows of an InsertStmt are carried; `problem` when they cannot be."""
     try:
-        return Cut(text, node).plan(columns, table)
+        return InsertCut(text, node).plan(columns, table)
     except OddText:
         raise problem from None
 
 
 class Cut:
-    """One INSERT and where its parts lie."""
+    """One statement, to be cut between its tokens."""
 
     def __init__(self, text: Text, node: Node) -> None:
         self.node = node
         self.sql = text.sql
-        self.items = Tokens(text).items
-        self.insert = self.find((b"insert", b"into"), 0)
-        self.source = self.find_source()
-        self.stop = self.find_tail()
-        if self.source >= self.stop:
-            raise OddText
+        self.tokens = Tokens(text)
+        self.items = self.tokens.items
+        self.source = 0
 
     def find(self, words: tuple[bytes, ...], start: int) -> int:
         """The first place outside of brackets where these words stand."""
@@ -50,6 +47,53 @@ class Cut:
     def words(self, index: int, count: int) -> tuple[bytes, ...]:
         """The words of some tokens."""
         return tuple(token.word for token in self.items[index : index + count])
+
+    def expect(self, index: int, word: bytes) -> None:
+        """OddText unless a token is that word."""
+        if self.words(index, 1) != (word,):
+            raise OddText
+
+    def last(self, word: bytes, following: bytes, stop: int) -> int:
+        """The last place outside of brackets where a clause starts."""
+        for index in range(stop - 1, self.source, -1):
+            is_clause = self.items[index].depth == 0 and self.items[index].word == word
+            if is_clause and (not following or self.words(index + 1, 1) == (following,)):
+                return index
+        raise OddText
+
+    def renumbered(self, tokens: list[Token], casts: tuple[bytes, ...] = ()) -> tuple[bytes, tuple[int, ...]]:
+        """A text whose parameters are $1, $2, ..., and which of the client's they are; each value of a row cast."""
+        numbers = sorted({int(token.word[1:]) for token in tokens if is_param(token)})
+        pieces: list[bytes] = []
+        column = 0
+        for token in tokens:
+            written = self.sql[token.start : token.stop]
+            pieces.append(b" " if pieces and token.spaced else b"")
+            if is_param(token):
+                pieces.append(b"$%d" % (numbers.index(int(token.word[1:])) + 1))
+            elif casts and token.depth == 0 and token.word == b"(":
+                column = 0
+                pieces.append(b"((")
+            elif casts and token.depth == 0 and token.word == b")":
+                pieces.append(casts[column] + b")")
+            elif casts and token.depth == 1 and token.word == b",":
+                pieces.append(casts[column] + b", (")
+                column += 1
+            else:
+                pieces.append(written)
+        return b"".join(pieces), tuple(number - 1 for number in numbers)
+
+
+class InsertCut(Cut):
+    """One INSERT and where its parts lie."""
+
+    def __init__(self, text: Text, node: Node) -> None:
+        super().__init__(text, node)
+        self.insert = self.find((b"insert", b"into"), 0)
+        self.source = self.find_source()
+        self.stop = self.find_tail()
+        if self.source >= self.stop:
+            raise OddText
 
     def find_source(self) -> int:
         """The token that the query starts with."""
@@ -75,11 +119,6 @@ class Cut:
             index += 3
         return index
 
-    def expect(self, index: int, word: bytes) -> None:
-        """OddText unless a token is that word."""
-        if self.words(index, 1) != (word,):
-            raise OddText
-
     def find_tail(self) -> int:
         """The token behind the query: ON CONFLICT, RETURNING, or the end."""
         stop = len(self.items)
@@ -88,14 +127,6 @@ class Cut:
         if "onConflictClause" in self.node:
             stop = self.last(b"on", b"conflict", stop)
         return stop
-
-    def last(self, word: bytes, following: bytes, stop: int) -> int:
-        """The last place outside of brackets where a clause starts."""
-        for index in range(stop - 1, self.source, -1):
-            is_clause = self.items[index].depth == 0 and self.items[index].word == word
-            if is_clause and (not following or self.words(index + 1, 1) == (following,)):
-                return index
-        raise OddText
 
     def plan(self, columns: list[str], table: Table | None) -> CarryPlan:
         """The texts."""
@@ -142,28 +173,6 @@ class Cut:
         if any(unwrap(cell)[0] == "SetToDefault" for row in rows for cell in row):
             raise OddText
         return tuple(b")::" + name.encode() for name in names)
-
-    def renumbered(self, tokens: list[Token], casts: tuple[bytes, ...] = ()) -> tuple[bytes, tuple[int, ...]]:
-        """A text whose parameters are $1, $2, ..., and which of the client's they are; each value of a row cast."""
-        numbers = sorted({int(token.word[1:]) for token in tokens if is_param(token)})
-        pieces: list[bytes] = []
-        column = 0
-        for token in tokens:
-            written = self.sql[token.start : token.stop]
-            pieces.append(b" " if pieces and token.spaced else b"")
-            if is_param(token):
-                pieces.append(b"$%d" % (numbers.index(int(token.word[1:])) + 1))
-            elif casts and token.depth == 0 and token.word == b"(":
-                column = 0
-                pieces.append(b"((")
-            elif casts and token.depth == 0 and token.word == b")":
-                pieces.append(casts[column] + b")")
-            elif casts and token.depth == 1 and token.word == b",":
-                pieces.append(casts[column] + b", (")
-                column += 1
-            else:
-                pieces.append(written)
-        return b"".join(pieces), tuple(number - 1 for number in numbers)
 
 
 def is_param(token: Token) -> bool:

@@ -21,6 +21,7 @@ SESSION_LOCKS = {
 }
 SEQUENCE_FUNCTIONS = {"nextval", "currval", "setval", "pg_sequence_last_value", "pg_get_sequence_data"}
 CATALOG_SCHEMA = "pg_catalog"
+MAY_LEAVE = ["foreshard", "may_leave"]  # called in texts of the router's own
 HARMLESS_SETTINGS = {"jit"}  # may differ between shards; asyncpg sets it around its introspection
 
 
@@ -34,6 +35,8 @@ class Effects:
 
 def is_unknown(call: Call) -> bool:
     """Whether a function is not one of PostgreSQL's own."""
+    if call.path == MAY_LEAVE:
+        return False
     return call.path[-1] not in BUILTIN or (len(call.path) > 1 and call.path[-2] != CATALOG_SCHEMA)
 
 

@@ -1,48 +1,148 @@
-"""UPDATE of the columns that say where a row lives, as far as the row stays on its shard.
+"""UPDATE of the columns that say where a row lives.
 
-There PostgreSQL does all of it: its primary key and foreign keys hold, for the new key's home is on this shard as well.
-A row that would have to go to another shard is refused when the keys are known.
+As far as a row stays on its shard, PostgreSQL does all of it there: its primary key and foreign keys hold, for the new
+key's home is on this shard as well. Where the row, or what lives with it, is known by its bucket (`Change.KEEPS`), it
+has to stay in its bucket. Other rows move: deleted on one shard, inserted on the other (moving.py).
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import replace
+from typing import Any
 
-from foreshard._core.template import KeyFlag
+from foreshard._core.carry_plan import CarryPlan
+from foreshard._core.template import KeyFlag, RouteKind, Template
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
-from foreshard.proxy.routing.locate import KeyUse, Locator, chained, key_uses
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.functions import Effects
+from foreshard.proxy.routing.locate import KeyUse, Locator, chained, distinct, key_uses, locate_all
+from foreshard.proxy.routing.moving import plan_move
+from foreshard.proxy.routing.rows import Pairs, write_template
 from foreshard.proxy.routing.scope import Reference
 from foreshard.proxy.routing.tree import Node
 
 HINT = "Insert a new row and delete the old one."
-Pairs = list[tuple[str, Node | None]]
 
 
-def check_changed(catalog: Catalog, table: Table, columns: list[str]) -> bool:
+class Change(enum.Enum):
+    """What an UPDATE may do to the place of its rows."""
+
+    NONE = enum.auto()
+    HOME = enum.auto()  # keys change; a row may stay on its shard whatever its bucket
+    KEEPS = enum.auto()  # a row may stay only if it stays in its bucket, else it moves
+    FIXED = enum.auto()  # a row has to stay in its bucket: its own key names that
+
+
+def check_changed(catalog: Catalog, table: Table, columns: list[str]) -> Change:
     """Whether an UPDATE sets columns by which rows are found; SqlError when that cannot be."""
-    changes_place = False
+    found = Change.NONE
     for column in columns:
-        if column in table.key_columns and table.by_cost:
-            raise refused(table, column, "Its claim says where the row is.")
-        if column in table.routing_columns and table.kind is TableKind.ROOT:
-            if any(child.is_placeable for child in descendants(catalog, table)):
-                raise refused(table, column, "Keys of its children carry the bucket of the old one.")
-            changes_place = True
-        elif column in table.via_columns:
-            raise refused(table, column, "The column's value says on which shard the row lives.")
+        if column in table.routing_columns:
+            found = change_of(catalog, table)
         elif column in table.key_columns:
             is_domain = any(child.domain_of_via == table.qualified for child in catalog.tables.values())
             if not table.takes_keys or is_domain:
                 raise refused(table, column, "Rows are found by it.")
-    return changes_place
+    return found
+
+
+def change_of(catalog: Catalog, table: Table) -> Change:
+    """The same for one of the routing columns."""
+    if table.kind is TableKind.CHILD:
+        return Change.KEEPS if table.takes_keys else Change.FIXED
+    if table.by_cost or any(child.is_placeable for child in descendants(catalog, table)):
+        return Change.KEEPS
+    return Change.HOME
+
+
+def is_referenced(catalog: Catalog, table: Table) -> bool:
+    """Whether rows of other tables live with rows of this one."""
+    return any(table.qualified in (child.parent, child.domain_of_via) for child in catalog.tables.values())
 
 
 def descendants(catalog: Catalog, table: Table) -> list[Table]:
     """The tables whose rows live with a table's rows."""
     found = [child for child in catalog.tables.values() if child.parent == table.qualified]
     return [*found, *(below for child in found for below in descendants(catalog, child))]
+
+
+class KeyChange:
+    """An UPDATE of columns that say where rows live, while it is planned."""
+
+    def __init__(self, collector: Collector, node: Node, target: Reference, pairs: Pairs, change: Change) -> None:
+        assert target.declared is not None
+        self.collector = collector
+        self.node = node
+        self.target = target
+        self.table = target.declared
+        self.pairs = pairs
+        self.change = change
+        self.problem = elsewhere(self.table, [column for column, _ in pairs])
+        known = collector.catalog.query_node
+        self.is_only_shard = known is not None and known.is_only_shard
+
+    def plan(self, effects: Effects) -> Template:
+        """By keys where all of them are known, else over the router; SqlError when neither can be."""
+        if self.is_only_shard and self.change is not Change.HOME:
+            raise self.problem
+        locator = Locator(self.collector)
+        try:
+            keys = self.keys(locator)
+        except SqlError as problem:
+            # A row whose key stays what it was could not be told from one that others may not refer to any more.
+            if self.is_bound or is_referenced(self.collector.catalog, self.table):
+                raise
+            carry = plan_move(self.collector.text, self.node, self.table, problem)
+            return self.template(effects, RouteKind.ROUTE_CARRY, carry=carry, reason="rows move to other shards")
+        return self.template(
+            effects,
+            RouteKind.ROUTE_KEYED,
+            keys=keys,
+            keeps_bucket=self.change is not Change.HOME,
+            one_shard_refusal=self.problem,
+            carry=self.carry(locator),
+            reason="restricted to keys",
+        )
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the rows have to stay on their shard."""
+        return self.is_only_shard or self.change is Change.FIXED
+
+    def keys(self, locator: Locator) -> tuple[tuple[int, int, str], ...]:
+        """The keys that the rows have, and those that they will have."""
+        locate_all(locator, self.target, self.table, self.problem)
+        found = new_keys(locator, self.target, self.table, self.pairs)
+        return distinct([*locator.locate().values(), found])
+
+    def carry(self, locator: Locator) -> CarryPlan | None:
+        """How the rows move when the keys lie apart; None when they cannot."""
+        uses = locator.locate()[self.target]
+        is_one = len(uses) == 1 and not uses[0].flags & KeyFlag.KEY_ARRAY
+        if self.is_bound or not (is_one or not is_referenced(self.collector.catalog, self.table)):
+            return None
+        try:
+            return plan_move(self.collector.text, self.node, self.table, self.problem)
+        except SqlError:
+            return None
+
+    def template(self, effects: Effects, route: RouteKind, carry: CarryPlan | None, **fields: Any) -> Template:
+        """The Template; with texts of the router's own it is one of this very text."""
+        return write_template(
+            self.collector,
+            effects,
+            "UpdateStmt",
+            self.node,
+            self.table,
+            self.pairs,
+            route,
+            carry=carry,
+            is_exact=self.collector.text.is_exact or carry is not None,
+            **fields,
+        )
 
 
 def new_keys(locator: Locator, target: Reference, table: Table, pairs: Pairs) -> tuple[KeyUse, ...]:
@@ -85,6 +185,8 @@ def kept(locator: Locator, target: Reference, table: Table, column: str) -> tupl
 def elsewhere(table: Table, columns: list[str]) -> SqlError:
     """The refusal of a change to a key that lives on another shard."""
     named = next(column for column in columns if column in table.routing_columns)
+    if table.kind is TableKind.CHILD and not table.takes_keys:
+        return refused(table, named, f'"{table.key}" of the row carries the bucket of its parent.')
     return refused(table, named, "The row would live on another shard.")
 
 

@@ -224,6 +224,30 @@ class Locator:
                 return tied & set(self.sharded)
 
 
+def locate_all(
+    locator: Locator, target: Reference, table: Table, problem: SqlError | None
+) -> tuple[tuple[int, int, str], ...] | None:
+    """The keys of a write; None when it goes to every shard. Raises why it cannot: `problem`, or doubtful keys."""
+    located = locator.locate()
+    if all(one in located for one in locator.sharded):
+        return distinct([located[one] for one in locator.sharded])
+    if problem is None:
+        return None
+    if target not in located and locator.has_doubtful_keys:
+        raise not_built(
+            "a parameter both as a key and otherwise",
+            "Write $n::bigint wherever it stands, or use two parameters.",
+            "The type of the parameter is not certain.",
+        )
+    if target not in located:
+        raise problem
+    raise not_built(
+        "writing a declared table from rows of several shards",
+        "Restrict every declared table in the statement to one key as well.",
+        problem.detail,
+    )
+
+
 def same_domain(one: Place, other: Place) -> bool:
     """Whether equal values of two columns mean one bucket."""
     first, second = one[0].table, other[0].table

@@ -34,8 +34,8 @@ CURSOR_OPT_HOLD = 0x20
 OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
-    *("values", "rows", "one_shard_refusal", "can_query", "shadow", "merge", "cursor", "parameters", "is_reset"),
-    *("is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys"),
+    *("values", "rows", "one_shard_refusal", "keeps_bucket", "can_query", "shadow", "merge", "cursor", "parameters"),
+    *("is_reset", "is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys"),
     *("completion", "copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
@@ -93,7 +93,7 @@ class Planner:
         if kind == "InsertStmt":
             return self.plan_carried(plan_insert(collector, node))
         if kind in ("UpdateStmt", "DeleteStmt", "MergeStmt"):
-            return plan_write(collector, kind, node)
+            return self.plan_moved(plan_write(collector, kind, node))
         if kind == "ExplainStmt":
             return self.plan_explain(text, own, node)
         if kind == "DeclareCursorStmt":
@@ -117,6 +117,16 @@ class Planner:
             if part.kind == RouteKind.ROUTE_REFUSE and part.refusal is not None:
                 raise part.refusal
         return copy_of(found, parts=tuple(parts))
+
+    def plan_moved(self, found: Template) -> Template:
+        """An UPDATE of keys: where its rows may stay, it is refused only when they do not, and could not move."""
+        if found.kind == RouteKind.ROUTE_CARRY or found.carry is None:
+            return self.plan_carried(found)
+        try:
+            self.plan_carried(copy_of(found, kind=RouteKind.ROUTE_CARRY))
+        except SqlError:
+            return copy_of(found, carry=None)
+        return found
 
     def plan_read(self, collector: Collector, node: Node) -> Template:
         """A SELECT; what the shards cannot answer, the query node may."""
@@ -199,6 +209,8 @@ class Planner:
         inner = self.plan_node(text, own, kind, query)
         if not ("analyze" in options and is_on(text, options["analyze"])):
             inner = explained(inner)
+        elif inner.carry is not None:
+            raise not_built("EXPLAIN ANALYZE of rows that go to other shards", "EXPLAIN it without ANALYZE.")
         is_text = unwrap(options.get("format"))[1].get("sval", "text").lower() == "text"
         if not is_text or inner.is_write or inner.kind not in (RouteKind.ROUTE_KEYED, RouteKind.ROUTE_SCATTER):
             return copy_of(inner, merge=None)
@@ -301,10 +313,10 @@ def explained(inner: Template) -> Template:
             is_exact=inner.is_exact,
             reason="any shard can say how it would insert",
         )
-    return copy_of(inner, is_write=False, pin=None, owes_away=False, new_keys=NewKeys.NONE)
+    return copy_of(inner, is_write=False, pin=None, owes_away=False, new_keys=NewKeys.NONE, carry=None)
 
 
 def copy_of(template: Template, **changes: Any) -> Template:
     """A Template with some fields changed."""
     fields: dict[str, Any] = {name: getattr(template, name) for name in COPIED}
-    return Template(template.kind, **{**fields, **changes})
+    return Template(changes.pop("kind", template.kind), **{**fields, **changes})

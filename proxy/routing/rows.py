@@ -17,7 +17,14 @@ from foreshard.proxy.routing.tree import Node, unwrap
 FILLED_IN = -1  # the index of a value that the shard fills in: a key, a default
 COMPUTED = -2  # that it makes of an expression, whose size nobody knows before
 Rows = list[list[Node]]
+Pairs = list[tuple[str, Node | None]]  # column and expression of each assignment of SET
 Value = tuple[int, bool, int]  # as the Template has it: index, whether it is a parameter, shape
+OPERATIONS = {
+    "InsertStmt": Operation.OPERATION_INSERT,
+    "UpdateStmt": Operation.OPERATION_UPDATE,
+    "DeleteStmt": Operation.OPERATION_DELETE,
+    "MergeStmt": Operation.OPERATION_OTHER,
+}
 
 
 def shape_of(table: Table, column: str) -> int:
@@ -138,5 +145,33 @@ def insert_template(
         returns="returningList" in node,
         owes_claims=collector.catalog.owes_claims(table),
         owes_away=owes_away(table, "InsertStmt", []),
+        **{"is_exact": collector.text.is_exact, **fields},
+    )
+
+
+def write_template(
+    collector: Collector,
+    effects: Effects,
+    kind: str,
+    node: Node,
+    table: Table,
+    pairs: Pairs,
+    route: RouteKind,
+    **fields: Any,
+) -> Template:
+    """The Template of an UPDATE or DELETE of a sharded table."""
+    operation = "update" if kind == "UpdateStmt" else "delete"
+    columns = [column for column, _ in pairs]
+    return Template(
+        route,
+        operation=OPERATIONS[kind],
+        is_write=True,
+        pin=effects.pin,
+        table=table.qualified,
+        returns="returningList" in node,
+        profiles=fired_profiles(table, operation, frozenset(columns) if pairs else None),
+        values=updated_values(collector.text, table, pairs),
+        owes_claims=collector.catalog.owes_claims(table),
+        owes_away=owes_away(table, kind, columns),
         **{"is_exact": collector.text.is_exact, **fields},
     )

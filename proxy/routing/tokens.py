@@ -89,7 +89,7 @@ class Tokens:
         """Ranges (first token after the key words, end) of the outermost query's clauses."""
         name, start = b"", 0
         for index, token in enumerate(self.items):
-            if token.depth or token.word not in CLAUSES or self._is_name(index):
+            if token.depth or token.word not in CLAUSES or self.is_name(index):
                 continue
             if name:
                 self.clauses[name] = (start, index)
@@ -98,7 +98,7 @@ class Tokens:
         if name:
             self.clauses[name] = (start, len(self.items))
 
-    def _is_name(self, index: int) -> bool:
+    def is_name(self, index: int) -> bool:
         """Whether a key word is a column's or alias's name, or part of IS DISTINCT FROM or WITHIN GROUP."""
         before = self.items[index - 1].word if index else b""
         earlier = self.items[index - 2].word if index > 1 else b""

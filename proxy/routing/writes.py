@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from foreshard._core.template import Operation, RouteKind, Template
+from foreshard._core.template import RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import SqlError, not_built
-from foreshard.proxy.routing.away import owes_away
 from foreshard.proxy.routing.collect import EVERYWHERE, Collector, InnerWrite, Level
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import Effects, check_shard_local, read_effects
-from foreshard.proxy.routing.key_change import check_changed, elsewhere, new_keys
-from foreshard.proxy.routing.locate import Locator, distinct
+from foreshard.proxy.routing.key_change import Change, KeyChange, check_changed
+from foreshard.proxy.routing.locate import Locator, locate_all
 from foreshard.proxy.routing.merge_into import Merge
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference, plan_written_within
-from foreshard.proxy.routing.rows import assignments, fired_profiles, updated_values
+from foreshard.proxy.routing.rows import OPERATIONS, assignments, write_template
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.wide import wide_problem
-
-OPERATIONS = {
-    "InsertStmt": Operation.OPERATION_INSERT,
-    "UpdateStmt": Operation.OPERATION_UPDATE,
-    "DeleteStmt": Operation.OPERATION_DELETE,
-    "MergeStmt": Operation.OPERATION_OTHER,
-}
 
 
 def open_write(collector: Collector, node: Node) -> tuple[Reference, Level, frozenset[str]]:
@@ -57,30 +49,24 @@ def plan_write(collector: Collector, kind: str, node: Node) -> Template:
         raise not_built("WHERE CURRENT OF on declared tables", "Name the row by its key.")
     pairs = assignments(node.get("targetList", [])) if kind == "UpdateStmt" else []
     changed = [column for column, _ in pairs]
-    changes_place = check_changed(collector.catalog, table, changed)
+    change = check_changed(collector.catalog, table, changed)
     check_no_plain(collector)
     check_shard_local(collector)
+    if change is not Change.NONE:
+        return KeyChange(collector, node, target, pairs, change).plan(effects)
     locator = Locator(collector)
-    problem = wide_problem(collector, locator, target, node) if not changes_place else elsewhere(table, changed)
+    problem = wide_problem(collector, locator, target, node)
     keys = locate_all(locator, target, table, problem)
-    if changes_place:
-        found = new_keys(locator, target, table, pairs)
-        keys = distinct([*locator.locate().values(), found])
-    operation = "update" if kind == "UpdateStmt" else "delete"
-    return Template(
+    return write_template(
+        collector,
+        effects,
+        kind,
+        node,
+        table,
+        pairs,
         RouteKind.ROUTE_SCATTER if keys is None else RouteKind.ROUTE_KEYED,
-        operation=OPERATIONS[kind],
-        is_write=True,
-        pin=effects.pin,
-        table=table.qualified,
         keys=keys or (),
         one_shard_refusal=problem,
-        returns="returningList" in node,
-        profiles=fired_profiles(table, operation, frozenset(column for column, _ in pairs) if pairs else None),
-        values=updated_values(collector.text, table, pairs),
-        is_exact=collector.text.is_exact,
-        owes_claims=collector.catalog.owes_claims(table),
-        owes_away=owes_away(table, kind, [column for column, _ in pairs]),
         reason="no key: every shard writes its rows" if keys is None else "restricted to keys",
     )
 
@@ -135,30 +121,6 @@ def check_assignments(table: Table, columns: list[str]) -> None:
                 "Insert a new row and delete the old one.",
                 "The column's value says on which shard the row lives.",
             )
-
-
-def locate_all(
-    locator: Locator, target: Reference, table: Table, problem: SqlError | None
-) -> tuple[tuple[int, int, str], ...] | None:
-    """The keys of a write; None when it goes to every shard. Raises why it cannot: `problem`, or doubtful keys."""
-    located = locator.locate()
-    if all(one in located for one in locator.sharded):
-        return distinct([located[one] for one in locator.sharded])
-    if problem is None:
-        return None
-    if target not in located and locator.has_doubtful_keys:
-        raise not_built(
-            "a parameter both as a key and otherwise",
-            "Write $n::bigint wherever it stands, or use two parameters.",
-            "The type of the parameter is not certain.",
-        )
-    if target not in located:
-        raise problem
-    raise not_built(
-        "writing a declared table from rows of several shards",
-        "Restrict every declared table in the statement to one key as well.",
-        problem.detail,
-    )
 
 
 def several_shards() -> SqlError:

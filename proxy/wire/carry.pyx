@@ -129,6 +129,9 @@ cdef class Carry:
         self.rows = self.rows[self.at:] + rows
         self.at = 0
         self.is_over = self.reader.take_tag() is not None
+        if self.plan.is_move and size > HELD_BYTES_MAX:
+            raise SqlError("54000", "an UPDATE moves more rows to other shards than are held", "",
+                           "Change fewer keys at a time.")
         if rows:
             self.chunk = max(1, min(BATCH_ROWS_MAX, CHUNK_BYTES // max(size // len(rows), 1)))
         limit = (PARAMETERS_MAX - len(self.plan.tail_params)) // len(self.types)
@@ -187,6 +190,8 @@ cdef class Carry:
 
     cdef bytes last_tag(self):
         """The tag of the whole statement."""
+        if self.plan is not None and self.plan.is_move:
+            return b"UPDATE %d" % self.inserted
         word = b"INSERT 0" if self.tag is None else self.tag.rsplit(b" ", 1)[0]
         return word + b" %d" % self.inserted
 

@@ -233,7 +233,7 @@ cdef class Carrying(Copying):
             carry.read_types()
             carry.step = CARRY_FETCH
         elif carry.step == CARRY_FETCH:
-            if self.execute_for(QUERY, carry.chunk) == RETRY:
+            if self.execute_for(QUERY, 0 if carry.plan.is_move else carry.chunk) == RETRY:
                 return RETRY
             carry.step = CARRY_TAKE
         else:

@@ -154,7 +154,8 @@ cdef class Gather(Asking):
                 if shard != first:
                     break
             else:
-                return first
+                if buckets.count == 1 or not template.keeps_bucket:
+                    return first
         if template.row_keys:
             return self.route_rows(template, literals, params)
         if template.can_query:

@@ -75,6 +75,7 @@ def draw(chance: random.Random, table: int, make: Callable[[int], object]) -> tu
     """A statement about a key or two, and its values."""
     key, other = make(chance.randrange(12)), make(chance.randrange(12))
     root, child = f"root{table}", f"child{table}"
+    childless = f"NOT EXISTS (SELECT FROM {child} c WHERE c.root_id = {root}.id)"
     statements: list[tuple[str, list[object]]] = [
         (f"INSERT INTO {root} (id, n) VALUES (%s, 1) RETURNING *", [key]),
         (f"INSERT INTO {root} (id, n) VALUES (%s, 1) ON CONFLICT (id) DO UPDATE SET n = {root}.n + 1", [key]),
@@ -89,6 +90,7 @@ def draw(chance: random.Random, table: int, make: Callable[[int], object]) -> tu
         (f"SELECT root_id, tag FROM {child}", []),
         (f"UPDATE {root} SET n = n + 1 WHERE id = %s RETURNING n", [key]),
         (f"UPDATE {child} SET tag = tag || 'y' WHERE root_id = %s", [key]),
+        *[(f"UPDATE {root} SET id = %s, n = n + 2 WHERE id = %s AND {childless} RETURNING n, id", [key, other])] * 2,
         (f"DELETE FROM {child} WHERE root_id = %s", [key]),
         (f"DELETE FROM {root} WHERE id = %s AND n > 1", [key]),
         (f"SELECT * FROM {root} WHERE id = %s FOR UPDATE", [key]),

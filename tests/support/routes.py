@@ -160,6 +160,10 @@ def describe(template: Template) -> str:
     words += [describe_key(*key) for key in template.keys]
     if template.is_write:
         words.append("write")
+    if template.keeps_bucket:
+        words.append("in-bucket")
+    if template.carry is not None and template.carry.is_move:
+        words.append("or-move")
     if template.one_shard_refusal is not None and not template.is_write:
         words.append("one-shard")
     if template.can_query:
