@@ -191,7 +191,7 @@ class Verification:
     async def _check_claims(self, table: Table) -> None:
         for columns in () if self.options.is_quick else table.unique:
             if all([await reader.value(IS_THERE) for reader in self.readers]):  # else its absence is a finding
-                looked = ClaimVerification(table, columns, self.readers, self._read_owners)
+                looked = ClaimVerification(self._catalog, table, columns, self.readers, self._read_owners)
                 await looked.run()
                 self.findings += looked.findings
 

@@ -50,8 +50,9 @@ class ClaimVerification:
     """One claim set over all shards. `run` is called once, then `findings` is complete."""
 
     def __init__(
-        self, table: Table, columns: tuple[str, ...], readers: Sequence[ShardReader], read_owners: ReadOwners
-    ) -> None:
+        self, catalog: Catalog, table: Table, columns: tuple[str, ...], readers: Sequence[ShardReader],
+        read_owners: ReadOwners,
+    ) -> None:  # fmt: skip
         self.findings: list[Finding] = []
         self._name = claim_name(table, columns)
         self._table = table
@@ -59,6 +60,7 @@ class ClaimVerification:
         self._readers = {reader.index: reader for reader in readers}
         self._read_owners = read_owners
         self._key = KeyText(table)
+        self._is_anywhere = catalog.root_of(table).by_cost  # claims hold the key's bucket; rows may be away from that
 
     async def run(self) -> None:
         """Look at every row and every claim, then again at what looked wrong."""
@@ -122,14 +124,14 @@ class ClaimVerification:
         owners = await self._read_owners()
         shards: dict[int, list[Claim]] = defaultdict(list)
         for claim in claims:
-            shards[owners[claim.bucket]].append(claim)
-        found: list[Claim] = []
+            for shard in self._readers if self._is_anywhere else [owners[claim.bucket]]:
+                shards[shard].append(claim)
+        known: set[tuple[str, int, int]] = set()
         for shard, asked in shards.items():
             reader = self._readers.get(shard)
             rows = await reader.rows(self._among_sql(), [claim.key for claim in asked]) if reader is not None else []
-            known = {(row["key"], row["bucket"], owners[row["home"]]) for row in rows}
-            found += [claim for claim in asked if (claim.key, claim.bucket, claim.shard) not in known]
-        return found
+            known |= {(row["key"], row["bucket"], owners[row["home"]]) for row in rows}
+        return [claim for claim in claims if (claim.key, claim.bucket, claim.shard) not in known]
 
     async def _look_at_rows(self, suspects: list[Claimed]) -> list[Claimed]:
         found: list[Claimed] = []

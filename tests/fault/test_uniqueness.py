@@ -20,11 +20,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.ledger import Row, problems
+from tests.support.ledger import Row, problems, wrong_looks
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.two_proxies import hurt, two_proxies
-from tests.support.unique_clients import LEFT, SCHEMA, TABLES, Client, row_of
+from tests.support.unique_clients import Client
+from tests.support.unique_roots import CLAIMED, LEFT, SCHEMA, SECTIONS, TABLES, row_of
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
@@ -36,11 +37,6 @@ RECOVERED_S = 30.0  # how soon nothing is prepared any more, on a loaded machine
 ANY_BACKEND = """
 SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 AND backend_type = 'client backend' ORDER BY random() LIMIT 1
-"""
-CLAIMED = """
-SELECT 'public.item.email', email FROM item WHERE email IS NOT NULL
-UNION ALL SELECT 'public.account.handle', handle FROM account WHERE handle IS NOT NULL
-UNION ALL SELECT 'public.part.id', id::text FROM part
 """
 
 
@@ -151,7 +147,7 @@ def assert_claims_match(shards: Shards) -> None:
 def test_no_key_is_there_twice_and_no_acknowledged_row_is_lost(
     instances: TestInstances, shards: Shards, tmp_path: Path, seed: int
 ) -> None:
-    with two_proxies(shards.dsns, tmp_path, TABLES, pool={"size": 20}) as proxies:
+    with two_proxies(shards.dsns, tmp_path, TABLES, pool={"size": 20}, **SECTIONS) as proxies:
         clients = [Client(proxies, number, seed) for number in range(CLIENTS)]
         fire = Fire(proxies, shards, instances, seed)
         burning, stopping = threading.Event(), threading.Event()
@@ -181,6 +177,7 @@ def test_no_key_is_there_twice_and_no_acknowledged_row_is_lost(
         print(told)
         acts = [act for client in clients for act in client.acts]
         assert problems(acts, left_rows(shards)) == [], told
+        assert list(wrong_looks(acts, [look for client in clients for look in client.looks])) == [], told
         assert_claims_match(shards)
         assert_verified(proxies[0].configuration)
 

@@ -36,6 +36,15 @@ class Act(NamedTuple):
     ended: tuple[str, ...]
     outcome: Outcome
     began_s: float
+    told_s: float  # infinity: it happened, but some shard shows it later
+
+
+class Look(NamedTuple):
+    """What one client saw of one value, between two moments of the test's clock."""
+
+    value: Value
+    mark: str | None  # of the row that holds it; None: no row does
+    began_s: float
     told_s: float
 
 
@@ -107,3 +116,28 @@ def _overlaps(acts: Collection[Act]) -> Iterator[str]:
             if span[0] < longest[1]:
                 yield f"{value} was held by {longest[2]} and {span[2]} at one time"
             longest = max(longest, span, key=lambda each: each[1])
+
+
+def wrong_looks(acts: Collection[Act], looks: Collection[Look]) -> Iterator[str]:
+    """Looks that missed a row which was there all the time, or saw one that had gone before."""
+    ends_s: dict[str, float] = defaultdict(lambda: math.inf)
+    gone_s: dict[str, float] = {}
+    for act in acts:
+        if act.outcome is not Outcome.REFUSED:
+            for mark in act.ended:
+                ends_s[mark] = min(ends_s[mark], act.began_s)
+                if act.outcome is Outcome.HAPPENED:
+                    gone_s[mark] = act.told_s
+    spans: dict[Value, list[tuple[float, float, str]]] = defaultdict(list)
+    for act in acts:
+        if act.outcome is Outcome.HAPPENED:
+            for row in act.made:
+                for value in row.values:
+                    spans[value].append((act.told_s, ends_s[row.mark], row.mark))
+    for look in looks:
+        if look.mark is not None and gone_s.get(look.mark, math.inf) < look.began_s:
+            ago_s = look.began_s - gone_s[look.mark]
+            yield f"{look.value} was seen held by {look.mark}, which had gone {ago_s:.3f} s before"
+        for told_s, end_s, mark in spans[look.value]:
+            if told_s < look.began_s and look.told_s < end_s and look.mark != mark:
+                yield f"{look.value} was seen held by {look.mark} while {mark} held it"

@@ -1,50 +1,26 @@
-"""Clients that fight over a small key space, through either of two proxies, and write down what they are told.
-
-`item` has client-given text keys and a unique column; `account` generated keys and a unique column; `part`, its child,
-keys that clients give. So values are arbitrated by primary keys at home, and by claims here and elsewhere.
-"""
+"""Clients that fight over a small key space (unique_roots.py), through either of two proxies, and write down what
+they are told."""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 
-from tests.support.ledger import Act, Outcome, Row, Value
+from tests.support.ledger import Act, Look, Outcome, Row
 from tests.support.messages import SYNC, extended
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, error_of, kinds
+from tests.support.unique_roots import ROOTS, VALUES, Root, quoted, row_of
 
-SCHEMA = """
-CREATE TABLE item (name text PRIMARY KEY, email text UNIQUE, mark text NOT NULL);
-CREATE TABLE account (id bigserial PRIMARY KEY, handle text UNIQUE, mark text NOT NULL);
-CREATE TABLE part (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES account, mark text NOT NULL);
-"""
-TABLES = {
-    "item": {"key": "name", "unique": ["email"]},
-    "account": {"key": "id", "unique": ["handle"]},
-    "part": {"key": "id", "parent": "account", "via": "account_id", "unique": ["id"]},
-}
-LEFT = {
-    "item": "SELECT mark, name, email FROM item",
-    "account": "SELECT mark, handle FROM account",
-    "part": "SELECT mark, id::text FROM part",
-}
-NAMES = {"item": ("item.name", "item.email"), "account": ("account.handle",), "part": ("part.id",)}
-VALUES = 14
 # Told of a statement that did nothing: somebody has the value, or was in the way.
 REFUSED = {"23505", "23503", "40001", "40P01", "55P03", "25P02"}
 # The connection, or a shard, went away: nobody knows.
 BROKEN = {"08006", "08007", "57P01", "57P02", "57P03", "53300", "58000", "XX000"}
 ALL = {b"INSERT 0 1", b"INSERT 0 3", b"UPDATE 1", b"DELETE 1"}
-
-
-def row_of(table: str, mark: str, *values: str | None) -> Row:
-    """A row version, with its values that must be unique."""
-    pairs: list[Value] = [(name, value) for name, value in zip(NAMES[table], values, strict=True) if value is not None]
-    return Row(mark, tuple(pairs))
 
 
 class Unclear(Exception):
@@ -63,6 +39,8 @@ class Client:
         self.number = number
         self.draw = random.Random(seed * 1000 + number)
         self.acts: list[Act] = []
+        self.looks: list[Look] = []
+        self.was_warned = False  # of a commit that some shard has not confirmed yet
         self.counts: Counter[str] = Counter()
         self.connection: RawConnection | None = None
         self.marks = 0
@@ -70,9 +48,10 @@ class Client:
 
     def run(self, stopping: threading.Event) -> None:
         deeds: list[Callable[[], None]] = [
-            self.insert_item, self.insert_items, self.insert_rows, self.move_name, self.insert_unless_there,
-            self.insert_or_change, self.delete_item, self.make_item_anew, self.move_email, self.insert_account,
-            self.delete_account, self.pass_handle_on, self.insert_part, self.delete_part,
+            self.insert_row, self.insert_row, self.insert_one_by_one, self.insert_rows, self.move_key,
+            self.insert_unless_there, self.insert_or_change, self.delete_row, self.make_anew, self.move_value,
+            self.insert_wrap, self.delete_wraps, self.insert_account, self.delete_account, self.pass_handle_on,
+            self.insert_part, self.delete_part,
         ]  # fmt: skip
         while not stopping.is_set():
             try:
@@ -105,13 +84,14 @@ class Client:
                 answer = self.connection.ask(extended(sql), SYNC)
         except (Closed, OSError) as error:
             raise Unclear from error
+        self.was_warned = self.was_warned or "N" in kinds(answer)
         if "E" in kinds(answer):
             told = error_of(answer)
             self.counts[told["C"]] += 1
             if told["C"] in BROKEN:
                 raise Unclear
-            # A row's new key may be another shard's: not built.
-            assert told["C"] in REFUSED or (told["C"] == "0A000" and "SET name" in sql), f"{sql}: {told}"
+            # A row's new key may be another shard's.
+            assert told["C"] in REFUSED or (told["C"] == "0A000" and sql.startswith("UPDATE")), f"{sql}: {told}"
             raise Refused
         return answer
 
@@ -133,6 +113,7 @@ class Client:
         """Run one statement, or several in a transaction, and remember what came of it."""
         began_s = time.monotonic()
         outcome = Outcome.UNKNOWN
+        self.was_warned = False
         try:
             texts = ["BEGIN", *statements, "COMMIT"] if len(statements) > 1 else list(statements)
             for text in texts:
@@ -149,7 +130,8 @@ class Client:
                 self.say("ROLLBACK")
         finally:
             self.counts[outcome.value] += 1
-            self.acts.append(Act(tuple(made), tuple(ended), outcome, began_s, time.monotonic()))
+            told_s = math.inf if self.was_warned else time.monotonic()
+            self.acts.append(Act(tuple(made), tuple(ended), outcome, began_s, told_s))
 
     # -- values --------------------------------------------------------------------------------------------------
 
@@ -160,21 +142,27 @@ class Client:
     def value(self, letter: str) -> str:
         return f"{letter}{self.draw.randrange(VALUES)}"
 
-    def email(self) -> str | None:
+    def other(self, root: Root) -> str | None:
+        """A value for a root's unique column."""
         return None if self.draw.random() < 0.1 else self.value("e")
 
-    def new_item(self, name: str | None = None) -> tuple[Row, str]:
-        """A row of item, and its VALUES."""
-        name, email, mark = name or self.value("n"), self.email(), self.mark()
-        return row_of("item", mark, name, email), f"('{name}', {quoted(email)}, '{mark}')"
+    def new_row(self, root: Root, key: str | None = None) -> tuple[Row, str]:
+        """A row of a root, and its VALUES."""
+        key, other, mark = key or root.draw_key(self.draw), self.other(root), self.mark()
+        return root.row(mark, key, other), root.values(mark, key, other)
 
-    def find_item(self) -> tuple[str, str, str | None]:
-        """Name, mark and email of an item that is there."""
-        name = self.value("n")
-        found = self.ask(f"SELECT mark, email FROM item WHERE name = '{name}'")
-        if not found:
+    def find_row(self) -> tuple[Root, str, str, str | None]:
+        """Root, key, mark and unique value of a row that is there; what is seen is remembered."""
+        root = self.draw.choice(ROOTS)
+        key = root.draw_key(self.draw)
+        began_s = time.monotonic()
+        found = self.ask(f"SELECT mark, {root.other} FROM {root.table} WHERE {root.is_key(key)}")
+        mark = str(found[0][0]) if found else None
+        value = (f"{root.table}.{root.key[-1]}", root.value_of(key))
+        self.looks.append(Look(value, mark, began_s, time.monotonic()))
+        if mark is None:
             raise Refused
-        return name, str(found[0][0]), found[0][1]
+        return root, key, mark, found[0][1]
 
     def find_account(self) -> tuple[str, str, str | None]:
         """Key, mark and handle of some account."""
@@ -185,72 +173,89 @@ class Client:
 
     # -- deeds ---------------------------------------------------------------------------------------------------
 
-    def insert_item(self) -> None:
-        row, values = self.new_item()
-        self.try_to([row], [], f"INSERT INTO item (name, email, mark) VALUES {values}")
+    def insert_row(self) -> None:
+        root = self.draw.choice(ROOTS)
+        row, values = self.new_row(root)
+        self.try_to([row], [], root.insert + values)
 
-    def insert_items(self) -> None:
-        """Several at once, to several shards."""
-        names = self.draw.sample([f"n{number}" for number in range(VALUES)], 3)
-        made = [self.new_item(name) for name in sorted(names)]
-        texts = [f"INSERT INTO item (name, email, mark) VALUES {values}" for _, values in made]
-        self.try_to([row for row, _ in made], [], *texts)
+    def insert_one_by_one(self) -> None:
+        """Several in one transaction, on several shards."""
+        root = self.draw.choice(ROOTS)
+        made = [self.new_row(root, key) for key in sorted(root.sample_keys(self.draw, 3))]
+        self.try_to([row for row, _ in made], [], *(root.insert + values for _, values in made))
 
     def insert_rows(self) -> None:
         """The same in one statement."""
-        names = self.draw.sample([f"n{number}" for number in range(VALUES)], 3)
-        made = [self.new_item(name) for name in names]
-        text = "INSERT INTO item (name, email, mark) VALUES " + ", ".join(values for _, values in made)
-        self.try_to([row for row, _ in made], [], text)
+        root = self.draw.choice(ROOTS)
+        made = [self.new_row(root, key) for key in root.sample_keys(self.draw, 3)]
+        self.try_to([row for row, _ in made], [], root.insert + ", ".join(values for _, values in made))
 
-    def move_name(self) -> None:
+    def move_key(self) -> None:
         """Another key for a row."""
-        name, known, email = self.find_item()
-        other, mark = self.value("n"), self.mark()
+        root, key, known, other = self.find_row()
+        goal, mark = root.draw_key(self.draw), self.mark()
         self.try_to(
-            [row_of("item", mark, other, email)],
+            [root.row(mark, goal, other)],
             [known],
-            f"UPDATE item SET name = '{other}', mark = '{mark}' WHERE name = '{name}' AND mark = '{known}'",
+            f"UPDATE {root.table} SET {root.set_key(goal)}, mark = '{mark}' WHERE {root.is_key(key)}"
+            f" AND mark = '{known}'",
         )
 
     def insert_unless_there(self) -> None:
-        row, values = self.new_item()
-        self.try_to([row], [], f"INSERT INTO item (name, email, mark) VALUES {values} ON CONFLICT (name) DO NOTHING")
+        root = self.draw.choice(ROOTS)
+        row, values = self.new_row(root)
+        self.try_to([row], [], root.insert + values + root.on_conflict + " DO NOTHING")
 
     def insert_or_change(self) -> None:
         """ON CONFLICT DO UPDATE, of a row that is known."""
-        name, known, _ = self.find_item()
-        row, values = self.new_item(name)
+        root, key, known, _ = self.find_row()
+        row, values = self.new_row(root, key)
         self.try_to(
             [row],
             [known],
-            f"INSERT INTO item (name, email, mark) VALUES {values} ON CONFLICT (name) DO UPDATE"
-            f" SET email = excluded.email, mark = excluded.mark WHERE item.mark = '{known}'",
+            f"{root.insert}{values}{root.on_conflict} DO UPDATE SET {root.other} = excluded.{root.other},"
+            f" mark = excluded.mark WHERE {root.table}.mark = '{known}'",
         )
 
-    def delete_item(self) -> None:
-        name, known, _ = self.find_item()
-        self.try_to([], [known], f"DELETE FROM item WHERE name = '{name}' AND mark = '{known}'")
+    def delete_row(self) -> None:
+        root, key, known, _ = self.find_row()
+        self.try_to([], [known], f"DELETE FROM {root.table} WHERE {root.is_key(key)} AND mark = '{known}'")
 
-    def make_item_anew(self) -> None:
+    def make_anew(self) -> None:
         """Delete and insert again, in one transaction."""
-        name, known, email = self.find_item()
+        root, key, known, other = self.find_row()
         mark = self.mark()
         self.try_to(
-            [row_of("item", mark, name, email)],
+            [root.row(mark, key, other)],
             [known],
-            f"DELETE FROM item WHERE name = '{name}' AND mark = '{known}'",
-            f"INSERT INTO item (name, email, mark) VALUES ('{name}', {quoted(email)}, '{mark}')",
+            f"DELETE FROM {root.table} WHERE {root.is_key(key)} AND mark = '{known}'",
+            root.insert + root.values(mark, key, other),
         )
 
-    def move_email(self) -> None:
-        name, known, _ = self.find_item()
-        email, mark = self.email(), self.mark()
+    def move_value(self) -> None:
+        """Another unique value for a row."""
+        root, key, known, _ = self.find_row()
+        other, mark = self.other(root), self.mark()
         self.try_to(
-            [row_of("item", mark, name, email)],
+            [root.row(mark, key, other)],
             [known],
-            f"UPDATE item SET email = {quoted(email)}, mark = '{mark}' WHERE name = '{name}' AND mark = '{known}'",
+            f"UPDATE {root.table} SET {root.other} = {quoted(other)}, mark = '{mark}' WHERE {root.is_key(key)}"
+            f" AND mark = '{known}'",
         )
+
+    def insert_wrap(self) -> None:
+        """A child of a row that may be anywhere, which stays as long as its child does."""
+        mark = self.mark()
+        text = f"INSERT INTO wrap (code, mark) VALUES ('c{self.draw.randrange(VALUES)}', '{mark}')"
+        self.try_to([row_of("wrap", mark)], [], text)
+
+    def delete_wraps(self) -> None:
+        code = f"c{self.draw.randrange(VALUES)}"
+        found = self.ask(f"SELECT mark FROM wrap WHERE code = '{code}' LIMIT 1")
+        if not found:
+            raise Refused
+        known = str(found[0][0])
+        self.try_to([], [known], f"DELETE FROM wrap WHERE code = '{code}' AND mark = '{known}'")
 
     def insert_account(self) -> None:
         handle, mark = self.value("h"), self.mark()
@@ -290,7 +295,3 @@ class Client:
         parent, known = found[0]
         text = f"DELETE FROM part WHERE id = {key} AND account_id = {parent} AND mark = '{known}'"
         self.try_to([], [str(known)], text)
-
-
-def quoted(value: str | None) -> str:
-    return "NULL" if value is None else f"'{value}'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.ledger import Act, Outcome, Row, problems
+from tests.support.ledger import Act, Look, Outcome, Row, problems, wrong_looks
 
 EMAIL = ("item.email", "a")
 
@@ -65,3 +65,13 @@ def test_two_rows_that_held_one_value_at_one_time_are_found_when_both_are_gone()
     ]
     assert problems(acts, [])
     assert problems([acts[0], acts[1], act((), ("m1",), at_s=(1.5, 2.5)), acts[3]], []) == []
+
+
+def test_a_look_that_missed_a_row_or_saw_one_that_had_gone_is_found() -> None:
+    acts = [act((row("m1", EMAIL),)), act((), ("m1",), at_s=(4, 5))]
+    right = [Look(EMAIL, "m1", 2, 3), Look(EMAIL, None, 0.5, 3), Look(EMAIL, "m1", 4.5, 6), Look(EMAIL, None, 3, 4.5)]
+    assert list(wrong_looks(acts, right)) == []
+    for look in (Look(EMAIL, None, 2, 3), Look(EMAIL, "m2", 2, 3), Look(EMAIL, "m1", 6, 7)):
+        assert len(list(wrong_looks(acts, [look]))) == 1
+    late = [act((row("m1", EMAIL),), at_s=(0, float("inf")))]
+    assert list(wrong_looks(late, [Look(EMAIL, None, 2, 3)])) == []
