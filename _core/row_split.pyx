@@ -1,7 +1,7 @@
-"""The rows of an INSERT ... VALUES in its text, and texts that hold only some of them.
+"""The rows of an INSERT ... VALUES, or MERGE ... USING (VALUES ...), in its text, and texts with only some of them.
 
-Rows are found by PostgreSQL's lexical rules alone: VALUES outside of parentheses, then parenthesised rows between
-commas. The planner has compared their number with the parser's for this text, and texts that share its Template differ
+Rows are found by PostgreSQL's lexical rules alone: VALUES outside of parentheses (in MERGE: within one), then
+parenthesised rows between commas. The planner has compared their number with the parser's for this text, and texts that share its Template differ
 in literals, comments and white space only, so what is found at run time is right for them, too.
 
 1. A part is the client's own bytes less the rows left out; of `$n` only the number changes, in the order of numbers.
@@ -50,6 +50,7 @@ cdef class RowText:
         cdef Values literals = Values()
         cdef const char* base = self.sql
         cdef Py_ssize_t at = 0, size = len(self.sql), start, row = 0, literal, depth = 0, index = 0
+        cdef Py_ssize_t level = -1      # of the parentheses that rows stand in: known from the first word on
         cdef bint in_values = False, is_over = False
         lexer.scan(base, size, literals)
         while at < size:
@@ -64,12 +65,14 @@ cdef class RowText:
                 at = end_of_comment(base, at, size)
             elif base[at] == b'"':
                 at = self.sql.find(b'"', at + 1) + 1 or size
-                is_over = is_over or (in_values and depth == 0)
+                is_over = is_over or (in_values and depth == level)
             elif starts_identifier(base[at]):
                 start = at
                 while at < size and at != literal and continues_identifier(base[at]):
                     at += 1
-                if depth == 0 and not is_over:
+                if level < 0:
+                    level = 1 if self.sql[start:at].lower() == b"merge" else 0
+                if depth == level and not is_over:
                     is_over = in_values
                     in_values = in_values or self.sql[start:at].lower() == b"values"
             elif base[at] == b"$" and at + 1 < size and at + 1 != literal and is_digit(base[at + 1]):
@@ -80,14 +83,15 @@ cdef class RowText:
                 self.params.append((start, at, int(self.sql[start + 1:at])))
             else:
                 if base[at] == b"(":
-                    if depth == 0:
+                    if depth == level:
                         row = at
                     depth += 1
                 elif base[at] == b")":
                     depth -= 1
-                    if depth == 0 and in_values and not is_over:
+                    if depth == level and in_values and not is_over:
                         self.rows.append((row, at + 1))
-                elif depth == 0 and in_values and base[at] not in b", \t\n\r\f\v":
+                    is_over = is_over or (in_values and depth < level)
+                elif depth == level and in_values and base[at] not in b", \t\n\r\f\v":
                     is_over = True
                 at += 1
         return 0

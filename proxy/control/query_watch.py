@@ -122,7 +122,9 @@ class QueryWatch:
         except LOST:
             self.close()
             self._state, found = None, Seen()
-        if found is not None and doubts == self._doubts:
+        if doubts != self._doubts:
+            self._state = None  # the schema has changed meanwhile: the next look shall not take it for known
+        elif found is not None:
             self._report(found)
         return None
 

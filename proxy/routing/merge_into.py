@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from foreshard._core.row_split import RowText
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import NewKeys
 from foreshard.proxy.routing.collect import Collector, Level
 from foreshard.proxy.routing.facts import Fact, FactReader, conjuncts
-from foreshard.proxy.routing.functions import Effects
-from foreshard.proxy.routing.locate import KeyUse, Locator, distinct, key_uses, same_domain
+from foreshard.proxy.routing.functions import Effects, is_unknown
+from foreshard.proxy.routing.locate import KeyUse, Locator, chain, distinct, key_uses, same_domain, starts, unnamed
 from foreshard.proxy.routing.rows import fired_profiles
 from foreshard.proxy.routing.scope import Place, Reference, ReferenceKind
-from foreshard.proxy.routing.tree import Node, column_path, operator_name, strings, unwrap
+from foreshard.proxy.routing.tree import Node, column_path, has_modifier, operator_name, strings, type_of, unwrap
 from foreshard.proxy.routing.wide import wide_problem
 
 HINT = "Join by the key (ON target.key = source.key) and give new rows that key, or send INSERT ... ON CONFLICT."
@@ -34,6 +37,7 @@ class Source:
 
     level: Level  # the query whose rows they are
     alias: str = ""
+    is_even: bool = False  # VALUES whose rows are of the same types, each for itself
     columns: dict[str, list[Node]] = field(default_factory=dict)  # of a sub-select: one expression, or one of each row
 
 
@@ -48,6 +52,7 @@ class Merge:
         self.table = table
         self.clauses = [unwrap(clause)[1] for clause in node.get("mergeWhenClauses", [])]
         self.source = read_source(collector, node, level)
+        self.matched: dict[str, list[Node]] = {}  # columns of the target that equal a column of constants: its cells
 
     def plan(self, effects: Effects) -> Template:
         """The route; SqlError when it must be refused."""
@@ -62,20 +67,53 @@ class Merge:
         problem = self.problem(locator, uses, places)
         located = {} if looks_at_all else locator.locate()
         if located and all(one in located for one in locator.sharded):
-            keys = distinct([*(located[one] for one in locator.sharded), uses])
-            return self.described(effects, RouteKind.ROUTE_KEYED, keys, problem)
+            if uses and self.upserts:
+                others = [located[one] for one in locator.sharded if one is not self.target]
+                return self.described(effects, distinct([uses, *others]), problem, uses)
+            if uses and self.table.by_cost:
+                raise refused("new rows of a table that is placed by cost")
+            return self.described(effects, distinct([*(located[one] for one in locator.sharded), uses]), problem)
         if problem is not None:
             raise problem
-        return self.described(effects, RouteKind.ROUTE_SCATTER, (), None)
+        if places and self.table.by_cost:
+            raise refused("new rows of a table that is placed by cost")
+        return self.described(effects, (), None)
+
+    @property
+    def upserts(self) -> bool:
+        """Whether each row of the source matches and makes rows of one key only."""
+        found = [clause for clause in self.clauses if clause.get("commandType") == "CMD_INSERT"]
+        return bool(found) and all(
+            self.matched.get(column) is not None and self.made_of(value) is self.matched[column]
+            for clause in found
+            for column, value in zip(self.table.routing_columns, self.routing_values(clause), strict=True)
+        )
+
+    def row_keys(self, keys: tuple[tuple[int, int, str], ...], uses: tuple[KeyUse, ...]) -> tuple[int, ...]:
+        """For each row of the source the position of its key; nothing where they may not be split by shard."""
+        text = self.collector.text
+        sharded = [one for one in self.collector.references if one.kind is ReferenceKind.SHARDED]
+        if len(uses) < 2 or len(sharded) > 1 or "withClause" in self.node:
+            return ()
+        if not self.source.is_even or self.source.level.merges:
+            return ()
+        if any(is_unknown(call) for call in self.collector.calls) or len(RowText(text.sql).rows) != len(uses):
+            return ()
+        positions = starts(keys)
+        return tuple(positions[unnamed(use.sources)] for use in uses)
 
     def described(
-        self, effects: Effects, kind: RouteKind, keys: tuple[tuple[int, int, str], ...], problem: SqlError | None
+        self,
+        effects: Effects,
+        keys: tuple[tuple[int, int, str], ...],
+        problem: SqlError | None,
+        rows: tuple[KeyUse, ...] = (),
     ) -> Template:
         """The Template."""
         commands = {COMMANDS[name] for clause in self.clauses if (name := clause.get("commandType")) in COMMANDS}
         profiles = {index for command in sorted(commands) for index in fired_profiles(self.table, command)}
         return Template(
-            kind,
+            RouteKind.ROUTE_KEYED if keys else RouteKind.ROUTE_SCATTER,
             operation=Operation.OPERATION_OTHER,
             is_write=True,
             pin=effects.pin,
@@ -84,6 +122,10 @@ class Merge:
             one_shard_refusal=problem,
             returns="returningList" in self.node,
             profiles=tuple(sorted(profiles)),
+            rows=max(len(rows), 1),
+            row_keys=self.row_keys(keys, rows),
+            new_keys=NewKeys.ON_CONFLICT if rows and self.table.by_cost else NewKeys.NONE,
+            owes_away=self.table.by_cost,
             owes_claims=self.collector.catalog.owes_claims(self.table),
             is_exact=self.collector.text.is_exact,
             reason="restricted to keys" if keys else "every shard merges the rows that live together",
@@ -116,6 +158,7 @@ class Merge:
             if value[0].table is not None and value[0].table.type_of(value[1]) is not None and key_type is not None:
                 self.collector.facts.append(Fact(place, region, other=value))
         elif value is not None and key_type is not None:
+            self.matched[place[1]] = value
             keys = self.collector.text.read_list(value, key_family(key_type))
             if keys is not None:
                 self.collector.facts.append(Fact(place, region, keys))
@@ -139,46 +182,57 @@ class Merge:
         for clause in self.clauses:
             if clause.get("commandType") != "CMD_INSERT":
                 continue
-            value = self.routing_value(clause)
-            made = self.made_of(value)
-            if made is None:
-                made = self.level.scope.resolve(value) or [value]
-            if isinstance(made, tuple):
-                if not same_domain(made, (self.target, self.table.routing_column)):
+            values = self.routing_values(clause)
+            made = [self.made_of(value) or self.level.scope.resolve(value) or [value] for value in values]
+            if len(made) == 1 and isinstance(made[0], tuple):
+                if not same_domain(made[0], (self.target, self.table.routing_column)):
                     raise refused("new rows that live elsewhere")
-                places.append(made)
+                places.append(made[0])
                 continue
-            uses += self.read_uses(made)
+            cells = [each for each in made if isinstance(each, list)]
+            if len(cells) < len(made):
+                raise refused("new rows whose key of several columns is made of others' rows")
+            uses += self.read_uses(cells)
         return tuple(uses), places
 
-    def routing_value(self, clause: Node) -> Node:
-        """What a WHEN NOT MATCHED clause gives for the column that says where the row lives."""
-        routing = self.table.routing_column
+    def routing_values(self, clause: Node) -> list[Node]:
+        """What a WHEN NOT MATCHED clause gives for the columns that say where the row lives."""
         named = [unwrap(column)[1].get("name") for column in clause.get("targetList", [])]
         columns = named or [column.name for column in self.table.columns]
         given = dict(zip(columns, clause.get("values", []), strict=False))
-        value: Node | None = given.get(routing)
-        if value is None or unwrap(value)[0] == "SetToDefault":
-            raise refused("new rows without their key")
+        found: list[Node] = []
+        for routing in self.table.routing_columns:
+            value: Node | None = given.get(routing)
+            if value is None or unwrap(value)[0] == "SetToDefault":
+                raise refused("new rows without their key")
+            found.append(value)
         if self.table.kind is TableKind.CHILD and self.table.key in given and not self.table.takes_keys:
             raise refused("given keys of a child table")
-        return value
+        return found
 
-    def read_uses(self, cells: list[Node]) -> tuple[KeyUse, ...]:
-        """The keys of new rows that are constants."""
-        routing = self.table.routing_column
-        key_type = self.table.type_of(routing)
-        keys = self.collector.text.read_list(cells, key_family(key_type)) if key_type is not None else None
-        if keys is None:
-            raise refused("new rows whose key is an expression")
-        return key_uses(self.collector.catalog, self.table, routing, keys, KeyFlag.KEY_INSERTED)
+    def read_uses(self, cells: list[list[Node]]) -> tuple[KeyUse, ...]:
+        """The keys of new rows that are constants, by the columns that say where a row lives."""
+        columns: list[tuple[KeyUse, ...]] = []
+        for routing, given in zip(self.table.routing_columns, cells, strict=True):
+            key_type = self.table.type_of(routing)
+            keys = self.collector.text.read_list(given, key_family(key_type)) if key_type is not None else None
+            if keys is None or len(keys) < len(given):
+                raise refused("new rows whose key is an expression")
+            columns.append(key_uses(self.collector.catalog, self.table, routing, keys, KeyFlag.KEY_INSERTED))
+        if len(columns) == 1:
+            return columns[0]
+        if len({len(column) for column in columns}) > 1:
+            raise refused("new rows whose key is made of constants and the source's rows")
+        return tuple(chain(parts) for parts in zip(*columns, strict=True))
 
     def check_params(self, locator: Locator, uses: tuple[KeyUse, ...]) -> None:
         """Refuse a parameter that is a new row's key and may be of another type elsewhere."""
-        key_type = self.table.type_of(self.table.routing_column)
-        for use in uses:
+        for use in (part for each in uses for part in (each, *each.rest)):
             usable = locator.usable.get(use.index)
-            if use.flags & KeyFlag.KEY_PARAM and (key_type is None or usable != key_family(key_type)):
+            key_type = KeyType(
+                use.flags // KeyFlag.KEY_TYPE_UNIT & (KeyFlag.KEY_LIMIT_UNIT // KeyFlag.KEY_TYPE_UNIT - 1)
+            )
+            if use.flags & KeyFlag.KEY_PARAM and usable != key_family(key_type):
                 raise refused(f"${use.index + 1} both as a key and otherwise")
 
     def problem(self, locator: Locator, uses: tuple[KeyUse, ...], places: list[Place]) -> SqlError | None:
@@ -219,7 +273,21 @@ def read_source(collector: Collector, node: Node, level: Level) -> Source:
             if unwrap(value.get("val"))[0] == "ColumnRef" and path is None:
                 break  # a star: what stands behind it is not counted
             columns[names[index] if index < len(names) else name] = [value["val"]]
-    return Source(found, alias.get("aliasname", ""), columns)
+    is_even = "valuesLists" in query and all(
+        len({shape_of(cell) for cell in cells}) == 1 and shape_of(cells[0]) for cells in columns.values()
+    )
+    return Source(found, alias.get("aliasname", ""), is_even, columns)
+
+
+def shape_of(cell: Node) -> str:
+    """What type an expression has, as far as it can be seen; nothing where it depends on the rows beside it."""
+    kind, fields = unwrap(cell)
+    if kind == "TypeCast":
+        name, is_array = type_of(fields)
+        return f"{name}{is_array}{has_modifier(fields)}"
+    if kind != "A_Const" or fields.get("isnull"):
+        return ""
+    return next((name for name in ("ival", "fval", "sval", "boolval") if name in fields), "")
 
 
 def refused(what: str) -> SqlError:

@@ -78,10 +78,6 @@ def plan_merge_into(collector: Collector, node: Node, target: Reference, level: 
         if unwrap(clause)[1].get("commandType") == "CMD_UPDATE":
             pairs = assignments(unwrap(clause)[1].get("targetList", []))
             check_assignments(target.declared, [column for column, _ in pairs])
-    if target.declared.by_cost:
-        raise not_built(
-            f'MERGE into "{target.declared.name}", which is placed by cost', "Use INSERT ... ON CONFLICT, or UPDATE."
-        )
     check_no_plain(collector)
     check_shard_local(collector)
     return Merge(collector, node, target, level, target.declared).plan(effects)

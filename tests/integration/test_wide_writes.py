@@ -89,6 +89,17 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         *("INSERT INTO root (id) VALUES (1005), (1006), (1007), (1008) RETURNING id", "COMMIT"),
         *("SELECT id FROM root WHERE id > 1000", "DELETE FROM root WHERE id > 1000"),
     ],
+    "MERGE of constants": [
+        "INSERT INTO root (id, tag) VALUES (1001, 'a'), (1003, 'c')",
+        "MERGE INTO root r USING (VALUES (1004, 'D'), (1001, 'A'), (1003, 'it''s ('), (1002, 'B')) AS v(id, tag) "
+        "ON r.id = v.id WHEN MATCHED THEN UPDATE SET tag = v.tag "
+        "WHEN NOT MATCHED THEN INSERT (id, tag) VALUES (v.id, v.tag) RETURNING merge_action(), r.id, v.tag",
+        "MERGE INTO root r USING (VALUES (1004, 'D'), (1001, 'A'), (1005, 'E')) AS v(id, tag) ON r.id = v.id "
+        "WHEN MATCHED THEN DELETE",
+        "MERGE INTO root r USING (VALUES (1004, 1), (1001, 0), (1005, 1)) AS v(id, n) ON r.id = v.id "
+        "WHEN NOT MATCHED THEN INSERT (id, n) VALUES (v.id, nullif(v.n, 0))",
+        "SELECT id, tag FROM root WHERE id > 1000", "DELETE FROM root WHERE id > 1000",
+    ],
     "writes in WITH, shown": [
         "WITH w AS (UPDATE root SET n = n + 1 WHERE n % 2 = 0 RETURNING *) SELECT id, n FROM w WHERE n > 3",
         "WITH w AS (UPDATE root SET n = n + 1 RETURNING id, n) SELECT n AS number, id FROM w WHERE false", "SELECT 1",
