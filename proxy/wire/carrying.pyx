@@ -182,6 +182,8 @@ cdef class Carrying(Copying):
     cdef int step_carry(self, Carry carry) except -1:
         """Do the next step; RETRY: it could not be done yet."""
         cdef int step = carry.step
+        if (step == CARRY_OPEN or step == CARRY_SELECT) and self.explicit and self.is_read_only():
+            raise SqlError("25006", "cannot execute INSERT in a read-only transaction")     # without a row no shard says it
         if step == CARRY_OPEN or step == CARRY_DESCRIBE:
             return self.open_carry(carry)
         if step == CARRY_HOLD:
@@ -202,8 +204,6 @@ cdef class Carrying(Copying):
     cdef int open_carry(self, Carry carry) except -1:
         """Describe the client's own statement, and tell the client of what RETURNING will give."""
         cdef Backend backend
-        if carry.plan is not None and self.explicit and self.is_read_only():
-            raise SqlError("25006", "cannot execute INSERT in a read-only transaction")    # without a row no shard would say
         if carry.step == CARRY_OPEN:
             backend = self.attach(self.hub.default_shard, False, False)
             if backend is None:

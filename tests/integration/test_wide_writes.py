@@ -120,6 +120,7 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         "INSERT INTO child (root_id, tag) SELECT root_id, tag || '!' FROM w RETURNING root_id, tag",
         "WITH w AS (DELETE FROM child RETURNING *) SELECT count(*) FROM w",
     ],
+    "read only, no row": ["BEGIN READ ONLY", "INSERT INTO plain (tag) SELECT tag FROM root WHERE n = -7", "ROLLBACK"],
     "read only": ["BEGIN READ ONLY", "UPDATE root SET n = 4", "ROLLBACK"],
 }  # fmt: skip
 
