@@ -30,6 +30,7 @@ from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.key_sql import bucket_of_row
 from foreshard.proxy.errors import ConfigError, ForeshardError
 from foreshard.proxy.triggers.capture import quote_name, quote_table
+from foreshard.proxy.triggers.points import control_point
 
 BATCH_ROWS = 500
 SHOWN_MAX = 20
@@ -95,6 +96,7 @@ async def take_in(config: Config, intakes: Sequence[Intake], owners: Sequence[in
             else:
                 for home in homes:
                     await home.execute("UPDATE foreshard.claim_set SET is_taken_in = true WHERE name = $1", intake.name)
+                    control_point("intake-ended")
     if problems:
         raise ConfigError(problems)
 
@@ -174,8 +176,10 @@ class _Taking:
             shards: dict[int, list[tuple[str, int]]] = defaultdict(list)
             for row in await self.source.fetch(self._rows_sql(), *keys):
                 shards[self.owners[row["home"]]].append((row["key"], row["bucket"]))
+            control_point("intake-locked")
             for shard, claims in sorted(shards.items()):
                 await self._claim(self.homes[shard], sorted(claims))
+                control_point("intake-claimed")
 
     async def _claim(self, home: Connection, claims: list[tuple[str, int]]) -> None:
         arguments = (self.intake.name, [key for key, _ in claims], [bucket for _, bucket in claims])

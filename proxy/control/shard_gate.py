@@ -28,6 +28,7 @@ from foreshard.proxy.control.kept import KeptConnection, ShardDown
 from foreshard.proxy.control.recovery_shard import COMMIT
 from foreshard.proxy.control.retry import LOST
 from foreshard.proxy.errors import SqlError
+from foreshard.proxy.triggers.points import control_point
 
 LOCK_WAIT_FIRST_S = 0.1
 LOCK_WAIT_MAX_S = 0.8  # less than deadlock_timeout: nobody looks for cycles through this
@@ -92,12 +93,14 @@ class ShardGate:
         except SqlError as error:
             return line.refuse(error)
         self._opened.clear()
+        control_point("gate-held")
         try:
             if line.admit():
                 async with asyncio.timeout(OPEN_S):
                     await self._opened.wait()
         except TimeoutError:
             pass  # who is late is told so
+        control_point("gate-opened")
         line.settle(await self._let_go())
 
     async def _hold(self) -> None:

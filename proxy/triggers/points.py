@@ -29,7 +29,12 @@ RECOVERY_NAMES = ("recovery-listed", "recovery-decided", "recovery-read", "recov
 SPREAD_NAMES = ("spread-moved", "spread-prepared", "spread-decided", "spread-finished")
 # In the router, as it completes DDL, and follows that of others.
 SCHEMA_NAMES = ("schema-ran", "schema-read", "schema-made", "schema-followed", "schema-alone", "schema-noticed")
-ELSEWHERE = ("commit-", "claims-", "snapshots-", "schema-", "spread-")  # in processes that run no functions
+# In the router, while it keeps commits over several shards out; its other places are in proxy/wire/commit.
+GATE_NAMES = ("gate-held", "gate-opened")
+# In `foreshard apply`, as it claims for older rows.
+INTAKE_NAMES = ("intake-locked", "intake-claimed", "intake-ended")
+# In processes that run no functions.
+ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "intake-", "schema-", "snapshots-", "spread-")
 
 _armed = os.environ.get("FORESHARD_CRASH_AT", "")
 _stopping = os.environ.get("FORESHARD_STOP_AT", "")

@@ -31,6 +31,7 @@ from foreshard._core.template cimport (
 from foreshard._core.typed_keys cimport TYPE_INT2, TYPE_INT8
 from foreshard._core.values cimport VALUE_BINARY, Value, Values
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.commit cimport control_point
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, Gather
 from foreshard.proxy.wire.statement cimport Statement
 
@@ -248,6 +249,7 @@ cdef class Away(Gather):
         self.asked_home = backend
         self.is_reserved = self.is_reserved or reserves
         backend.flush()
+        control_point("away-asked")
         self.wait_until_drained()
         return 0
 
@@ -281,6 +283,8 @@ cdef class Away(Gather):
         if backend.muted_error is not None:
             error, backend.muted_error = decode_error(backend.muted_error), None
             raise error
+        if self.is_reserved:
+            control_point("away-reserved")
         for position, row in zip(positions, rows, strict=True):
             size = int.from_bytes(row[2:6], "big", signed=True)
             self.claimed[position] = NO_ROW if size < 0 else int(row[6:6 + size])

@@ -25,6 +25,7 @@ cdef enum GatePlace:
     GATE_DONE = 3           # has them, and is to hear that they are of one moment
 
 
+cdef int control_point(str name) except -1
 cdef bint owe_claims(list backends) noexcept
 cdef Template COMMIT
 cdef Template ROLLBACK

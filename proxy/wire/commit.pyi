@@ -3,6 +3,7 @@ from typing import Any
 from foreshard.proxy.wire.session import Session
 
 CONTROL_POINTS: tuple[str, ...]
+SNAPSHOT_POINTS: tuple[str, ...]
 CRASH_AT: str
 COMMIT: Any
 ROLLBACK: Any

@@ -28,9 +28,10 @@ from foreshard._core.errors import SqlError, not_built
 from foreshard._core.two_phase import make_gid, new_id
 
 CONTROL_POINTS = (
-    "claims-asked", "claims-taken",
-    "commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished",
+    "away-asked", "away-reserved", "claims-trying", "claims-asked", "claims-taken",
+    "commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished", "commit-undoing",
 )
+SNAPSHOT_POINTS = ("snapshots-opening", "snapshots-opened")
 CRASH_AT = os.environ.get("FORESHARD_CRASH_AT", "")
 STOP_AT = os.environ.get("FORESHARD_STOP_AT", "")
 
@@ -153,7 +154,7 @@ cdef class Commit(Session):
         self.participants = []
         self.send_texts(template, [(writer, COMMIT_UNLESS_OWING)], None)
         self.step = STEP_TRY_COMMIT
-        return 0
+        return control_point("claims-trying")
 
     cdef int finish_try(self) except -1:
         """It has committed, failed, or has to be asked."""
@@ -319,6 +320,7 @@ cdef class Commit(Session):
     cdef int undo(self) except -1:
         """Roll back what has not ended; the error has been told."""
         cdef Backend backend
+        control_point("commit-undoing")
         texts = []
         for backend in self.links:
             failed, backend.muted_error = backend.muted_error is not None, None

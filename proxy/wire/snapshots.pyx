@@ -12,7 +12,7 @@ begun without the node cannot ask it later; it gets 0A000.
 
 from foreshard._core.frames cimport Cursor, read_bytes, read_int16, read_int32
 from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
-from foreshard.proxy.wire.commit cimport GATE_DONE, GATE_IN_LINE, STEP_EXPORT, STEP_SNAPSHOT, Commit
+from foreshard.proxy.wire.commit cimport GATE_DONE, GATE_IN_LINE, STEP_EXPORT, STEP_SNAPSHOT, Commit, control_point
 from foreshard.proxy.wire.session cimport WAIT_COMMANDS
 
 from foreshard._core.errors import SqlError, decode_error, not_built
@@ -103,6 +103,7 @@ cdef class Snapshots(Commit):
     cdef int finish_snapshots(self) except -1:
         """Every shard has its snapshot, or said why not."""
         cdef Backend backend
+        control_point("snapshots-opened")
         for backend in self.links:
             backend.filter = FILTER_NONE
             if backend.muted_error is not None:

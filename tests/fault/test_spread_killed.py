@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foreshard.proxy.triggers.points import SPREAD_NAMES
 from tests.support.postgres import Shards, TestInstances
 from tests.support.verified import assert_verified
 
@@ -67,7 +68,7 @@ def rows(shards: Shards, table: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("point", ["spread-moved", "spread-prepared", "spread-decided", "spread-finished"])
+@pytest.mark.parametrize("point", SPREAD_NAMES)
 def test_apply_killed_while_it_spreads_tables_goes_on(
     test_instances: TestInstances, tmp_path: Path, point: str
 ) -> None:

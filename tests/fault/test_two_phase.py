@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -28,7 +29,7 @@ from tests.support.proxy import Proxy, command_line
 from tests.support.raw import Closed, RawConnection, error_of, kinds
 from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
 from tests.support.verified import assert_verified
-from tests.support.waiting import wait_until
+from tests.support.waiting import process_state, wait_until
 
 RUN_S = float(os.environ.get("FORESHARD_FAULT_S", "12"))
 SEED = int(os.environ.get("FORESHARD_FAULT_SEED", "1"))
@@ -42,9 +43,21 @@ ANY_BACKEND = """
 SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 AND backend_type = 'client backend' ORDER BY random() LIMIT 1
 """
-# Its codes are claimed, wherever their homes are.
-CLAIMING_SCHEMA = SCHEMA + "CREATE TABLE ticket (id bigserial PRIMARY KEY, code text UNIQUE);"
-CLAIMING_TABLES = {**TABLES, "ticket": {"key": "id", "unique": ["code"]}}
+# Codes of tickets are claimed wherever their homes are; parcels are away from home, two of three.
+CLAIMING_SCHEMA = f"""{SCHEMA}
+CREATE TABLE ticket (id bigserial PRIMARY KEY, code text UNIQUE);
+CREATE TABLE parcel (code text PRIMARY KEY);
+CREATE TABLE wrap (id bigserial PRIMARY KEY, code text NOT NULL REFERENCES parcel DEFERRABLE INITIALLY DEFERRED);
+"""
+CLAIMING_TABLES = {
+    **TABLES,
+    "ticket": {"key": "id", "unique": ["code"]},
+    "parcel": {"key": "code", "placement": "cost"},
+    "wrap": {"key": "id", "parent": "parcel", "via": "code"},
+}
+WEIGH = {"table": "parcel", "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
+SECTIONS: dict[str, Any] = {"placement": {"policy": "least-loaded"}, "triggers": {"weigh": WEIGH}}
+CLAIMED = "SELECT 'public.ticket.code', code FROM ticket UNION ALL SELECT 'public.parcel.code', code FROM parcel"
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
 
@@ -71,7 +84,7 @@ async def recover(proxy: Proxy, shards: Shards) -> list[str]:
 def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
     """A router alone: what recovers is up to the test."""
     shards.execute(CLAIMING_SCHEMA)
-    proxy = Proxy(shards.dsns, folder, tables=CLAIMING_TABLES, command="router", environment=environment)
+    proxy = Proxy(shards.dsns, folder, tables=CLAIMING_TABLES, command="router", environment=environment, **SECTIONS)
     (folder / "run").mkdir()
     attach_state(load_config(proxy.configuration))
     proxy.start()
@@ -84,40 +97,57 @@ def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
         proxy.stop()
 
 
-def change_on_every_shard(client: RawConnection, shards: Shards) -> None:
-    """A transaction that writes a row of each shard, and claims values of several, open."""
-    client.rows("BEGIN")
+def script(shards: Shards, point: str) -> list[str]:
+    """A transaction that passes the point: it writes rows of each shard, claims values of several, and rows away."""
+    texts = []
     for shard in range(SHARD_COUNT):
         key = shards.query(FIRST_KEY, on=shard)[0][0]
-        client.rows(f"UPDATE root SET tag = 'after' WHERE id = {key}")
-        client.rows(f"INSERT INTO ticket (code) VALUES ('code {shard}')")
+        texts.append(f"UPDATE root SET tag = 'after' WHERE id = {key}")
+        texts.append(f"INSERT INTO ticket (code) VALUES ('code {shard}')")
+    texts[:0] = [f"INSERT INTO parcel (code) VALUES ('parcel {number}')" for number in range(4)]
+    if point == "claims-trying":  # who writes one shard only
+        texts = ["INSERT INTO ticket (code) VALUES ('code 0')"]
+    if point == "commit-undoing":  # one shard cannot prepare
+        texts.append("INSERT INTO wrap (code) VALUES ('nowhere')")
+    return ["BEGIN", *texts, "COMMIT"]
 
 
-def changed(shards: Shards) -> list[object]:
+def run(client: RawConnection, texts: list[str]) -> None:
+    for text in texts:
+        client.query(text)
+
+
+def changed(shards: Shards, point: str) -> list[object]:
     """On how many rows of each shard that transaction has happened; the claims have, too, or neither."""
     keys, claims = (
-        sorted(str(row[0]) for shard in range(SHARD_COUNT) for row in shards.query(ask, on=shard))
-        for ask in ("SELECT code FROM ticket", "SELECT key FROM foreshard.claim")
+        sorted(str(row) for shard in range(SHARD_COUNT) for row in shards.query(ask, on=shard))
+        for ask in (CLAIMED, "SELECT name, key FROM foreshard.claim")
     )
     assert keys == claims
     sql = "SELECT count(*) FROM root WHERE tag = 'after'"
-    return [shards.query(sql, on=shard)[0][0] for shard in range(SHARD_COUNT)]
+    counts = [shards.query(sql, on=shard)[0][0] for shard in range(SHARD_COUNT)]
+    assert len(keys) in ((0, 1) if point == "claims-trying" else (counts[0] and 7,))
+    return [len(keys)] if point == "claims-trying" else counts
+
+
+def parcels_away(shards: Shards) -> int:
+    sql = "SELECT count(*) FROM foreshard.away"
+    return sum(int(str(shards.query(sql, on=shard)[0][0])) for shard in range(SHARD_COUNT))
 
 
 @pytest.mark.parametrize("point", CONTROL_POINTS)
-def test_a_router_killed_at_any_step_of_commit_leaves_all_or_nothing(
+def test_a_router_killed_at_any_step_of_a_transaction_leaves_all_or_nothing(
     three_shards: Shards, tmp_path: Path, point: str
 ) -> None:
     with router(three_shards, tmp_path, FORESHARD_CRASH_AT=point) as proxy:
-        with proxy.server.connect() as client:
-            change_on_every_shard(client, three_shards)
-            with pytest.raises(Closed):
-                client.query("COMMIT")
+        with proxy.server.connect() as client, pytest.raises(Closed):
+            run(client, script(three_shards, point))
         assert proxy.wait_for_end() == -signal.SIGKILL
     wait_until(lambda: not open_transactions(three_shards))
     asyncio.run(recover(proxy, three_shards))
-    counts = {"commit-deciding": [0, 1], "commit-decided": [1], "commit-finished": [1]}.get(point, [0])
-    assert changed(three_shards) in [[count] * SHARD_COUNT for count in counts]
+    counts = {"commit-deciding": [0, 1], "claims-trying": [0, 1], "commit-decided": [1], "commit-finished": [1]}
+    found = changed(three_shards, point)
+    assert found in [[count] * len(found) for count in counts.get(point, [0])]
     assert_verified(proxy.configuration)
 
 
@@ -126,29 +156,27 @@ def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
     three_shards: Shards, tmp_path: Path, point: str
 ) -> None:
     with router(three_shards, tmp_path, FORESHARD_STOP_AT=point) as proxy, proxy.server.connect() as client:
-        change_on_every_shard(client, three_shards)
-        client.send(query("COMMIT"))
+        texts = script(three_shards, point)
+        client.send(b"".join(map(query, texts)))
         (pid,) = proxy.router_pids()
         wait_until(lambda: process_state(pid) == "T")
-        if point == "commit-deciding":  # what it has sent arrives
+        if point in ("commit-deciding", "claims-trying"):  # what it has sent arrives
             wait_until(lambda: not open_transactions(three_shards))
         asyncio.run(recover(proxy, three_shards))
         os.kill(pid, signal.SIGCONT)
-        answer = client.read_until()
-        if point == "commit-prepared":
-            assert error_of(answer)["C"] == "40001"
-            assert changed(three_shards) == [0] * SHARD_COUNT
+        *before, answer = [client.read_until() for _ in texts]
+        assert not any("E" in kinds(each) for each in before)
+        assert parcels_away(three_shards) > 0 or point in ("claims-trying", "commit-prepared", "commit-undoing")
+        refused = {"commit-prepared": "40001", "commit-undoing": "23503"}.get(point)
+        if refused:
+            assert error_of(answer)["C"] == refused
         else:
             assert kinds(answer) == "CZ"
-            assert changed(three_shards) == [1] * SHARD_COUNT
+        found = changed(three_shards, point)
+        assert found == [0 if refused else 1] * len(found)
         assert prepared_count(three_shards) == 0
         assert client.value("SELECT 1") == "1"
     assert_verified(proxy.configuration)
-
-
-def process_state(pid: int) -> str:
-    """R running, S sleeping, T stopped ... as /proc has it."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def open_transactions(shards: Shards) -> bool:

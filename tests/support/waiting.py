@@ -23,13 +23,17 @@ def wait_until(holds: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
         time.sleep(POLL_S)
 
 
+def process_state(pid: int) -> str:
+    """R running, S sleeping, T stopped ... as /proc has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def is_running(pid: int) -> bool:
     """True while the process exists and is no zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return process_state(pid) != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until_gone(*pids: int) -> None:
