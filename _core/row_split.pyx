@@ -1,8 +1,9 @@
 """The rows of an INSERT ... VALUES, or MERGE ... USING (VALUES ...), in its text, and texts with only some of them.
 
 Rows are found by PostgreSQL's lexical rules alone: VALUES outside of parentheses (in MERGE: within one), then
-parenthesised rows between commas. The planner has compared their number with the parser's for this text, and texts that share its Template differ
-in literals, comments and white space only, so what is found at run time is right for them, too.
+parenthesised rows between commas. The planner has compared their number with the parser's for this text, and texts
+that share its Template differ in literals, comments and white space only: what is found at run time is right for them,
+too.
 
 1. A part is the client's own bytes less the rows left out; of `$n` only the number changes, in the order of numbers.
 2. A part of a text up to PLACED_BYTES_MAX has each kept character where the client has it (blanks in place of the

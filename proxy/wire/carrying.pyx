@@ -183,7 +183,7 @@ cdef class Carrying(Copying):
         """Do the next step; RETRY: it could not be done yet."""
         cdef int step = carry.step
         if (step == CARRY_OPEN or step == CARRY_SELECT) and self.explicit and self.is_read_only():
-            raise SqlError("25006", "cannot execute INSERT in a read-only transaction")     # without a row no shard says it
+            raise SqlError("25006", "cannot execute INSERT in a read-only transaction")     # no shard may ever say it
         if step == CARRY_OPEN or step == CARRY_DESCRIBE:
             return self.open_carry(carry)
         if step == CARRY_HOLD:

@@ -226,14 +226,12 @@ def test_a_row_limit_means_nothing_without_rows(pair: Twins) -> None:
             assert told[-2].body == b"UPDATE 60\0"
 
 
+@pytest.mark.parametrize("sql", ["UPDATE root SET n = 12 RETURNING n", "SELECT 12 AS n FROM root FOR UPDATE"])
 @pytest.mark.parametrize("limits", [(25, 25, 25), (60, 1, 1), (1, 0), (100, 100), (0, 0), (20, 20, 20, 20)])
-def test_a_row_limit_of_returning_gives_the_rest_later(pair: Twins, limits: Sequence[int]) -> None:
+def test_a_row_limit_of_a_write_gives_the_rest_later(pair: Twins, limits: Sequence[int], sql: str) -> None:
     asked = b"".join(execute(rows_max=limit) for limit in limits)
     with pair.connect() as both:
-        told = [
-            client.ask(parse("UPDATE root SET n = 12 RETURNING n"), bind(), describe_portal(), asked, SYNC)
-            for client in both
-        ]
+        told = [client.ask(parse(sql), bind(), describe_portal(), asked, SYNC) for client in both]
         assert comparable(told[0]) == comparable(told[1])
 
 
