@@ -7,18 +7,23 @@ what distribution costs, not what it gains.
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench import Options, report
-from bench.costs.kinds import SCHEMA, TABLES, Kind, all_kinds
+from bench.copy.command import copy
+from bench.costs.kinds import BODY, PLACEMENT, SCHEMA, TABLES, TRIGGERS, Kind, all_kinds
 from bench.costs.plots import draw
 from bench.wire import pgbench
 from bench.wire.peers import Peer, direct_peer, foreshard_peer
 from foreshard.proxy.embedded import EmbeddedCluster
-from tests.support.messages import SYNC, extended
+from tests.support.messages import SYNC, copy_data, extended
 from tests.support.proxy import Proxy
 from tests.support.raw import kinds
 from tests.support.servers import Server
@@ -26,6 +31,9 @@ from tests.support.servers import Server
 SHARDS = 4
 ENTRIES_PER_ACCOUNT = 4
 STEP = 100  # rows per pipeline
+PARCELS = 400
+NUMBERS_AWAY = "SELECT substr(key, 8) FROM foreshard.away WHERE name = 'public.parcel.name'"
+COPY_ROWS = 10_000
 FIGURES = ("transactions_per_s", "p50_us", "p99_us")
 
 
@@ -37,7 +45,8 @@ class Length(NamedTuple):
     words: tuple[str, str]  # pgbench's -T or -t
 
 
-FULL, SMALL = Length(5_000, 5, ("-T", "2")), Length(400, 1, ("-t", "10"))
+# 44 turns a round, of a second each: less than five minutes.
+FULL, SMALL = Length(5_000, 4, ("-T", "1")), Length(400, 1, ("-t", "10"))
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -81,12 +90,16 @@ def compare(dsns: list[str], directory: Path, length: Length, seed: int) -> list
     one.run(*SCHEMA)
     for dsn in dsns:
         Server.of_dsn(dsn).run(*SCHEMA)
-    with Proxy(dsns, directory / "sharded", tables=TABLES, workers={"per_shard": 0}) as proxy:
+    sections = {"workers": {"per_shard": 0}, "triggers": TRIGGERS, "placement": PLACEMENT}
+    with Proxy(dsns, directory / "sharded", tables=TABLES, **sections) as proxy:
         fill(one, proxy.server, length.accounts)
+        home, away = fill_parcels(one, proxy.server, [Server.of_dsn(dsn) for dsn in dsns])
         for server in (one, *map(Server.of_dsn, dsns)):
             server.run("VACUUM ANALYZE")
         peers = (direct_peer(one), foreshard_peer(proxy))
-        return [compare_kind(kind, peers, directory, length, seed) for kind in all_kinds(length.accounts, SHARDS)]
+        kinds_compared = all_kinds(length.accounts, SHARDS, home, away)
+        compared = [compare_kind(kind, peers, directory, length, seed) for kind in kinds_compared]
+        return [*compared, compare_copy(one, proxy.server, length)]
 
 
 def fill(one: Server, sharded: Server, accounts: int) -> None:
@@ -110,6 +123,62 @@ def fill(one: Server, sharded: Server, accounts: int) -> None:
                 assert "E" not in kinds(answer), answer[-2]
 
 
+def fill_parcels(one: Server, sharded: Server, shards: list[Server]) -> tuple[list[int], list[int]]:
+    """The same parcels on both sides; the numbers of those at home, and away from it."""
+    for server in (one, sharded):
+        with server.connect() as connection:
+            for number in range(PARCELS):
+                connection.rows(f"INSERT INTO parcel VALUES ('parcel {number}', '{BODY}')")
+    away = set()
+    for shard in shards:
+        with shard.connect() as connection:
+            away |= {int(row[0] or 0) for row in connection.rows(NUMBERS_AWAY)}
+    return sorted(set(range(PARCELS)) - away), sorted(away)
+
+
+@contextmanager
+def asked_beside(server: Server, sql: str) -> Iterator[None]:
+    """A client that asks the same all the while, for an answer of one moment."""
+    stopping = threading.Event()
+
+    def ask() -> None:
+        with server.connect() as connection:
+            connection.query("SET foreshard.snapshot = on")  # PostgreSQL takes it for a setting of somebody's
+            while not stopping.is_set():
+                connection.query(sql)
+
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask)
+        try:
+            yield
+        finally:
+            stopping.set()
+        asking.result()
+
+
+def compare_copy(one: Server, sharded: Server, length: Length) -> dict[str, Any]:
+    """COPY into a table whose keys clients give, its rows split over the shards: as a kind that has one transaction."""
+    found: dict[str, list[dict[str, float]]] = {"one": [], "foreshard": []}
+    for number in range(length.rounds):
+        data = b"".join(b"copied %d.%d\t%s\n" % (number, row, BODY.encode()) for row in range(COPY_ROWS))
+        for name, server in (("one", one), ("foreshard", sharded)):
+            taken_s = copy(server, "COPY named FROM STDIN", [copy_data(data)])
+            found[name].append({"transactions_per_s": 1 / taken_s, "p50_us": taken_s * 1e6, "p99_us": taken_s * 1e6})
+    return {
+        "kind": f"copy, {COPY_ROWS} rows split by shard",
+        "clients": 1,
+        "bar": None,
+        **{name: medians(some) for name, some in found.items()},
+        "throughput_ratio": ratio(found["one"], found["foreshard"]),
+        "plain_ratio": None,
+    }
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure, over the rounds."""
+    return {figure: float(np.median([each[figure] for each in rounds])) for figure in FIGURES}
+
+
 def compare_kind(kind: Kind, peers: tuple[Peer, Peer], directory: Path, length: Length, seed: int) -> dict[str, Any]:
     """One kind: medians of both sides, and the ratios of throughputs within the rounds."""
     one, foreshard = peers
@@ -120,19 +189,17 @@ def compare_kind(kind: Kind, peers: tuple[Peer, Peer], directory: Path, length: 
     found: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in turns}
     for index in range(length.rounds):
         for name, peer, words in turns:
-            made = pgbench.run_round(
-                peer, clients=kind.clients, mode="simple", length=length.words, seed=seed + index, scripts=words
-            )
+            asking = asked_beside(peer.server, kind.beside) if kind.beside and name != "plain" else nullcontext()
+            with asking:
+                made = pgbench.run_round(
+                    peer, clients=kind.clients, mode="simple", length=length.words, seed=seed + index, scripts=words
+                )
             found[name].append(made)
-    sides = {
-        name: {figure: float(np.median([each[figure] for each in some])) for figure in FIGURES}
-        for name, some in found.items()
-    }
     return {
         "kind": kind.name,
         "clients": kind.clients,
         "bar": kind.bar,
-        **sides,
+        **{name: medians(some) for name, some in found.items()},
         "throughput_ratio": ratio(found["one"], found["foreshard"]),
         "plain_ratio": ratio(found["plain"], found["foreshard"]) if kind.plain else None,
     }

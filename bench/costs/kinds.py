@@ -18,6 +18,9 @@ SCHEMA = (
     "CREATE TABLE member (name text PRIMARY KEY, email text UNIQUE, body text)",
     "CREATE TABLE visitor (name text PRIMARY KEY, email text, body text)",
     "CREATE INDEX ON visitor (email)",
+    # Both fire a function, whose predicted cost decides where parcels live; crates live where their keys say.
+    "CREATE TABLE parcel (name text PRIMARY KEY, body text)",
+    "CREATE TABLE crate (name text PRIMARY KEY, body text)",
 )
 TABLES = {
     "account": {"key": "id"},
@@ -26,7 +29,14 @@ TABLES = {
     "named": {"key": "name"},
     "member": {"key": "name", "unique": ["email"]},
     "visitor": {"key": "name"},
+    "parcel": {"key": "name", "placement": "cost"},
+    "crate": {"key": "name"},
 }
+TRIGGERS = {
+    f"weigh_{table}": {"table": table, "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
+    for table in ("parcel", "crate")
+}
+PLACEMENT = {"policy": "least-loaded"}  # each shard in turn: three of four parcels are away from home
 BODY = "x" * 200
 PAIRS = 60  # pgbench takes 128 scripts at most
 
@@ -41,6 +51,7 @@ class Kind:
     pairs: Sequence[tuple[int, int]] = ()  # of accounts: one script for each, as {one} and {other}
     plain: tuple[str, ...] = ()  # what it is compared with through Foreshard, too: the same without the guarantee
     bar: float | None = None  # the most that it may cost, against `plain` or else one PostgreSQL
+    beside: str = ""  # what another client asks all the while, but for `plain`
 
     def write(self, directory: Path, accounts: int) -> tuple[str, ...]:
         """The script as pgbench's arguments."""
@@ -53,9 +64,11 @@ class Kind:
     def _write(self, directory: Path, accounts: int, lines: Sequence[str], suffix: str) -> tuple[str, ...]:
         words: list[str] = []
         for number, (one, other) in enumerate(self.pairs or [(0, 0)]):
-            name = self.name.replace(" ", "-").replace(",", "").replace(":", "")
+            name = "-".join(self.name.replace(",", "").replace(":", "").replace("...", "").split())
             path = directory / f"{name}{suffix}-{number}.sql"
-            values: Mapping[str, object] = {"accounts": accounts, "body": BODY, "one": one, "other": other}
+            values: Mapping[str, object] = {
+                "accounts": accounts, "body": BODY, "one": one, "other": other, "hundred": HUNDRED
+            }  # fmt: skip
             path.write_text("".join(line.format_map(values) + "\n" for line in lines))
             words += ["-f", str(path)]
         return tuple(words)
@@ -93,11 +106,16 @@ TRANSFER = (
     "COMMIT;",
 )
 DRAW = r"\set n random(1, 1000000000000)"
+DRAW_FIRST = r"\set a random(1, {accounts} - 99)"
+HUNDRED = "id BETWEEN :a AND :a + 99"
 DRAW_OTHER = r"\set m random(1, 1000000000000)"
 
 
-def all_kinds(accounts: int, shards: int) -> tuple[Kind, ...]:
-    """Every kind, for that many accounts."""
+TOTAL = "SELECT sum(balance) FROM account"
+
+
+def all_kinds(accounts: int, shards: int, parcels_home: Sequence[int], parcels_away: Sequence[int]) -> tuple[Kind, ...]:
+    """Every kind, for that many accounts, and parcels that are at home, or away."""
     same, apart = transfers(accounts, shards)
     return (
         Kind("insert, placed", ("INSERT INTO note (body) VALUES ('{body}');",)),
@@ -133,4 +151,32 @@ def all_kinds(accounts: int, shards: int) -> tuple[Kind, ...]:
             clients=1,
         ),
         Kind("query node: join of groups", ("SELECT count(*) FROM account a JOIN note n ON n.id = a.id;",), clients=1),
+        *_kinds_away(parcels_home, parcels_away),
+        Kind(
+            "transfer over two shards, beside totals of one moment", TRANSFER, pairs=apart, plain=TRANSFER, beside=TOTAL
+        ),
+        Kind(
+            "insert ... select, 100 rows where they are",
+            (DRAW_FIRST, "INSERT INTO entry (account_id, amount) SELECT id, 1 FROM account WHERE {hundred};"),
+            clients=1,
+        ),
+        Kind(
+            "insert ... select, 100 rows carried",
+            (DRAW_FIRST, "INSERT INTO note (body) SELECT owner FROM account WHERE {hundred};"),
+            clients=1,
+        ),
+    )
+
+
+def _kinds_away(home: Sequence[int], away: Sequence[int]) -> tuple[Kind, ...]:
+    """Keys that clients give, and rows that are placed by cost."""
+    read = ("SELECT body FROM parcel WHERE name = 'parcel {one}';",)
+    return (
+        Kind(
+            "insert by cost, away for 3 of 4",
+            (DRAW, "INSERT INTO parcel VALUES ('name :n', '{body}');"),
+            plain=(DRAW, "INSERT INTO crate VALUES ('name :n', '{body}');"),
+        ),
+        Kind("point read by cost, at home", read, pairs=[(number, 0) for number in home[:PAIRS]]),
+        Kind("point read by cost, away", read, pairs=[(number, 0) for number in away[:PAIRS]]),
     )

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from foreshard.proxy.admin.simple_query import ask
 from foreshard.proxy.config import load_config
 from foreshard.proxy.control.recovery import Recovery
+from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import attach_state
 from foreshard.proxy.wire.commit import CONTROL_POINTS
 from tests.support.messages import query
@@ -58,6 +60,7 @@ CLAIMING_TABLES = {
 WEIGH = {"table": "parcel", "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
 SECTIONS: dict[str, Any] = {"placement": {"policy": "least-loaded"}, "triggers": {"weigh": WEIGH}}
 CLAIMED = "SELECT 'public.ticket.code', code FROM ticket UNION ALL SELECT 'public.parcel.code', code FROM parcel"
+PARCELS = [f"p{number}" for number in range(6)]
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
 
@@ -177,6 +180,35 @@ def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
         assert prepared_count(three_shards) == 0
         assert client.value("SELECT 1") == "1"
     assert_verified(proxy.configuration)
+
+
+@pytest.mark.parametrize("point", ["commit-prepared", "commit-decided"])
+def test_what_a_router_left_prepared_is_shown_and_ended_within_seconds(
+    three_shards: Shards, tmp_path: Path, point: str
+) -> None:
+    three_shards.execute(CLAIMING_SCHEMA)
+    sections = {"workers": {"per_shard": 0}, "limits": {"commit_timeout": "1s"}, **SECTIONS}
+    armed = {"FORESHARD_CRASH_AT": point}  # the next router passes no such point
+    with Proxy(three_shards.dsns, tmp_path, tables=CLAIMING_TABLES, environment=armed, **sections) as proxy:
+        with proxy.server.connect() as client, pytest.raises(Closed):
+            run(
+                client, ["BEGIN", *(f"INSERT INTO parcel (code) VALUES ('p{number}')" for number in range(6)), "COMMIT"]
+            )
+        wait_until(lambda: shown_prepared(proxy) == (), 30)
+        codes, claims = (
+            sorted(str(row[0]) for shard in range(SHARD_COUNT) for row in three_shards.query(sql, on=shard))
+            for sql in ("SELECT code FROM parcel", "SELECT key FROM foreshard.claim")
+        )
+        assert codes == claims == (PARCELS if point == "commit-decided" else [])
+        assert_verified(proxy.configuration)
+
+
+def shown_prepared(proxy: Proxy) -> Sequence[object] | None:
+    """SHOW TWO_PHASE; None while no router answers."""
+    try:
+        return ask(proxy.server.host, proxy.server.port, proxy.server.user, "foreshard", "SHOW TWO_PHASE").rows
+    except (OSError, ForeshardError, SqlError):
+        return None
 
 
 def open_transactions(shards: Shards) -> bool:
