@@ -27,4 +27,6 @@ cdef class Replies:
     cdef int peek(self) noexcept
     cdef int pop(self) noexcept
     cdef int drop_last(self) noexcept
+    # Nothing is owed that runs for the client: Parse, Bind, Describe and what the client does not see.
+    cdef bint is_binding(self) noexcept
     cdef void clear(self) noexcept

@@ -60,6 +60,17 @@ cdef class Replies:
         self.count -= 1
         return self.items[(self.head + self.count) & (self.capacity - 1)]
 
+    cdef bint is_binding(self) noexcept:
+        cdef Py_ssize_t index
+        cdef int entry, kind
+        for index in range(self.count):
+            entry = self.items[(self.head + index) & (self.capacity - 1)]
+            kind = entry & REPLY_KIND_MASK
+            if entry & REPLY_SWALLOW == 0 and (
+                    kind == REPLY_QUERY or kind == REPLY_EXECUTE or kind == REPLY_SYNC or kind == REPLY_POISON):
+                return False
+        return True
+
     cdef void clear(self) noexcept:
         """Forget every entry."""
         self.head = 0

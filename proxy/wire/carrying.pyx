@@ -321,6 +321,7 @@ cdef class Carrying(Copying):
     cdef int execute_for(self, bytes portal, long long rows) except -1:
         """Execute as a client would."""
         cdef bytes body = portal + b"\0" + int(rows).to_bytes(4, "big")
+        self.input_end = NULL
         return self.on_execute(<const char*> body, len(body))
 
     cdef int close_for(self, bytes portal) except -1:

@@ -9,11 +9,15 @@ from foreshard.proxy.wire.statement cimport Statement
 cdef class Extended(Parsing):
     cdef Portal portal              # the unnamed portal
     cdef Portal asked               # whose Execute is under way over several shards
+    cdef const char* input_end      # where what the client has sent ends; NULL: the message at hand is one of ours
+    cdef bint may_sync              # the Execute at hand has no row limit, and the client's Sync is here already
+    cdef bint syncs                 # that went to the shards together with the Execute
     cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
 
     cdef int on_bind(self, const char* body, Py_ssize_t size) except -1
     cdef int on_describe(self, const char* body, Py_ssize_t size) except -1
     cdef int on_execute(self, const char* body, Py_ssize_t size) except -1
+    cdef bint is_sync_next(self, const char* next) noexcept
     cdef int on_close(self, const char* body, Py_ssize_t size) except -1
     cdef int on_flush(self) except -1
 

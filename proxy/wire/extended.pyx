@@ -7,14 +7,17 @@ from foreshard._core.frames cimport (
     decode_bind_params,
     read_cstring,
     read_int32,
+    read_uint32,
 )
 from foreshard._core.replies cimport (
     REPLY_BIND,
     REPLY_CLOSE,
     REPLY_DESCRIBE,
     REPLY_EXECUTE,
+    REPLY_NOTIFY,
     REPLY_PARSE,
     REPLY_SWALLOW,
+    REPLY_SYNC,
     SYNTHETIC_BIND,
     SYNTHETIC_CLOSE,
 )
@@ -38,6 +41,9 @@ from foreshard.proxy.wire.transaction cimport ends_failure
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.session import failed_transaction
+
+cdef enum:
+    SYNC_SIZE = 5
 
 
 cdef class Extended(Parsing):
@@ -265,6 +271,7 @@ cdef class Extended(Parsing):
         if portal is None or (self.deferred is not None and self.settle_deferred() == RETRY):
             return RETRY
         if portal.parts is not None:
+            self.may_sync = rows <= 0 and self.is_sync_next(body + size)
             return self.execute_many(portal, max(rows, 0))
         if portal.backend is None:
             if self.wait_until_drained():
@@ -278,6 +285,11 @@ cdef class Extended(Parsing):
         backend.unsynced = True
         backend.executed = True
         return HANDLED
+
+    cdef bint is_sync_next(self, const char* next) noexcept:
+        """The client's next message is here already, and is Sync."""
+        return self.input_end != NULL and self.input_end - next >= SYNC_SIZE and next[0] == b"S" and \
+            read_uint32(next + 1) == SYNC_SIZE - 1
 
     cdef int execute_own(self, Statement statement) except -1:
         """Run a transaction command, or give an EXPLAIN (FORESHARD) that was made at Bind."""
@@ -340,13 +352,12 @@ cdef class Extended(Parsing):
         return self.send_execute(portal.parts[index], portal.name, rows)
 
     cdef int send_execute(self, Backend backend, bytes name, long long rows) except -1:
-        """Execute and Flush."""
+        """Execute and Flush, or Sync."""
         cdef bytes body = name + b"\0" + int(rows).to_bytes(4, "big")
         backend.write_message(b"E", <const char*> body, len(body))
         backend.replies.push(REPLY_EXECUTE)
-        backend.unsynced = True
-        backend.executed = True
-        return backend.write_empty(b"H", 0)
+        backend.unsynced = backend.executed = not self.syncs
+        return backend.write_empty(b"S", REPLY_SYNC | REPLY_NOTIFY) if self.syncs else backend.write_empty(b"H", 0)
 
     cdef int ask_part(self, Backend backend) except -1:
         """The next shard of a limited Execute."""

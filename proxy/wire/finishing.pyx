@@ -152,7 +152,7 @@ cdef class Finishing(Merging):
         """All parts are asked for at once; a row limit counts the rows that are made of them."""
         if portal.client is None or portal.merger.plan.finish is None:
             return Merging.execute_merged(self, portal, rows)
-        if self.wait_until_drained():
+        if self.waits_for_others(portal):
             return RETRY
         if portal.columns < 0:
             self.describe_merged(portal, False)

@@ -185,6 +185,7 @@ cdef class Frontend(Simple):
         if self.is_looking:
             return at
         self.is_looking = True
+        self.input_end = data + size
         try:
             while self.waiting == WAIT_NOTHING and self.phase >= FRONTEND_READY and self.fd >= 0:
                 result = scan_frame(data + at, size - at, self.hub.message_bytes_max, &total)
@@ -366,6 +367,9 @@ cdef class Frontend(Simple):
 
     cdef int on_ready(self, Backend backend) except -1:
         """ReadyForQuery of a shard: of the client's own request, or of a command on several shards."""
+        if self.synced:
+            self.synced -= 1
+            return self.finish_sync() if self.synced == 0 and self.waiting == WAIT_SEGMENT else 0
         self.pending -= 1
         if self.waiting == WAIT_COMMANDS:
             if self.pending:

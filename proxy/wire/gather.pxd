@@ -35,6 +35,7 @@ cdef class Gather(Asking):
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
     cdef int route_rows(self, Template template, Values literals, Values params) except -3
     cdef int push_kept(self) except -1
+    cdef bint holds_result(self) noexcept
     cdef int settle_same(self) except -1
     cdef bint asks_in_turn(self) noexcept
     cdef bint attach_all(self, list shards, bint is_write) except -1

@@ -340,13 +340,18 @@ cdef class Gather(Asking):
             self.parts = []
             self.settle_status()
             self.push_ready()
-        self.is_corked = False
-        self.flush()
+        if not self.holds_result():
+            self.is_corked = False
+            self.flush()
         if self.simple:
             return self.end_segment()
         if self.parts_failed:
             self.skipping = True
         return self.resume()
+
+    cdef bint holds_result(self) noexcept:
+        """The end of a result leaves with what follows at once."""
+        return False
 
     cdef int settle_same(self) except -1:
         """Every shard has done the same: the client hears the first's answer; another count of rows is an error."""

@@ -41,5 +41,7 @@ cdef class Merging(Segment):
     cdef int finish_merge(self) except -1
     cdef Statement statement_for_shards(self, Statement statement)
     cdef int bind_merged(self, Portal portal, Statement statement, BindParts* parts) except -1
+    cdef int push_bound(self, Backend first, int failed) except -1
+    cdef bint waits_for_others(self, Portal portal) except -1
     cdef int execute_merged(self, Portal portal, long long rows) except -1
     cdef int describe_merged(self, Portal portal, bint is_shown) except -1

@@ -13,7 +13,14 @@ from foreshard._core.buffer cimport Buffer
 from foreshard._core.frames cimport BindParts, Cursor, read_bytes, read_int16, read_int32
 from foreshard._core.merge cimport MERGE_DONE, MERGE_FULL, MERGE_NEEDS, MERGE_ROWS, Merger
 from foreshard._core.merge_plan cimport MergePlan
-from foreshard._core.replies cimport REPLY_DESCRIBE_MERGED
+from foreshard._core.replies cimport (
+    REPLY_BIND,
+    REPLY_DESCRIBE_MERGED,
+    REPLY_EXECUTE,
+    REPLY_KIND_MASK,
+    REPLY_PARSE,
+    Replies,
+)
 from foreshard.proxy.wire.backend cimport FILTER_MERGE, FILTER_MUTE, Backend
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.portal cimport Portal
@@ -96,6 +103,10 @@ cdef class Merging(Segment):
         cdef bytes shown
         cdef bint is_shown = True
         if type == b"E":
+            if self.parts and backend is not self.parts[0] and not self.simple:
+                self.push_bound(self.parts[0], backend.replies.peek() & REPLY_KIND_MASK)
+            if backend.replies.peek() == REPLY_PARSE:      # the client's own text
+                return self.push_bytes(b"E" + (size + 4).to_bytes(4, "big") + body[:size])
             return self.push_bytes(without_position(body[:size]))
         if type == b"T":
             if self.describing:
@@ -113,6 +124,19 @@ cdef class Merging(Segment):
         merger.add(backend.part_index, body, size)
         if self.chunk == 0 and merger.queued(backend.part_index) > QUEUE_HIGH_BYTES:
             backend.set_hold(True)
+        return 0
+
+    cdef int push_bound(self, Backend first, int failed) except -1:
+        """Another shard has failed at `failed` (ReplyKind): what the first one has not confirmed yet, and won't now."""
+        cdef Replies owed = first.replies
+        cdef Py_ssize_t index
+        cdef int entry
+        for index in range(owed.count):
+            entry = owed.items[(owed.head + index) & (owed.capacity - 1)]
+            if entry == REPLY_PARSE and failed != REPLY_PARSE:
+                self.push_bytes(b"1\0\0\0\4")
+            elif entry == REPLY_BIND and failed == REPLY_EXECUTE:
+                self.push_bytes(b"2\0\0\0\4")
         return 0
 
     cdef int fail_merge(self, Backend current, object error) except -1:
@@ -313,12 +337,20 @@ cdef class Merging(Segment):
             return Segment.execute_many(self, portal, rows)
         return self.execute_merged(portal, rows)
 
+    cdef bint waits_for_others(self, Portal portal) except -1:
+        """True while something is owed to the client that comes before the portal's rows, but for its Bind and the
+        like: the first shard answers those before its rows, and none is written without them.
+        """
+        if portal.states is None and self.active is portal.parts[0] and self.active.replies.is_binding():
+            return False
+        return self.wait_until_drained()
+
     cdef int execute_merged(self, Portal portal, long long rows) except -1:
         """Run a merged portal, or go on with it."""
         cdef Merger merger = portal.merger
         cdef int index
         cdef bint is_first = portal.states is None
-        if self.wait_until_drained():
+        if self.waits_for_others(portal):
             return RETRY
         if is_first and not merger.described:
             self.describe_merged(portal, False)
@@ -328,6 +360,9 @@ cdef class Merging(Segment):
         self.chunk = min(rows, <long long> CHUNK_ROWS_MAX)
         if is_first:
             portal.states = [PART_RUNNING] * len(portal.parts)
+        if self.may_sync and is_first and merger.plan.finish is None and self.can_sync(portal.parts):
+            self.syncs = True
+            self.synced = <int> len(portal.parts)
         for index in range(len(portal.parts)):
             if is_first:
                 self.execute_part(portal, index, self.chunk)

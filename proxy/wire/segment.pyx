@@ -21,6 +21,9 @@ cdef class Segment(Extended):
         """End the segment on every shard it touched."""
         cdef Backend backend
         cdef int count = 0, entry = REPLY_SYNC
+        if self.syncs:
+            self.waiting = WAIT_SEGMENT
+            return self.finish_sync() if self.synced == 0 else HANDLED
         if not self.skipping and self.settle_deferred() == RETRY:
             return RETRY
         self.deferred = None
@@ -57,6 +60,32 @@ cdef class Segment(Extended):
                 backend.write_empty(b"S", entry)
                 backend.flush()
         return HANDLED
+
+    cdef bint can_sync(self, list parts) noexcept:
+        """Whether Sync may go to these shards before they all have answered: what the segment has run so far could be
+        undone by none of their errors.
+        """
+        cdef Backend backend
+        if self.is_implicit:
+            return False
+        for backend in self.links:
+            if backend.executed or (backend.unsynced and backend not in parts):
+                return False
+        return True
+
+    cdef bint holds_result(self) noexcept:
+        return self.syncs
+
+    cdef int finish_sync(self) except -1:
+        """Every shard has answered a Sync that went to it with the Execute before."""
+        self.syncs = self.skipping = self.simple = False
+        if self.unconfirmed:
+            self.forget_unconfirmed()
+        self.settle_status()
+        self.push_ready()
+        self.is_corked = False
+        self.flush()
+        return self.end_segment()
 
     cdef int end_implicit(self) except -1:
         """Sync of a segment that wrote on several shards: commit them all, or roll them back."""
