@@ -27,6 +27,6 @@ cdef class Replies:
     cdef int peek(self) noexcept
     cdef int pop(self) noexcept
     cdef int drop_last(self) noexcept
-    # Nothing is owed that runs for the client: Parse, Bind, Describe and what the client does not see.
-    cdef bint is_binding(self) noexcept
+    # Nothing is owed that runs for the client: Bind, Describe, Parse (if it may be) and what the client does not see.
+    cdef bint is_binding(self, bint may_parse) noexcept
     cdef void clear(self) noexcept

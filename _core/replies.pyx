@@ -60,14 +60,15 @@ cdef class Replies:
         self.count -= 1
         return self.items[(self.head + self.count) & (self.capacity - 1)]
 
-    cdef bint is_binding(self) noexcept:
+    cdef bint is_binding(self, bint may_parse) noexcept:
         cdef Py_ssize_t index
         cdef int entry, kind
         for index in range(self.count):
             entry = self.items[(self.head + index) & (self.capacity - 1)]
             kind = entry & REPLY_KIND_MASK
             if entry & REPLY_SWALLOW == 0 and (
-                    kind == REPLY_QUERY or kind == REPLY_EXECUTE or kind == REPLY_SYNC or kind == REPLY_POISON):
+                    kind == REPLY_QUERY or kind == REPLY_EXECUTE or kind == REPLY_SYNC or kind == REPLY_POISON or
+                    (kind == REPLY_PARSE and not may_parse)):
                 return False
         return True
 

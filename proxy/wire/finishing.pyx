@@ -9,7 +9,7 @@ PARTS_BYTES_MAX: beyond that the answer is an error, no guess.
 
 from foreshard._core.buffer cimport Buffer
 from foreshard._core.finish_text cimport parts_text
-from foreshard._core.frames cimport BindParts, Cursor, read_bytes, read_int16, read_int32
+from foreshard._core.frames cimport BindParts
 from foreshard._core.merge cimport MERGE_DONE, Merger
 from foreshard._core.merge_plan cimport MergePlan
 from foreshard._core.replies cimport (
@@ -21,7 +21,7 @@ from foreshard._core.replies cimport (
     REPLY_SWALLOW,
 )
 from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
-from foreshard.proxy.wire.merging cimport PART_RUNNING, Merging
+from foreshard.proxy.wire.merging cimport PART_RUNNING, Merging, split_formats
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -122,6 +122,7 @@ cdef class Finishing(Merging):
         if statement.template.merge.finish is None:
             return Merging.bind_merged(self, portal, statement, parts)
         rest, portal.formats = split_formats(parts)
+        rest += b"\0\0"        # text for all columns
         parts.rest = <const char*> rest
         parts.rest_size = len(rest)
         Merging.bind_merged(self, portal, statement, parts)
@@ -162,25 +163,6 @@ cdef class Finishing(Merging):
         self.finish_rows = rows
         self.gathered.clear()
         return Merging.execute_merged(self, portal, 0)
-
-
-cdef tuple split_formats(BindParts* parts):
-    """A Bind from its parameter formats on, with text as the format of all results; and the formats it had."""
-    cdef Cursor cursor
-    cdef int size
-    cdef bytes rest
-    cursor.at = parts.rest
-    cursor.end = parts.rest + parts.rest_size
-    cursor.is_bad = False
-    read_bytes(&cursor, <Py_ssize_t> read_int16(&cursor) * 2)
-    for _ in range(read_int16(&cursor) & 0xFFFF):
-        size = read_int32(&cursor)
-        if size > 0:
-            read_bytes(&cursor, size)
-    if cursor.is_bad:
-        raise SqlError("08P01", "invalid Bind message")
-    rest = parts.rest[:cursor.at - parts.rest]
-    return rest + b"\0\0", cursor.at[:cursor.end - cursor.at]
 
 
 cdef bytes with_formats(bytes body, bytes formats):

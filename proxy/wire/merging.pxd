@@ -14,6 +14,9 @@ cdef enum PartState:
     PART_ENDED = 3
 
 
+cdef tuple split_formats(BindParts* parts)
+
+
 cdef class Merging(Segment):
     cdef Merger merger              # of the result under way; None: none is
     cdef Buffer merged              # its rows on their way to the client

@@ -258,6 +258,8 @@ cdef class Merging(Segment):
         cdef bint is_plan = self.merger.plan.is_plan
         self.merger = None
         self.chunk = 0
+        if not self.simple and not self.parts_failed:
+            self.asked.statement.has_merged = True
         return self.finish_result(self.merge_state == MERGE_ROWS and not self.parts_failed,
                                   b"EXPLAIN" if is_plan else b"SELECT %d" % rows)
 
@@ -339,9 +341,11 @@ cdef class Merging(Segment):
 
     cdef bint waits_for_others(self, Portal portal) except -1:
         """True while something is owed to the client that comes before the portal's rows, but for its Bind and the
-        like: the first shard answers those before its rows, and none is written without them.
+        like: the first shard answers those before its rows, and none is written without them. The error of a text
+        that comes for the first time is the first shard's, which knows the client's own.
         """
-        if portal.states is None and self.active is portal.parts[0] and self.active.replies.is_binding():
+        if portal.states is None and self.active is portal.parts[0] and \
+                self.active.replies.is_binding(portal.statement.has_merged):
             return False
         return self.wait_until_drained()
 
@@ -392,10 +396,10 @@ cdef bytes without_position(bytes body):
     return b"E" + (len(shown) + 4).to_bytes(4, "big") + shown
 
 
-cdef bytes widen_formats(BindParts* parts, int hidden):
-    """A Bind from its parameter formats on, with text as the result format of hidden columns."""
+cdef tuple split_formats(BindParts* parts):
+    """A Bind from its parameter formats on, cut in two: parameters, and the formats of the results."""
     cdef Cursor cursor
-    cdef int size, count
+    cdef int size
     cursor.at = parts.rest
     cursor.end = parts.rest + parts.rest_size
     cursor.is_bad = False
@@ -404,9 +408,17 @@ cdef bytes widen_formats(BindParts* parts, int hidden):
         size = read_int32(&cursor)
         if size > 0:
             read_bytes(&cursor, size)
-    count = read_int16(&cursor)
-    if cursor.is_bad or count < 2:
-        return parts.rest[:parts.rest_size]
-    size = <int> (cursor.at - parts.rest) - 2
-    return parts.rest[:size] + (count + hidden).to_bytes(2, "big") + bytes(2 * hidden) + \
-        parts.rest[size + 2:parts.rest_size]
+    if cursor.is_bad:
+        raise SqlError("08P01", "invalid Bind message")
+    return parts.rest[:cursor.at - parts.rest], cursor.at[:cursor.end - cursor.at]
+
+
+cdef bytes widen_formats(BindParts* parts, int hidden):
+    """A Bind from its parameter formats on, with text as the result format of hidden columns."""
+    cdef bytes values, formats
+    cdef int count
+    values, formats = split_formats(parts)
+    count = int.from_bytes(formats[:2], "big")
+    if count < 2:       # one for all columns, or none
+        return values + formats
+    return values + (count + hidden).to_bytes(2, "big") + bytes(2 * hidden) + formats[2:]
