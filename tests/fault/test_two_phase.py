@@ -45,6 +45,8 @@ ANY_BACKEND = """
 SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()
 AND backend_type = 'client backend' ORDER BY random() LIMIT 1
 """
+END_WRITERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()
+  AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND usename = current_user"""
 # Codes of tickets are claimed wherever their homes are; parcels are away from home, two of three.
 CLAIMING_SCHEMA = f"""{SCHEMA}
 CREATE TABLE ticket (id bigserial PRIMARY KEY, code text UNIQUE);
@@ -179,6 +181,29 @@ def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
         assert found == [0 if refused else 1] * len(found)
         assert prepared_count(three_shards) == 0
         assert client.value("SELECT 1") == "1"
+    assert_verified(proxy.configuration)
+
+
+@pytest.mark.parametrize(("point", "shard"), [(point, at % SHARD_COUNT) for at, point in enumerate(CONTROL_POINTS)])
+def test_a_shard_that_loses_its_sessions_at_any_step_leaves_all_or_nothing(
+    three_shards: Shards, tmp_path: Path, point: str, shard: int
+) -> None:
+    with router(three_shards, tmp_path, FORESHARD_STOP_AT=point) as proxy:
+        with proxy.server.connect() as client:
+            texts = script(three_shards, point)
+            client.send(b"".join(map(query, texts)))
+            (pid,) = proxy.router_pids()
+            wait_until(lambda: process_state(pid) == "T")
+            three_shards.query(END_WRITERS, on=shard)
+            os.kill(pid, signal.SIGCONT)
+            was_told = False
+            with contextlib.suppress(Closed):
+                *_, answer = [client.read_until() for _ in texts]
+                was_told = [message.body for message in answer if message.kind == b"C"] == [b"COMMIT\0"]
+        wait_until(lambda: not open_transactions(three_shards))
+        asyncio.run(recover(proxy, three_shards))
+        found = changed(three_shards, point)
+        assert found in [[count] * len(found) for count in ([1] if was_told else [0, 1])]
     assert_verified(proxy.configuration)
 
 
