@@ -18,7 +18,7 @@ import numpy as np
 
 from bench import Options, report
 from bench.copy.command import copy
-from bench.costs.kinds import BODY, PLACEMENT, SCHEMA, TABLES, TRIGGERS, Kind, all_kinds
+from bench.costs.kinds import BODY, PLACEMENT, SCHEMA, TABLES, TRIGGERS, Kind, all_kinds, tenants
 from bench.costs.plots import draw
 from bench.wire import pgbench
 from bench.wire.peers import Peer, direct_peer, foreshard_peer
@@ -30,6 +30,7 @@ from tests.support.servers import Server
 
 SHARDS = 4
 ENTRIES_PER_ACCOUNT = 4
+ITEMS_PER_TENANT = 250
 STEP = 100  # rows per pipeline
 PARCELS = 400
 NUMBERS_AWAY = "SELECT substr(key, 8) FROM foreshard.away WHERE name = 'public.parcel.name'"
@@ -93,6 +94,7 @@ def compare(dsns: list[str], directory: Path, length: Length, seed: int) -> list
     sections = {"workers": {"per_shard": 0}, "triggers": TRIGGERS, "placement": PLACEMENT}
     with Proxy(dsns, directory / "sharded", tables=TABLES, **sections) as proxy:
         fill(one, proxy.server, length.accounts)
+        fill_items(one, proxy.server, length.accounts)
         home, away = fill_parcels(one, proxy.server, [Server.of_dsn(dsn) for dsn in dsns])
         for server in (one, *map(Server.of_dsn, dsns)):
             server.run("VACUUM ANALYZE")
@@ -121,6 +123,16 @@ def fill(one: Server, sharded: Server, accounts: int) -> None:
                 ]
                 answer = connection.ask(*asked, SYNC)
                 assert "E" not in kinds(answer), answer[-2]
+
+
+def fill_items(one: Server, sharded: Server, accounts: int) -> None:
+    """The same tenants on both sides, one for each shard, and as many items of each."""
+    for server in (one, sharded):
+        for key in tenants(accounts, SHARDS):
+            server.run(
+                f"INSERT INTO tenant (id) VALUES ({key})",
+                f"INSERT INTO item (tenant_id, n) SELECT {key}, n FROM generate_series(1, {ITEMS_PER_TENANT}) AS n",
+            )
 
 
 def fill_parcels(one: Server, sharded: Server, shards: list[Server]) -> tuple[list[int], list[int]]:
@@ -192,7 +204,7 @@ def compare_kind(kind: Kind, peers: tuple[Peer, Peer], directory: Path, length: 
             asking = asked_beside(peer.server, kind.beside) if kind.beside and name != "plain" else nullcontext()
             with asking:
                 made = pgbench.run_round(
-                    peer, clients=kind.clients, mode="simple", length=length.words, seed=seed + index, scripts=words
+                    peer, clients=kind.clients, mode=kind.mode, length=length.words, seed=seed + index, scripts=words
                 )
             found[name].append(made)
     return {

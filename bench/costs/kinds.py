@@ -12,6 +12,9 @@ SCHEMA = (
     "CREATE TABLE account (id bigint PRIMARY KEY, owner text, balance bigint NOT NULL DEFAULT 0)",
     "CREATE TABLE entry (id bigserial PRIMARY KEY, account_id bigint NOT NULL REFERENCES account, amount bigint)",
     "CREATE INDEX ON entry (account_id)",
+    "CREATE TABLE tenant (id bigint PRIMARY KEY)",
+    "CREATE TABLE item (id bigserial PRIMARY KEY, tenant_id bigint NOT NULL REFERENCES tenant, n integer)",
+    "CREATE INDEX ON item (tenant_id)",
     "CREATE TABLE note (id bigserial PRIMARY KEY, body text)",
     "CREATE TABLE named (name text PRIMARY KEY, body text)",
     # The same columns and indexes; only in one of them are the shards' unique indexes one.
@@ -25,6 +28,8 @@ SCHEMA = (
 TABLES = {
     "account": {"key": "id"},
     "entry": {"key": "id", "parent": "account", "via": "account_id"},
+    "tenant": {"key": "id"},
+    "item": {"key": "id", "parent": "tenant", "via": "tenant_id"},
     "note": {"key": "id"},
     "named": {"key": "name"},
     "member": {"key": "name", "unique": ["email"]},
@@ -51,6 +56,7 @@ class Kind:
     pairs: Sequence[tuple[int, int]] = ()  # of accounts: one script for each, as {one} and {other}
     plain: tuple[str, ...] = ()  # what it is compared with through Foreshard, too: the same without the guarantee
     bar: float | None = None  # the most that it may cost, against `plain` or else one PostgreSQL
+    mode: str = "simple"  # pgbench's -M
     beside: str = ""  # what another client asks all the while, but for `plain`
 
     def write(self, directory: Path, accounts: int) -> tuple[str, ...]:
@@ -114,6 +120,32 @@ DRAW_OTHER = r"\set m random(1, 1000000000000)"
 TOTAL = "SELECT sum(balance) FROM account"
 
 
+def scatters(accounts: int, shards: int) -> list[Kind]:
+    """Counts over all shards against the same count of one of them, which has a tenant with as many items."""
+    tenant = tenants(accounts, shards)[0]
+    counts = (
+        ("count of items", "SELECT count(*) FROM item{};", " WHERE tenant_id = "),
+        ("count of a join", "SELECT count(*) FROM tenant t JOIN item i ON i.tenant_id = t.id{};", " WHERE t.id = "),
+    )
+    return [
+        Kind(
+            f"{name} to one shard's, {mode}",
+            (text.format(""),),
+            clients=1,
+            plain=(text.format(f"{by}{tenant}"),),
+            bar=3.0,
+            mode=mode,
+        )
+        for name, text, by in counts
+        for mode in ("simple", "extended", "prepared")
+    ]
+
+
+def tenants(accounts: int, shards: int) -> list[int]:
+    """The key of one tenant on each shard."""
+    return [keys[0] for keys in shards_of_accounts(accounts, shards)]
+
+
 def all_kinds(accounts: int, shards: int, parcels_home: Sequence[int], parcels_away: Sequence[int]) -> tuple[Kind, ...]:
     """Every kind, for that many accounts, and parcels that are at home, or away."""
     same, apart = transfers(accounts, shards)
@@ -141,6 +173,7 @@ def all_kinds(accounts: int, shards: int, parcels_home: Sequence[int], parcels_a
             clients=1,
             bar=3.0,
         ),
+        *scatters(accounts, shards),
         Kind("newest ten", ("SELECT id, balance FROM account ORDER BY id DESC LIMIT 10;",), clients=1),
         Kind(
             "groups", ("SELECT owner, count(*), sum(balance) FROM account GROUP BY owner ORDER BY owner;",), clients=1
