@@ -90,8 +90,7 @@ class Client:
             self.counts[told["C"]] += 1
             if told["C"] in BROKEN:
                 raise Unclear
-            # A row's new key may be another shard's.
-            assert told["C"] in REFUSED or (told["C"] == "0A000" and sql.startswith("UPDATE")), f"{sql}: {told}"
+            assert told["C"] in REFUSED, f"{sql}: {told}"
             raise Refused
         return answer
 
