@@ -113,9 +113,12 @@ cdef class Template:
     cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated
     # A write of a group with columns that are unique over all shards: its shard may owe claims to others at its end.
     cdef readonly bint owes_claims
+    # Of an INSERT whose text tells the values to be claimed: a Template whose keys name the claims' homes. Else None.
+    cdef readonly Template claim_homes
     # The same of a table whose keys are placed by cost, where the write's rows are away from home.
     cdef readonly bint owes_away
     cdef readonly int new_keys          # INSERT into such a table of keys that it gives: 1 plain, 2 with ON CONFLICT
+    cdef readonly bint is_hashed        # its keys are hashed even if they name a bucket: homes of claims
     cdef readonly tuple claims          # for each KeySource the claims that say where its row lives; None: the key says
     cdef readonly bint is_claimed       # some do
     cdef readonly str cursor            # of DECLARE, FETCH, MOVE, CLOSE: the latter three follow the DECLARE

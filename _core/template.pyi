@@ -81,6 +81,8 @@ class Template:
     merge: MergePlan | None
     alters: bool
     owes_claims: bool
+    claim_homes: Template | None
+    is_hashed: bool
     owes_away: bool
     new_keys: int
     claims: tuple[str | None, ...]
@@ -131,6 +133,8 @@ class Template:
         row_keys: tuple[int, ...] = (),
         lock: bytes | None = None,
         owes_claims: bool = False,
+        claim_homes: Template | None = None,
+        is_hashed: bool = False,
         completion: int = 0,
         carry: CarryPlan | None = None,
         copy: CopyPlan | None = None,

@@ -100,7 +100,7 @@ cdef class Template:
         object shadow=None, bint alters=False, bint keeps_bucket=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, bint owes_away=False, int new_keys=0, int completion=0,
+        bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False, bint owes_away=False, int new_keys=0, int completion=0,
         object carry=None, CopyPlan copy=None, str reason="",
     ):
         self.kind = kind
@@ -125,6 +125,8 @@ cdef class Template:
         self.merge = merge
         self.alters = alters
         self.owes_claims = owes_claims
+        self.claim_homes = claim_homes
+        self.is_hashed = is_hashed
         self.owes_away = owes_away
         self.new_keys = new_keys
         self.claims = tuple([getattr(column, "claim", None) for _, _, column in keys])
@@ -182,7 +184,7 @@ cdef class Template:
         cdef const Value* value
         cdef int64_t key
         cdef int reading
-        if source.flags & TYPED:
+        if source.flags & TYPED or self.is_hashed:
             return self.locate_typed(position, literals, params, found)
         value = self.read_source(position, literals, params)
         if source.flags & KEY_ARRAY:
@@ -262,7 +264,7 @@ cdef class Template:
     cdef int locate_hash(self, int reading, TypedKey* key, const Value* value, int position, Buckets found) except -1:
         """Add what was read of a key, or say what is wrong with it."""
         cdef int flags = self.key_sources[position].flags
-        cdef bint names_bucket = reading == READ_KEY and key.bucket >= 0 and not flags & KEY_PART
+        cdef bint names_bucket = reading == READ_KEY and key.bucket >= 0 and not (flags & KEY_PART or self.is_hashed)
         if reading == READ_OTHER or (reading == READ_KEY and flags & KEY_PLACED and not names_bucket):
             if flags & KEY_INSERTED or (self.one_shard_refusal is not None and not self.can_query):
                 raise malformed_key(READ_OTHER, type_of(flags), self.keys[position][2], quoted_of(value), False)

@@ -116,6 +116,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     functions: tuple[Function, ...] = ()
     unique: tuple[tuple[str, ...], ...] = ()  # columns whose values are claimed: unique over all shards
+    has_triggers: bool = False  # of users, or rules: what a write does to rows is not only what its text says
     by_cost: bool = False  # a root whose keys clients give and whose rows may live away from home: keys are claimed
 
     @property
@@ -286,6 +287,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def owes_claims(self, table: Table) -> bool:
         """Whether a write of this table, its cascades included, may owe claims to other shards."""
         return self.root_of(table).qualified in self.claiming_groups
+
+    def claims_below(self, table: Table) -> bool:
+        """Whether a child of the table, or of its children, has values that are claimed."""
+        children = [other for other in self.tables.values() if other.parent == table.qualified]
+        return any(child.unique or self.claims_below(child) for child in children)
 
     @functools.cached_property
     def is_declared(self) -> bool:

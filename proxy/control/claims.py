@@ -197,7 +197,7 @@ GRANT EXECUTE ON FUNCTION foreshard.claims_none() TO PUBLIC;
 
 CLAIM_ROW = """\
 CREATE OR REPLACE FUNCTION foreshard.claim_row(name text, key text, home integer, bucket integer) RETURNS void
-LANGUAGE plpgsql VOLATILE AS $body$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $body$
 -- For the triggers: claim here, or note that another shard has to. A claim that is there may be released by the same
 -- transaction through another shard: that is known at its end.
 BEGIN

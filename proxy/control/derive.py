@@ -233,6 +233,7 @@ class _Deriving:
             columns=tuple(_with_fill(column, key, facts) for column in facts.columns),
             functions=functions,
             unique=declared.unique,
+            has_triggers=facts.has_triggers,
             by_cost=self._is_by_cost(declared, facts, route.parent),
         )
 

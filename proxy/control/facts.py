@@ -54,6 +54,7 @@ class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
     partitions: tuple[str, ...] = ()  # partitions and inheriting tables, qualified
     ancestors: tuple[str, ...] = ()  # tables it is a partition of or inherits from
     captured: bool = False  # it has Foreshard's capture triggers
+    has_triggers: bool = False  # of users; rules count as well
     away: bool = False  # it has Foreshard's triggers for keys placed by cost
     filled: bool = False  # it has Foreshard's trigger that generates a child's key
     undetermined: tuple[str, ...] = ()  # columns whose collation calls different texts equal

@@ -22,6 +22,11 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
                WHERE t.tgrelid = c.oid AND t.tgname LIKE 'foreshard\\_capture\\_%') AS captured,
        EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'foreshard_fill_key') AS filled,
        EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'foreshard_away_insert') AS away,
+       c.relhasrules OR EXISTS (
+         SELECT FROM pg_trigger t
+         WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT LIKE 'foreshard\\_%'
+           AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = c.oid)
+                OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))) AS has_triggers,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
              JOIN pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhparent = c.oid ORDER BY 1) AS partitions,
        ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
@@ -191,6 +196,7 @@ async def _read_tables(connection: Connection, names: list[str]) -> list[TableFa
                 ancestors=tuple(row["ancestors"]),
                 captured=row["captured"],
                 filled=row["filled"],
+                has_triggers=row["has_triggers"],
                 away=row["away"],
                 undetermined=tuple(column["name"] for column in columns if not column["deterministic"]),
             )

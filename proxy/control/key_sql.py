@@ -94,6 +94,27 @@ def bucket_of_row(table: Table, row: str) -> str:
     return f"foreshard.bucket_of({row}.{quote_name(table.routing_column)})"
 
 
+def inline_bucket_sql(table: Table, row: str) -> str:
+    """The same without a call of `foreshard.bucket_of`, whose body is read under whatever search_path is set."""
+    if len(table.routing_columns) > 1:
+        return chained_bucket_sql(table, table.routing_columns, row)
+    key_type = table.type_of(table.routing_column)
+    assert key_type is not None
+    column = f"{row}.{quote_name(table.routing_column)}"
+    parts = re.split(r"\bkey\b", bucket_sql(key_type))
+    return f"({column.join(parts)})"
+
+
+def qualified_sql(expression: str) -> str:
+    """An expression of this module with its operators qualified, so that no search_path gives them another meaning.
+
+    Such operators are all of one rank, and of the left first: that reads these expressions as they are meant.
+    """
+    return re.sub(r" (>=|<<|>>|[<&|=-]) ", r" OPERATOR(pg_catalog.\1) ", expression).replace(
+        " date '", " pg_catalog.date '"
+    )
+
+
 def bucket_of_steps() -> Iterator[Step]:
     """foreshard.bucket_of for each type, and what makes uuid keys."""
     for key_type in HASH_SQL:
@@ -102,7 +123,8 @@ def bucket_of_steps() -> Iterator[Step]:
         yield function_step(
             name,
             f"CREATE OR REPLACE FUNCTION foreshard.bucket_of({argument}) RETURNS integer\n"
-            f"LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$\n  SELECT {bucket_sql(KeyType(key_type))}\n$body$;\n"
+            f"LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$\n  SELECT {qualified_sql(bucket_sql(KeyType(key_type)))}\n"
+            f"$body$;\n"
             f"GRANT EXECUTE ON FUNCTION {name} TO PUBLIC;\n",
         )
     yield function_step("foreshard.child_uuid(integer)", CHILD_UUID)

@@ -9,6 +9,7 @@ from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.away import new_keys
+from foreshard.proxy.routing.claim_homes import claims_of_rows
 from foreshard.proxy.routing.collect import Collector, InnerWrite
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
@@ -73,6 +74,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         if not any(unwrap(cell)[0] not in CONSTANTS for row in rows for cell in row):
             raise
         return carry(selected, problem)
+    owes_claims, claim_homes = claims_of_rows(collector, table, columns, rows, node)
     return insert_template(
         collector,
         table,
@@ -85,6 +87,8 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         rows=len(rows),
         row_keys=row_keys(collector, node, rows, uses, keys),
         new_keys=new_keys(table, node, uses is not None),
+        owes_claims=owes_claims,
+        claim_homes=claim_homes,
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
 

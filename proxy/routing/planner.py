@@ -35,8 +35,8 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "keeps_bucket", "can_query", "shadow", "merge", "cursor", "parameters"),
-    *("is_reset", "is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "owes_away", "new_keys"),
-    *("completion", "copy", "reason"),
+    *("is_reset", "is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "claim_homes"),
+    *("is_hashed", "owes_away", "new_keys", "completion", "copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
     (

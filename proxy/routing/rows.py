@@ -9,6 +9,7 @@ from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import not_built
 from foreshard.proxy.routing.away import owes_away
+from foreshard.proxy.routing.claim_homes import update_owes_claims
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.functions import Effects
 from foreshard.proxy.routing.text import Text
@@ -143,9 +144,8 @@ def insert_template(
         table=table.qualified,
         profiles=fired_profiles(table, "insert"),
         returns="returningList" in node,
-        owes_claims=collector.catalog.owes_claims(table),
         owes_away=owes_away(table, "InsertStmt", []),
-        **{"is_exact": collector.text.is_exact, **fields},
+        **{"is_exact": collector.text.is_exact, "owes_claims": collector.catalog.owes_claims(table), **fields},
     )
 
 
@@ -171,7 +171,7 @@ def write_template(
         returns="returningList" in node,
         profiles=fired_profiles(table, operation, frozenset(columns) if pairs else None),
         values=updated_values(collector.text, table, pairs),
-        owes_claims=collector.catalog.owes_claims(table),
+        owes_claims=update_owes_claims(collector, table, columns) if pairs else collector.catalog.owes_claims(table),
         owes_away=owes_away(table, kind, columns),
         **{"is_exact": collector.text.is_exact, **fields},
     )

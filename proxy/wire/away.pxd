@@ -20,7 +20,8 @@ cdef class Away(Gather):
     cdef bint is_away               # the statement works on rows away from home, or on all shards
     cdef bint has_changed           # the transaction was sent a write that is no INSERT
 
-    cdef bint is_bare(self, Template template) noexcept
+    cdef bint is_bare(self, Template template, int shard, Values literals, Values params) except -1
+    cdef bint owes_elsewhere(self, Template template, int shard, Values literals, Values params) except -1
     cdef bint places(self, Template template) noexcept
     cdef bint look_up(self, Template template, Values literals, Values params) except -1
     cdef int forget_claimed(self) except -1

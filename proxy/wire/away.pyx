@@ -179,10 +179,36 @@ cdef class Away(Gather):
 
     # -- what the rest of the session asks -----------------------------------------------------------------------
 
-    cdef bint is_bare(self, Template template) noexcept:
+    cdef bint is_bare(self, Template template, int shard, Values literals, Values params) except -1:
         """A write of one shard that may owe claims to others, and has no transaction yet."""
-        return not self.explicit and template.is_write and self.hub.shard_count > 1 and (
-            template.owes_claims or (template.owes_away and self.is_away))
+        if self.explicit or not template.is_write or self.hub.shard_count == 1:
+            return False
+        return (template.owes_away and self.is_away) or (
+            template.owes_claims and self.owes_elsewhere(template, shard, literals, params))
+
+    cdef bint owes_elsewhere(self, Template template, int shard, Values literals, Values params) except -1:
+        """Whether claims of a write on a shard may have their homes on others, as far as its text tells."""
+        cdef Template homes = template.claim_homes
+        cdef int index, position = 0
+        cdef bint found = False
+        if homes is None:
+            return True
+        SCRATCH.clear()
+        try:
+            while position < homes.key_count:
+                position = homes.locate_at(position, literals, params, SCRATCH) + 1
+            found = SCRATCH.every
+        except SqlError:
+            found = True        # the shard says what is wrong with the value
+        for index in range(SCRATCH.count):
+            found = found or self.hub.state.shard_of_bucket(SCRATCH.items[index]) != shard
+        SCRATCH.clear()
+        return found
+
+    cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=0) except -1:
+        if template.claim_homes is not None and self.hub.shard_count > 1 and not backend.owes_claims:
+            backend.owes_claims = self.owes_elsewhere(template, backend.shard, literals, params)
+        return Gather.charge(self, backend, template, literals, params, rows)
 
     cdef bint places(self, Template template) noexcept:
         """An INSERT away from home: its row is in the bucket that the backend is set to."""

@@ -90,6 +90,7 @@ cdef class Backend(Requests):
     cdef bint notify_flushed            # the owner waits until the outbox has room
     cdef bint was_muted                 # the last ReadyForQuery did not go to the client
     cdef bint holds_ready               # its next ReadyForQuery is for the owner, not for the client
+    cdef bint holds_tag                 # its next CommandComplete, too: `part_tag`
     cdef bint hold                      # its replies wait for another shard's
     cdef int filter                     # Filter
     cdef int part_index                 # which of the shards of a merge it is

@@ -299,7 +299,7 @@ cdef class Backend(Requests):
             if self.filter != FILTER_NONE and kind == REPLY_QUERY and not is_ours:
                 return ACTION_PART
             if head & REPLY_NOTIFY or (self.holds_ready and not is_ours):
-                self.holds_ready = False
+                self.holds_ready = self.holds_tag = False
                 self.was_muted = True
                 return ACTION_READY_DROP
             self.was_muted = False
@@ -309,6 +309,9 @@ cdef class Backend(Requests):
                 return self.on_part_end(type, body, size)
             if kind == REPLY_EXECUTE:
                 self.replies.pop()
+            elif self.holds_tag and not is_ours:
+                self.part_tag = body[:size - 1]
+                return ACTION_DROP
         elif class_ == CLASS_ERROR:
             if kind == REPLY_NONE:
                 self.last_words = decode_error(body[:size])

@@ -106,7 +106,7 @@ cdef class Extended(Parsing):
             portal = self.make_portal(parts.portal, parts.portal_size)
             self.forget_claimed()
             return self.bind_many(portal, statement, &parts)
-        if self.is_bare(template):
+        if self.is_bare(template, shard, statement.literals, self.hub.params):
             self.open_implicit()
         backend = self.attach(shard, template.is_write, template.kind == ROUTE_PLACE or self.places(template))
         if backend is None:

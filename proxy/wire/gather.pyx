@@ -400,7 +400,8 @@ cdef class Gather(Asking):
             return 0
         self.copying = False
         if self.waiting == WAIT_COMMANDS:
-            self.command_failed = self.command_failed or backend is self.active
+            # What is not shown, `conclude` tells.
+            self.command_failed = self.command_failed or (backend is self.active and backend.filter != FILTER_MUTE)
         elif self.simple:
             if not self.explicit and len(self.links) > 1:
                 return self.abort_segment(backend)

@@ -338,7 +338,8 @@ cdef class Session(Owner):
         """Note what the statement just sent means for the backend and the session."""
         if template.is_write:
             backend.wrote = True
-            backend.owes_claims = backend.owes_claims or (template.owes_claims and self.hub.shard_count > 1)
+            backend.owes_claims = backend.owes_claims or (
+                template.owes_claims and template.claim_homes is None and self.hub.shard_count > 1)
             if template.profile_count:
                 backend.captured = True
             if template.alters:

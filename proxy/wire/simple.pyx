@@ -96,7 +96,8 @@ cdef class Simple(Carrying):
             return self.query_carried(message[5:total - 1])
         if shard == ROUTE_WAIT:
             return RETRY
-        if shard == ROUTE_OPEN or (shard != ROUTE_MANY and self.is_bare(template)):
+        if shard == ROUTE_OPEN or (
+                shard != ROUTE_MANY and self.is_bare(template, shard, self.hub.literals, self.hub.params)):
             if not template.new_keys:
                 self.decided_shard = -1
             self.own_begin = b"BEGIN"
@@ -148,6 +149,10 @@ cdef class Simple(Carrying):
             self.charge(backend, template, self.hub.literals, self.hub.params)
         if self.several is not None:
             backend.holds_ready = True
+            if self.ends_own():
+                backend.holds_tag = True
+                backend.part_tag = None
+                self.last_asked = backend
         if backend.outbox.end == backend.outbox.start:
             backend.push(message, total)
         else:
@@ -279,6 +284,7 @@ cdef class Simple(Carrying):
     cdef int run_several(self) except -1:
         """Go on with the string; RETRY while there is something to wait for."""
         while self.several_at < len(self.several) and not self.several_failed:
+            self.is_last = self.several_at == <Py_ssize_t> len(self.several) - 1
             if self.several_at and (self.failed or self.command_failed):
                 break
             if self.run_next(self.several[self.several_at]) == RETRY:
@@ -301,14 +307,31 @@ cdef class Simple(Carrying):
             self.open_implicit(self.own_begin)
         return self.run_query(template, <const char*> message, len(message))
 
+    cdef bint ends_own(self) noexcept:
+        """The statement at hand is the last of a transaction of our own: it is done when that has committed."""
+        return self.is_last and self.several is not None and self.is_implicit and self.explicit and self.carry is None
+
+    cdef int push_complete(self, bytes tag) except -1:
+        if self.ends_own():
+            self.held_tag = tag
+            return 0
+        return Carrying.push_complete(self, tag)
+
     cdef int finish_several(self) except -1:
         """End the string: its own transaction first, then ReadyForQuery."""
         if self.is_implicit and self.explicit:
+            if self.last_asked is not None:
+                self.held_tag, self.last_asked.part_tag = self.last_asked.part_tag, None
+            self.last_asked = None
             self.is_implicit = False
             self.several_at = len(self.several)
             self.end_quietly(not self.failed)
             if self.waiting != WAIT_NOTHING:
                 return RETRY
+        self.last_asked = None
+        tag, self.held_tag = self.held_tag, None
+        if tag is not None and not self.command_failed:
+            self.push_complete(tag)
         self.several = None
         self.push_ready()
         if not self.explicit and self.links:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
+from tests.support.raw import kinds
 from tests.support.verified import assert_verified
 
 SHARDS = range(3)
@@ -21,11 +23,13 @@ SCHEMA = """
 CREATE TABLE person (id bigserial PRIMARY KEY, email text UNIQUE, tenant integer, born date, UNIQUE (tenant, born));
 CREATE TABLE letter (id bigserial PRIMARY KEY, person_id bigint NOT NULL REFERENCES person ON DELETE CASCADE, tag text);
 CREATE TABLE account (name text PRIMARY KEY, code uuid UNIQUE);
+CREATE TABLE badge (id bigserial PRIMARY KEY, number bigint UNIQUE, token uuid UNIQUE, word varchar(5) UNIQUE);
 """
 TABLES = {
     "person": {"key": "id", "unique": ["email", "tenant, born"]},
     "letter": {"key": "id", "parent": "person", "via": "person_id", "unique": ["id"]},
     "account": {"key": "name", "unique": ["code"]},
+    "badge": {"key": "id", "unique": ["number", "token", "word"]},
 }
 EXPECTED_ERRORS = {"23505", "40001", "40P01"}
 # What every claim set should hold, by what the rows of all shards say.
@@ -35,12 +39,16 @@ UNION ALL SELECT 'public.person.tenant,born', ARRAY[tenant::text, born::text]::t
           WHERE tenant IS NOT NULL AND born IS NOT NULL
 UNION ALL SELECT 'public.letter.id', id::text FROM letter WHERE NOT id BETWEEN 4503599627370496 AND 9007199254740991
 UNION ALL SELECT 'public.account.code', code::text FROM account WHERE code IS NOT NULL
+UNION ALL SELECT 'public.badge.number', number::text FROM badge WHERE number IS NOT NULL
+UNION ALL SELECT 'public.badge.token', token::text FROM badge WHERE token IS NOT NULL
+UNION ALL SELECT 'public.badge.word', word FROM badge WHERE word IS NOT NULL
 """
 
 
 class World:
     def __init__(self, shards: Shards, proxy: Proxy) -> None:
         self.shards = shards
+        self.server = proxy.server
         self.dsn = proxy.server.dsn
 
     def connect(self) -> psycopg.Connection:
@@ -77,7 +85,7 @@ def world(served: World) -> Iterator[World]:
     yield served
     served.check()
     with served.connect() as connection:
-        for table, key in (("person", "id"), ("account", "name")):
+        for table, key in (("person", "id"), ("account", "name"), ("badge", "id")):
             for row in connection.execute(f"SELECT {key} FROM {table}".encode()).fetchall():
                 connection.execute(f"DELETE FROM {table} WHERE {key} = %s".encode(), row)
     served.check()
@@ -210,6 +218,82 @@ def test_a_key_that_clients_give_and_a_unique_column_go_together(world: World) -
         assert state_of(connection, upsert) == ""
         assert state_of(connection, "INSERT INTO account VALUES ('other', %s)", code) == ""
         assert state_of(connection, "INSERT INTO account VALUES ('other', %s) ON CONFLICT DO NOTHING", code) == "0A000"
+
+
+@pytest.mark.parametrize("prepare", [True, False], ids=["extended", "simple"])
+def test_homes_of_values_are_told_from_the_text(world: World, prepare: bool) -> None:
+    """Rows whose claims are all at home need no settling: what the text says of homes must be what triggers find."""
+    draw = random.Random(7)
+    with world.connect() as connection:
+        for number in range(40):
+            values = (
+                draw.choice([number, -number, (1 << 52) + draw.randrange(1 << 52), (1 << 53) + number]),
+                str(uuid.UUID(int=draw.getrandbits(128), version=draw.choice([4, 5]))),
+                draw.choice([f"w{number}", f"w{number}".ljust(9), f"'{number}"]),
+            )
+            if draw.random() < 0.3:  # a uuid that would name its bucket, were it a key
+                values = (values[0], values[1][:14] + "8" + values[1][15:], values[2])
+            text = "INSERT INTO badge (number, token, word) VALUES (%s, %s, %s)"
+            assert state_of(connection, text, *values, prepare=prepare) == ""
+            for column, value in zip(("number", "token", "word"), values, strict=True):
+                text = f"INSERT INTO badge ({column}) VALUES (%s)"
+                assert state_of(connection, text, value, prepare=prepare) == "23505"
+        text = "INSERT INTO badge (number, token, word) VALUES (NULL, NULL, 'some'), (-99, DEFAULT, NULL)"
+        assert state_of(connection, text, prepare=prepare) == ""
+        assert state_of(connection, "UPDATE badge SET word = word || '1' WHERE word = 'some'", prepare=prepare) == ""
+        assert state_of(connection, "INSERT INTO badge (word) VALUES ('some1')", prepare=prepare) == "23505"
+        assert state_of(connection, "INSERT INTO badge (word) VALUES ('some')", prepare=prepare) == ""
+
+
+def test_a_string_whose_commit_fails_says_only_so(world: World) -> None:
+    """A claim that is taken is found out at COMMIT of the string's transaction: no CommandComplete before the error."""
+    with world.server.connect() as raw:
+        for number in range(6):
+            one = f"INSERT INTO person (email) VALUES ('twice{number}')"
+            found = [kinds(raw.query(text)) for text in (one, one, one, f"SELECT 1; {one}")]
+            assert found == ["CZ", "EZ", "EZ", "TDCEZ"]
+
+
+def test_triggers_of_users_may_change_what_is_claimed(world: World) -> None:
+    with world.connect() as connection:
+        connection.execute(
+            "CREATE FUNCTION lower_email() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.email := lower(NEW.email); RETURN NEW; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER lower_email BEFORE INSERT OR UPDATE ON person FOR EACH ROW EXECUTE FUNCTION lower_email()"
+        )
+        for number in range(8):
+            found = [
+                state_of(connection, "INSERT INTO person (email) VALUES (%s)", mail.format(number), prepare=prepare)
+                for mail, prepare in (("MAIL{}", True), ("Mail{}", False), ("mail{}", True))
+            ]
+            assert found == ["", "23505", "23505"]
+        connection.execute("DROP TRIGGER lower_email ON person")
+        connection.execute("DROP FUNCTION lower_email()")
+
+
+def test_no_search_path_changes_what_the_triggers_do(world: World) -> None:
+    """They run with their owner's rights: operators of whoever writes must not be called there."""
+    with psycopg.connect(world.shards.dsns[0], autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA other")
+        for left, right, result, name in (("text", "text", "boolean", "="), ("bigint", "integer", "bigint", "&")):
+            body = "SELECT (1 / (SELECT 0))" + ("::bigint" if result == "bigint" else " = 1")
+            connection.execute(
+                f"CREATE FUNCTION other.never({left}, {right}) RETURNS {result} LANGUAGE sql AS '{body}'".encode()
+            )
+            connection.execute(
+                f"CREATE OPERATOR other.{name} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = other.never)".encode()
+            )
+        connection.execute("SET search_path = other, public, pg_catalog")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 'a'::text = 'b'::text")
+        insert = "INSERT INTO public.account (name, code) VALUES (%s, %s)"
+        found = [state_of(connection, insert, f"path {n}", str(uuid.UUID(int=n))) for n in range(30)]
+        assert set(found) == {"", "55000"}  # by where the value's home is
+        connection.execute("RESET search_path")
+        connection.execute("DELETE FROM account WHERE name LIKE 'path %'")
+        connection.execute("DROP SCHEMA other CASCADE")
 
 
 def test_a_direct_writer_cannot_forget_a_claim(world: World) -> None:
