@@ -100,8 +100,8 @@ cdef class Template:
         object shadow=None, bint alters=False, bint keeps_bucket=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
-        bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False, bint owes_away=False, int new_keys=0, int completion=0,
-        object carry=None, CopyPlan copy=None, str reason="",
+        bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False,
+        bint owes_away=False, int new_keys=0, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb

@@ -305,13 +305,10 @@ cdef class Backend(Requests):
             self.was_muted = False
             return ACTION_DROP if is_ours else ACTION_READY
         if class_ == CLASS_END:
-            if self.filter != FILTER_NONE and not is_ours:
+            if (self.filter != FILTER_NONE or self.holds_tag) and not is_ours:
                 return self.on_part_end(type, body, size)
             if kind == REPLY_EXECUTE:
                 self.replies.pop()
-            elif self.holds_tag and not is_ours:
-                self.part_tag = body[:size - 1]
-                return ACTION_DROP
         elif class_ == CLASS_ERROR:
             if kind == REPLY_NONE:
                 self.last_words = decode_error(body[:size])

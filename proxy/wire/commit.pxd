@@ -26,7 +26,7 @@ cdef enum GatePlace:
 
 
 cdef int control_point(str name) except -1
-cdef bint owe_claims(list backends) noexcept
+cdef bint owe_claims(list backends) except -1
 cdef Template COMMIT
 cdef Template ROLLBACK
 

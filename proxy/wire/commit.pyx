@@ -66,7 +66,7 @@ cdef int control_point(str name) except -1:
     return 0
 
 
-cdef bint owe_claims(list backends) noexcept:
+cdef bint owe_claims(list backends) except -1:
     """Whether one of the backends may owe claims to other shards."""
     cdef Backend backend
     for backend in backends:
