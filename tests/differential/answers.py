@@ -15,6 +15,7 @@ MODIFIERS = re.compile(r"(\(\w+\.\d+ \w+ -?\d+) -?\d+ (\d\))")
 # Two errors at once: which of them is told first may differ.
 EQUAL_ERRORS = (
     {"42601", "25P02"},  # malformed text in a failed transaction
+    {"23503", "23505"},  # another key for a row that has children, which another row has already
     {"23502", "25006"},  # a new row without a key in a transaction that may not write
 )
 DROPPED = "123NSn"

@@ -18,7 +18,7 @@ SECONDS = float(os.environ.get("FORESHARD_DIFFERENTIAL_S", "10"))
 SEED = int(os.environ.get("FORESHARD_DIFFERENTIAL_SEED", "1"))
 STATEMENTS = 400
 SEEDS_MAX = 10_000
-REFUSED_SHARE_MAX = 0.08  # the goal is 0.02
+REFUSED_SHARE_MAX = 0.02  # of 41,553 statements 0.9 % were
 
 
 def test_random_scripts_answer_as_one_postgres_and_few_of_them_are_refused(tmp_path: Path) -> None:
