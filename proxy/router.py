@@ -45,9 +45,11 @@ from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
+from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
+from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take_barrier
 from foreshard.proxy.control.schema_change import complete_schema, run_alone
 from foreshard.proxy.control.schema_watch import SchemaWatch
 from foreshard.proxy.control.shard_gate import ShardGate
@@ -57,6 +59,7 @@ from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
 from foreshard.proxy.profiles import profile_keys
 from foreshard.proxy.routing import Planner
+from foreshard.proxy.routing.session import SETVAL
 from foreshard.proxy.triggers.points import control_point
 from foreshard.proxy.wire.backend import Backend
 from foreshard.proxy.wire.endpoint import Endpoint, Listener, Reactor
@@ -147,7 +150,7 @@ class Router:
         self.two_phase = two_phase
         self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
-        self.schema_watch = SchemaWatch(config, catalog, self.follow_schema)
+        self.schema_watch = SchemaWatch(config, catalog, self.follow_schema, self)
         self.versions = itertools.count(catalog.version + 1)
         self.stopped = loop.create_future()
 
@@ -400,6 +403,34 @@ class Router:
         self.cache.invalidate(Planner(self.catalog).plan, self.catalog.version)
         self.hub.statements.clear()
 
+    def announce_schema(self, catalog: Catalog) -> Any:
+        """The script in front of the COMMIT of another catalog."""
+        shard_count = len(self.config.shards)
+        return take_barrier(shard_count, is_milder(self.catalog, catalog), self.schema_watch.announce)
+
+    def hold_statements(self) -> None:
+        """Begin none from now on: a change of the schema is being committed."""
+        self.hub.hold()
+
+    def release_statements(self) -> None:
+        """Go on with those that were held back."""
+        self.hub.release()
+
+    def list_working(self) -> set[Place]:
+        """Backends that owe clients answers."""
+        sessions = self.hub.sessions.values()
+        return {(backend.shard, backend.pid) for session in sessions for backend in session.busy_backends()}
+
+    def cancel_stale(self, places: Iterable[Place]) -> None:
+        """Cancel statements that were planned by a catalog that is about to be another's."""
+        stale = set(places)
+        for session in self.hub.sessions.values():
+            for backend in session.busy_backends():
+                if (backend.shard, backend.pid) in stale:
+                    backend.break_deadlock(STALE)
+                    backend.begin_cancel()
+                    self._keep(self._cancel(backend))
+
     def plan_by(self, cache: StatementCache, catalog: Catalog) -> None:
         """A cache of its own for a transaction that has changed the schema: the query node is not asked in it."""
         node = self.catalog.query_node if len(self.config.shards) == 1 else None
@@ -414,6 +445,8 @@ class Router:
     def complete(self, template: Template, schema: Catalog | None) -> Any:
         """The script that follows a statement (Template.completion)."""
         assert self.two_phase is not None
+        if template.name == SETVAL:
+            return raise_counters(self.catalog, str(template.table), len(self.config.shards))
         if template.completion == Completion.COMPLETE_ROWS:
             return copy_outcome(len(self.config.shards))
         return complete_schema(self.config, schema or self.catalog, self.two_phase.cluster)
@@ -530,6 +563,8 @@ async def serve(config: Config) -> int:
     catalog = await read_catalog(config)
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     await router.query_watch.look()
+    if config.tables:
+        await router.schema_watch.look()
     router.start()
     finished = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,8 +41,9 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND (
   EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
           AND (t.tgname LIKE 'foreshard\\_capture\\_%' OR t.tgname = 'foreshard_fill_key'))
-  OR EXISTS (SELECT FROM pg_attrdef d WHERE d.adrelid = c.oid
-             AND pg_get_expr(d.adbin, d.adrelid) LIKE ANY ('{foreshard.next_key(%,foreshard.next_uuid(%}')))
+  OR EXISTS (SELECT FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+             WHERE d.adrelid = c.oid AND CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, 0) END
+               LIKE ANY ('{foreshard.next_key(%,foreshard.next_uuid(%}')))
 ORDER BY 1
 """
 
@@ -51,7 +52,8 @@ SELECT a.attname AS name, format_type(a.atttypid, NULL) AS type_name, a.atttypid
        a.atttypmod AS modifier, a.attcollation = 100 AS has_default_collation, -- DEFAULT_COLLATION_OID
        coalesce((SELECT l.collisdeterministic FROM pg_collation l WHERE l.oid = a.attcollation), true) AS deterministic,
        a.attnotnull AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
-       pg_get_expr(d.adbin, d.adrelid) AS default_text,
+       CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, 0) -- with its table it would wait for who changes that
+            WHEN d.oid IS NOT NULL THEN '(generated)' END AS default_text,
        (SELECT CASE WHEN NOT o.collisdeterministic THEN ''
                     WHEN o.provider = 'b' OR o.locale IN ('C', 'POSIX') THEN 'bytewise' ELSE 'exact' END
         FROM (SELECT l.collisdeterministic,
@@ -74,7 +76,11 @@ ORDER BY a.attnum
 """
 
 UNIQUE = """
-SELECT c.relname AS name, i.indisprimary AS is_primary, pg_get_indexdef(i.indexrelid) AS definition,
+SELECT c.relname AS name, i.indisprimary AS is_primary,
+       -- Where it says no more, without pg_get_indexdef, which would wait for who changes the table.
+       CASE WHEN i.indisexclusion OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
+              OR coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
+            THEN pg_get_indexdef(i.indexrelid) ELSE 'CREATE UNIQUE INDEX ' || c.relname END AS definition,
        ARRAY(SELECT coalesce(a.attname, pg_get_indexdef(i.indexrelid, k.place::int, true))
              FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(number, place)
              LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number AND k.number > 0

@@ -27,16 +27,19 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.opened import APPLY_LOCK, opened
 from foreshard.proxy.control.recovery import Recovery
+from foreshard.proxy.control.schema_barrier import take_barrier_with
 from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_shard import shard_steps
 from foreshard.proxy.control.spread_facts import read_plain, shard_sql, without
 from foreshard.proxy.control.spread_table import Structure, Unlike, read_structure
 from foreshard.proxy.control.steps import find_lacking, run_steps
-from foreshard.proxy.errors import ConfigError, ForeshardError
+from foreshard.proxy.errors import ConfigError, ForeshardError, SqlError
+from foreshard.proxy.routing.ddl import LOCK
 from foreshard.proxy.triggers.capture import quote_name, quote_table, quote_text
 from foreshard.proxy.triggers.points import control_point
 
 CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
+LOCK_SEED = 7  # of the hash that makes a lock of a name: no DDL through Foreshard meanwhile (proxy/wire/session.pyx)
 CHUNKS_MAX = 8  # of a COPY between two shards, in memory
 END_INTERVAL_S = 0.2
 # Values are copied as text: binary forms hold type oids, which differ between servers.
@@ -93,6 +96,11 @@ async def spread(config: Config, names: Sequence[str], say: Callable[[str], None
         except asyncpg.PostgresError as error:
             listed = ", ".join(names)
             raise ForeshardError(f"spreading {listed}: {described(error)}; nothing was changed") from error
+        try:
+            await take_barrier_with(config, shards)
+        except SqlError as error:
+            told = "; ".join(part for part in (error.message, error.detail, error.hint) if part)
+            raise ForeshardError(f"spreading {', '.join(names)}: {told} (nothing was changed)") from error
         await spreading.commit()
     for name in names:
         told = ", ".join(f"{count} to {config.shards[index].name}" for index, count in sorted(moved[name].items()))
@@ -124,6 +132,7 @@ class _Spreading:
                     ]
                 )
             await connection.execute(SETTINGS)
+            await connection.execute(f"SELECT pg_advisory_xact_lock(hashtextextended('{LOCK.decode()}', {LOCK_SEED}))")
         listed = ", ".join(".".join(map(quote_name, name.split(".", 1))) for name in names)
         await shards[0].execute(f"LOCK TABLE {listed} IN ACCESS EXCLUSIVE MODE")
         seen = without(config, await read_plain(shards[0], config) - set(names))

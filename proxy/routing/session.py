@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreshard._core.template import Operation, RouteKind, Template, Verb
+from foreshard._core.template import Completion, Operation, RouteKind, Template, Verb
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.functions import split_name
@@ -32,6 +32,7 @@ PINNING = {
 CHANNEL_KINDS = {"ListenStmt": "LISTEN", "UnlistenStmt": "UNLISTEN"}  # for every shard: any may notify
 CURSOR_KINDS = ("FetchStmt", "ClosePortalStmt")
 SNAPSHOT = "foreshard.snapshot"
+SETVAL = "setval"  # of a template whose completion is control/counters
 RESTRICT = (
     b"SELECT set_config(name, 'view, foreign-table', false) FROM pg_settings"
     b" WHERE name = 'restrict_nonsystem_relation_kind'"
@@ -131,7 +132,10 @@ def plan_called_setting(text: Text, statement: bytes, node: Node) -> Template | 
 
 
 def plan_setval(catalog: Catalog, text: Text, node: Node) -> Template | None:
-    """SELECT setval(...) of a sequence that feeds keys of a declared table: each shard's is set. None for all else."""
+    """SELECT setval(...) of a sequence that feeds keys of a declared table: every shard's, none below its keys.
+
+    None for all else.
+    """
     targets = node.get("targetList", [])
     if len(targets) != 1 or set(node) - {"targetList", "limitOption", "op"}:
         return None
@@ -148,6 +152,8 @@ def plan_setval(catalog: Catalog, text: Text, node: Node) -> Template | None:
         table=table,
         returns=True,
         lock=table.encode(),
+        completion=Completion.COMPLETE_SCHEMA,
+        name=SETVAL,
         is_exact=True,
         reason="every shard has a sequence of its own",
     )

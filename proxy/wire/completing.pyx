@@ -75,7 +75,33 @@ cdef class Completing(Away):
         self.release_links()
         return self.resume()
 
+    cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1:
+        """Before another catalog is committed, nobody plans by the old one any more (control/schema_barrier)."""
+        if self.schema is None or self.is_announced or self.hub.shard_count == 1:
+            return Away.start_commit(self, template, targets, is_quiet)
+        self.verb = template
+        self.committing = (template, targets, is_quiet)
+        return self.run_script(self.hub.services.announce_schema(self.schema))
+
+    cdef int go_on_committing(self, object failure) except -1:
+        """Every router has given way, or one of them does not."""
+        cdef Template template
+        template, targets, is_quiet = self.committing
+        self.committing = None
+        self.is_quiet = is_quiet
+        self.participants = []
+        try:
+            if failure is not None:
+                raise failure
+            self.is_announced = True
+            return self.start_commit(template, targets, is_quiet)
+        except SqlError as error:
+            self.push_bytes(error.encode())
+            return self.undo()
+
     cdef int on_script(self, object result, object failure) except -1:
+        if self.committing is not None:
+            return self.go_on_committing(failure)
         if self.alone is not None:
             return self.finish_alone(result, failure)
         if failure is not None:
@@ -89,6 +115,7 @@ cdef class Completing(Away):
     cdef int take_schema(self, object schema) except -1:
         """From now on this session plans by a catalog of its own; None: by everybody's."""
         self.schema = schema
+        self.is_announced = False
         self.cache = self.hub.cache
         if schema is not None:
             self.cache = StatementCache(None, OWN_ENTRIES_MAX)

@@ -24,6 +24,7 @@ cdef class Frontend(Simple):
     cdef int login(self) except -1
     cdef int finish_login(self) except -1
     cdef int handle(self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
+    cdef bint begins(self, char type) noexcept
     cdef int on_message(
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1

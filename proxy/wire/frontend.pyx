@@ -23,6 +23,7 @@ from foreshard.proxy.wire.session cimport (
     WAIT_COMMANDS,
     WAIT_NOTHING,
     WAIT_POOL,
+    WAIT_SCHEMA,
     WAIT_SEGMENT,
     WAIT_SHARD,
 )
@@ -255,6 +256,11 @@ cdef class Frontend(Simple):
             if self.denied is not None and self.carry is None:
                 error, self.denied = self.denied, None
                 raise error
+            if self.hub.is_held and self.begins(type):
+                self.waiting = WAIT_SCHEMA
+                self.decided_shard = -1
+                self.hub.held.append(self)
+                return RETRY
             if self.on_message(type, body, size, message, total) == RETRY:
                 return RETRY
             if self.claimed is not None:
@@ -270,6 +276,16 @@ cdef class Frontend(Simple):
         except Exception as error:      # a mistake of ours ends this client's session, and nobody else's
             self.hub.services.report_failure(self, error)
             return 0
+
+    cdef bint begins(self, char type) noexcept:
+        """A message with which something is sent to shards that wait for nothing of this client's."""
+        return (type in (b"Q", b"P", b"B", b"D", b"E") and self.phase == FRONTEND_READY and not self.copying
+                and not self.skipping and self.carry is None and not self.is_unsynced())
+
+    def go_on_planning(self) -> None:
+        """Nothing holds statements back any more."""
+        if self.fd >= 0 and self.waiting == WAIT_SCHEMA:
+            self.resume()
 
     cdef int on_message(
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total

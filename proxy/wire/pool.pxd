@@ -42,6 +42,8 @@ cdef class Hub:
     cdef readonly dict merged_texts         # text that shards were asked -> number of the statement they keep for it
     cdef readonly long long statement_ids
     cdef readonly bint is_stopping
+    cdef readonly bint is_held              # a change of the schema is being committed: no statement begins
+    cdef list held                          # sessions whose next message waits for that
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query
     cdef Values literals
     cdef Buckets buckets

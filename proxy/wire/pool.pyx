@@ -80,6 +80,7 @@ cdef class Hub:
         self.message_bytes_max = config.limits.message_bytes_max
         self.query_types = {}
         self.pools = {}
+        self.held = []
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
@@ -114,6 +115,17 @@ cdef class Hub:
             pool.expire(now)
             if pool.session_count == 0 and not pool.backends and not pool.waiters and not pool.joiners:
                 del self.pools[key]
+
+    def hold(self) -> None:
+        """Begin no statement from now on."""
+        self.is_held = True
+
+    def release(self) -> None:
+        """Go on with the statements that were held back."""
+        self.is_held = False
+        held, self.held = self.held, []
+        for session in held:
+            session.go_on_planning()
 
     def drain(self) -> None:
         """Take no more clients into transactions: idle backends are closed, sessions end as they fall idle."""

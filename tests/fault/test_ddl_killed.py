@@ -175,8 +175,8 @@ def test_a_router_killed_between_shards_of_an_index_made_concurrently_goes_on_th
 def test_a_router_killed_as_it_follows_ddl_of_another_starts_with_what_is_true(world: World) -> None:
     name = next(world.names)
     with world.router() as one, world.router(FORESHARD_CRASH_AT="schema-noticed") as two:
-        assert two.wait_for_end() == -signal.SIGKILL
         with one.server.connect() as client:
             client.rows(f"CREATE TABLE {name} (id bigserial PRIMARY KEY, tag text)")
+        assert two.wait_for_end() == -signal.SIGKILL
     with world.router() as two, two.server.connect() as client:
         assert client.value(f"SELECT count(*) FROM {name}") == "0"

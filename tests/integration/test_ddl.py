@@ -11,7 +11,7 @@ import pytest
 from tests.support.messages import SYNC, extended, query
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
-from tests.support.raw import error_of
+from tests.support.raw import Message, error_of, kinds
 from tests.support.servers import Server
 from tests.support.twins import comparable
 from tests.support.verified import assert_verified
@@ -231,3 +231,25 @@ def test_schema_foreshard_is_foreshards_own(scene: Scene) -> None:
     with scene.proxy.server.connect() as client:
         for sql in ("DROP TABLE foreshard.outbox", "CREATE TABLE foreshard.x ()", "DROP SCHEMA foreshard CASCADE"):
             assert error_of(client.query(sql))["C"] == "42501"
+
+
+def test_setval_of_a_dump_leaves_no_shard_behind_its_keys(scene: Scene) -> None:
+    with scene.proxy.server.connect() as client:
+        for number in range(40):
+            client.rows(f"INSERT INTO root (tag) VALUES ('counted {number}')")
+        last = "SELECT last_value FROM root_id_seq"
+        highest = [int(str(scene.shards.query(last, on=shard)[0][0])) for shard in range(SHARD_COUNT)]
+        answer = client.query("SELECT pg_catalog.setval('public.root_id_seq', 1, true)")
+        assert error_of_none(answer)
+        found = [int(str(scene.shards.query(last, on=shard)[0][0])) for shard in range(SHARD_COUNT)]
+        assert all(now >= before or before == 1 for now, before in zip(found, highest, strict=True))
+        for number in range(40):
+            client.rows(f"INSERT INTO root (tag) VALUES ('counted again {number}')")
+        client.rows("BEGIN")
+        client.rows("SELECT setval('child_id_seq', 1000)")
+        client.rows("ROLLBACK")
+        client.rows("DELETE FROM root WHERE tag LIKE 'counted%'")
+
+
+def error_of_none(answer: Sequence[Message]) -> bool:
+    return "E" not in kinds(answer)
