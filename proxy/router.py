@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -49,6 +50,7 @@ from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
+from foreshard.proxy.control.retry import LOST
 from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take_barrier
 from foreshard.proxy.control.schema_change import complete_schema, run_alone
 from foreshard.proxy.control.schema_watch import SchemaWatch
@@ -564,7 +566,8 @@ async def serve(config: Config) -> int:
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     await router.query_watch.look()
     if config.tables:
-        await router.schema_watch.look()
+        with contextlib.suppress(*LOST):  # it looks again soon
+            await router.schema_watch.look()
     router.start()
     finished = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

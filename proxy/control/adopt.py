@@ -15,6 +15,7 @@ from pathlib import Path
 
 from foreshard.proxy.config import Config, ShardConfig, TableConfig
 from foreshard.proxy.config.kinds import table_name
+from foreshard.proxy.config.model import Columns, as_columns
 from foreshard.proxy.control.adopt_model import Choice, Kind, Live, Measures, Proposal, short
 from foreshard.proxy.control.derive import build_catalog, held_by_one_shard
 from foreshard.proxy.control.facts import ForeignKey
@@ -88,11 +89,24 @@ class _Proposing:
         if self.measures(name).has_reserved_keys:
             yield "it has keys from 2^52 to 2^53 - 1, which Foreshard generates itself: give those rows other keys"
         if table.primary_key:
-            yield from self._refusals(TableConfig(name=name, key=table.primary_key[0]))
+            yield from self._refusals(TableConfig(name=name, key=self._key(name)))
         elif table.unique:
             yield f"it has no primary key: make one of {table.unique[0].name} ({', '.join(table.unique[0].columns)})"
         else:
             yield "it has no primary key: add a bigint column as one"
+
+    def _key(self, name: str) -> Columns:
+        """The primary key, of one column or several; less those that a shard fills in, where others are left."""
+        table = self.live.tables[name]
+        given = tuple(column for column in table.primary_key if column not in table.sources)
+        wanted = table.primary_key if len(table.primary_key) == 1 else given
+        return wanted[0] if len(wanted) == 1 else wanted or table.primary_key
+
+    def _via(self, key: ForeignKey) -> Columns:
+        """The columns that hold the parent's key, in its order."""
+        mapped = dict(zip(key.target_columns, key.columns, strict=True))
+        columns = tuple(mapped[column] for column in as_columns(self._key(key.target)) if column in mapped)
+        return columns[0] if len(columns) == 1 else columns
 
     def _refusals(self, *tables: TableConfig) -> list[str]:
         """What plan would say of these declarations, on the only shard."""
@@ -149,34 +163,36 @@ class _Proposing:
         for key in fitting:
             choice = self.choices[key.table]
             if choice.parent is None and key.table not in self._ancestors(key.target):
-                choice.parent, choice.via = key.target, key.columns[0]
+                choice.parent, choice.via = key.target, self._via(key)
                 others = [
-                    f"{other.columns[0]} -> {short(other.target)}" for other in fitting if other.table == key.table
+                    f"{', '.join(other.columns)} -> {short(other.target)}"
+                    for other in fitting
+                    if other.table == key.table and other is not key
                 ]
-                others.remove(f"{choice.via} -> {short(choice.parent)}")
                 choice.why = f"lives with {short(choice.parent)} by {key.name}" + (
                     f"; the largest of its parents (others: {_short_list(others)})" if others else ""
                 )
 
     def _may_be_parent(self, key: ForeignKey) -> bool:
-        """Whether every row of the table has a parent there, by one column that holds the parent's key."""
+        """Whether every row of the table has a parent there, by columns that hold the parent's primary key."""
         target = self.choices.get(key.target)
         if target is None or key.target == key.table or target.kind is Kind.REFERENCE or target.obstacles:
             return False
         parent = self.live.tables[key.target]
-        column = self.live.tables[key.table].column(key.columns[0])
-        assert column is not None
-        has_always = column.not_null or self.measures(key.table).null_shares.get(column.name) == 0
-        pair = (
-            TableConfig(name=key.target, key=parent.primary_key[0]),
-            TableConfig(
-                name=key.table,
-                key=self.live.tables[key.table].primary_key[0],
-                parent=key.target,
-                via=key.columns[0],
-            ),
+        table = self.live.tables[key.table]
+        shares = self.measures(key.table).null_shares
+        has_always = all(
+            (column := table.column(name)) is not None and (column.not_null or shares.get(name) == 0)
+            for name in key.columns
         )
-        return key.target_columns == parent.primary_key and has_always and not self._refusals(*pair)
+        if set(key.target_columns) != set(parent.primary_key) or not has_always:
+            return False
+        own = table.primary_key[0] if len(table.primary_key) == 1 else table.primary_key
+        pair = (
+            TableConfig(name=key.target, key=self._key(key.target)),
+            TableConfig(name=key.table, key=own, parent=key.target, via=self._via(key)),
+        )
+        return not self._refusals(*pair)
 
     def _ancestors(self, name: str) -> list[str]:
         """The table, its parent and so on."""
@@ -200,7 +216,9 @@ class _Proposing:
                 choice.parent = choice.via = None
                 choice.why = "cannot be sharded as it is" if choice.obstacles else choice.why
             elif choice.kind is not Kind.REFERENCE:
-                choice.key = self.live.tables[name].primary_key[0]
+                primary = self.live.tables[name].primary_key
+                whole = primary[0] if len(primary) == 1 else primary
+                choice.key = self._key(name) if choice.kind is Kind.ROOT else whole
 
     def _choose_root(self, name: str, group: list[str]) -> None:
         """Decide about the group of tables that would live with this one."""
@@ -212,7 +230,7 @@ class _Proposing:
         below = [table for table in group if table != name]
         bound = self._bound_to(name, Kind.ROOT, Kind.CHILD)
         if bound is not None:
-            choice.why = f"it could live with {short(bound.target)} if every row had a {bound.columns[0]}"
+            choice.why = f"it could live with {short(bound.target)} if every row had a {', '.join(bound.columns)}"
         elif writes < GROUP_SHARE_MIN and (rows < GROUP_ROWS_MIN or size < GROUP_SHARE_MIN * self.live.bytes):
             choice.why = f"little to spread: {weight}"
         else:
@@ -227,7 +245,7 @@ class _Proposing:
             target = self.choices.get(key.target)
             if target is None or key.target == name or target.kind not in kinds or target.obstacles:
                 continue
-            is_key = key.target_columns == self.live.tables[key.target].primary_key
+            is_key = set(key.target_columns) == set(self.live.tables[key.target].primary_key)
             if is_key and name not in self._ancestors(key.target):
                 return key
         return None

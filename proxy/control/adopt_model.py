@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from foreshard.proxy.config.model import Columns
 from foreshard.proxy.control.facts import Facts, TableFacts
 
 
@@ -81,9 +82,9 @@ class Choice(msgspec.Struct, kw_only=True):
 
     name: str
     kind: Kind = Kind.PLAIN
-    key: str | None = None
+    key: Columns = None
     parent: str | None = None
-    via: str | None = None
+    via: Columns = None
     why: str = ""
     obstacles: list[str] = []  # why it cannot be sharded as it is, and what would have to change
     later: list[str] = []  # what one shard keeps, and several would not

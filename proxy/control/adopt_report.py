@@ -149,11 +149,16 @@ def _remarks(live: Live, proposal: Proposal) -> Iterator[str]:
 
 def _entry(live: Live, choice: Choice) -> str:
     values = {"key": choice.key, "parent": choice.parent, "via": choice.via}
-    inside = ", ".join(f"{name}: {scalar(short(value))}" for name, value in values.items() if value)
+    inside = ", ".join(f"{name}: {_value(value)}" for name, value in values.items() if value)
     if choice.kind is Kind.REFERENCE:
         inside = "reference: true"
     text = f"  {scalar(short(choice.name))}: {{{inside}}}"
     return f"{text:<70}  # {_size(live.measures[choice.name])}"
+
+
+def _value(value: str | tuple[str, ...]) -> str:
+    """A name, or a list of names."""
+    return scalar(short(value)) if isinstance(value, str) else f"[{', '.join(map(scalar, value))}]"
 
 
 def _comments(choice: Choice) -> list[str]:

@@ -88,7 +88,8 @@ BEGIN
       NEW.name, NEW.key, CASE WHEN NEW.is_drop THEN 'released' ELSE 'taken' END
       USING ERRCODE = 'object_not_in_prerequisite_state',
             DETAIL = pg_catalog.format('Another shard keeps it: that of bucket %s.', NEW.home),
-            HINT = 'Write through Foreshard, which settles claims on other shards in the same transaction.';
+            HINT = 'Write through Foreshard, which settles claims on other shards at the end of a transaction. '
+              'SET CONSTRAINTS ALL IMMEDIATE does not let it: name the constraints in place of ALL.';
   END IF;
   RETURN NULL;
 END

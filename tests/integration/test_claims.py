@@ -101,6 +101,17 @@ def state_of(connection: psycopg.Connection, sql: str, *values: object, prepare:
     return ""
 
 
+def test_constraints_that_are_all_immediate_are_an_error_that_says_what_to_do(world: World) -> None:
+    # The homes of some of these values are on other shards.
+    values = ", ".join(f"('now {number}', '{number:08}-0000-4000-8000-000000000000')" for number in range(20))
+    with world.connect() as connection:
+        connection.execute("BEGIN")
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as raised:
+            connection.execute(f"INSERT INTO account (name, code) VALUES {values}")
+    assert "name the constraints in place of ALL" in str(raised.value.diag.message_hint)
+
+
 @pytest.mark.parametrize("prepare", [True, False], ids=["extended", "simple"])
 def test_a_value_is_taken_once_over_all_shards(world: World, prepare: bool) -> None:
     with world.connect() as connection:

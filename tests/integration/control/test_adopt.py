@@ -184,3 +184,31 @@ def test_the_adopted_database_answers_as_the_untouched_one_does(twins: Twins, bi
         assert made[0] >= PLACED_FLAG
     assert_verified(twins.file)
     assert verdict_of(twins.file).rows > 8000
+
+
+def test_keys_of_several_columns_are_proposed_as_the_database_has_them(
+    one_shard: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_shard.execute(
+        "CREATE TABLE bill (tenant int, number text, note text, PRIMARY KEY (tenant, number));"
+        "CREATE TABLE entry (tenant int NOT NULL, number text NOT NULL, place int, PRIMARY KEY (tenant, number, place),"
+        "  FOREIGN KEY (number, tenant) REFERENCES bill (number, tenant));"
+        "CREATE TABLE visit (place int, at bigserial, PRIMARY KEY (place, at));"
+        "INSERT INTO bill SELECT n % 7, 'n' || n FROM generate_series(1, 3000) AS n;"
+        "INSERT INTO entry SELECT tenant, number, m FROM bill, generate_series(1, 3) AS m;"
+        "INSERT INTO visit SELECT n % 50 FROM generate_series(1, 3000) AS n; ANALYZE"
+    )
+    rows = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM (TABLE entry) AS t"
+    before = one_shard.query(rows)
+    file = tmp_path / "adopted.yaml"
+    assert main(["adopt", one_shard.dsns[0], "--write", str(file)]) == 0
+    capsys.readouterr()
+    found = {table.name: (table.key_columns, table.parent, table.via_columns) for table in load_config(file).tables}
+    assert found == {
+        "bill": (("tenant", "number"), None, ()),
+        "entry": (("tenant", "number", "place"), "bill", ("tenant", "number")),
+        "visit": (("place",), None, ()),
+    }
+    assert main(["apply", "-c", str(file)]) == 0
+    assert one_shard.query(rows) == before
+    assert_verified(file)
