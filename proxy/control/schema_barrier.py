@@ -186,12 +186,12 @@ async def _look(config: Config, working: set[Place], pids: Sequence[int]) -> tup
 
 
 async def resume(connection: Connection) -> None:
-    """Give the lock to the change, and have it again when that has ended."""
-    await connection.execute(LET_GO)
+    """Give the lock to the change, which is in line for it by now, and have it again when that has ended."""
     try:
         async with asyncio.timeout(WANTED_S):
             while not await connection.fetchval(IS_WANTED):
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
-        pass  # it has given up, or ended already
+        pass  # it has given up
+    await connection.execute(LET_GO)
     await connection.execute(HOLD)
