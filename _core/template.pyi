@@ -76,6 +76,7 @@ class Template:
     profiles: tuple[int, ...]
     one_shard_refusal: SqlError | None
     keeps_bucket: bool
+    arbiters: tuple[Template, ...]
     can_query: bool
     shadow: Any
     merge: MergePlan | None
@@ -121,6 +122,7 @@ class Template:
         rows: int = 1,
         one_shard_refusal: SqlError | None = None,
         keeps_bucket: bool = False,
+        arbiters: tuple[Template, ...] = (),
         can_query: bool = False,
         shadow: Any = None,
         merge: MergePlan | None = None,

@@ -97,7 +97,7 @@ cdef class Template:
         self, int kind, *, int verb=0, bint chain=False, int operation=4, bint is_write=False, str pin=None,
         str table=None, bytes text=None, str name=None, object refusal=None, tuple parts=(), tuple profiles=(),
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
-        object shadow=None, bint alters=False, bint keeps_bucket=False,
+        tuple arbiters=(), object shadow=None, bint alters=False, bint keeps_bucket=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, tuple row_keys=(),
         bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False,
@@ -122,6 +122,7 @@ cdef class Template:
         self.can_query = can_query
         self.shadow = shadow
         self.keeps_bucket = keeps_bucket
+        self.arbiters = arbiters
         self.merge = merge
         self.alters = alters
         self.owes_claims = owes_claims

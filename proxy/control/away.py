@@ -181,7 +181,7 @@ def away_steps() -> Iterator[Step]:
     yield function_step("foreshard.bucket_near(integer)", BUCKET_NEAR)
     yield function_step("foreshard.bucket_here()", BUCKET_HERE)
     for key_type in HASH_SQL:
-        words = {"type": TYPE_NAMES[key_type], "safe": _safe(KeyType(key_type))}
+        words = {"type": TYPE_NAMES[key_type], "safe": safe_options(KeyType(key_type))}
         for name, sql in KEY_FUNCTIONS.items():
             yield function_step(name.format(**words), sql.format(**words))
 
@@ -214,7 +214,7 @@ def _function(table: Table) -> str:
     return f"foreshard.{TRIGGER}_{digest}()"
 
 
-def _safe(key_type: KeyType) -> str:
+def safe_options(key_type: KeyType) -> str:
     """The options of a function that turns keys into text."""
     return _SAFE if key_type in _PRINTS_ALIKE else _SAFE + _PRINTING
 
@@ -224,7 +224,7 @@ def _triggers_step(table: Table, facts: TableFacts) -> Step:
     constraint = _constraint(facts)
     body = TRIGGER_FUNCTION.format(
         function=function,
-        safe=_safe(table.type_of(table.key) or KeyType.TYPE_TEXT),
+        safe=safe_options(table.type_of(table.key) or KeyType.TYPE_TEXT),
         name=quote_text(table.claim),
         rows=rows,
         key=key,

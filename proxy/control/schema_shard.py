@@ -14,6 +14,7 @@ from foreshard._core.buckets import BUCKET_COUNT, COUNTER_BITS, PLACED_FLAG, ini
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config, qualified
+from foreshard.proxy.control.arbiters import arbiter_steps
 from foreshard.proxy.control.away import away_steps, away_table_steps
 from foreshard.proxy.control.claim_sets import claim_set_steps, forget_steps
 from foreshard.proxy.control.claims import claim_steps
@@ -151,6 +152,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         *claim_steps(initial_map(len(config.shards)), index),
         *away_steps(),
         *leaving_steps(),
+        *arbiter_steps(),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():

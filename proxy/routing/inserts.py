@@ -4,31 +4,48 @@ from __future__ import annotations
 
 from foreshard._core.row_split import RowText
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
-from foreshard._core.typed_keys import TYPE_NAMES, KeyType
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.arbiters import conflict_arbiters
 from foreshard.proxy.routing.away import new_keys
 from foreshard.proxy.routing.claim_homes import claims_of_rows
 from foreshard.proxy.routing.collect import Collector, InnerWrite
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
 from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
-from foreshard.proxy.routing.locate import KeyUse, Locator, chain, distinct, key_uses, starts, unnamed
+from foreshard.proxy.routing.locate import (
+    KeyUse,
+    Locator,
+    chain,
+    check_param_types,
+    distinct,
+    key_uses,
+    starts,
+    unnamed,
+)
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference, plan_written_within
-from foreshard.proxy.routing.rows import Rows, insert_columns, insert_template, inserted_values, value_rows
+from foreshard.proxy.routing.rows import (
+    GENERATED,
+    Rows,
+    cells,
+    insert_columns,
+    insert_template,
+    inserted_values,
+    is_null,
+    value_rows,
+)
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
 from foreshard.proxy.routing.selected import Selected, carry, plan_selected
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.writes import (
-    check_assignments,
     check_target,
     open_write,
     plain_write,
     several_shards,
 )
 
-GENERATED = "SetToDefault"
 CONSTANTS = ("A_Const", "ParamRef", GENERATED)  # other values of a row are computed by a shard first
 
 
@@ -57,7 +74,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         outer = InnerWrite("InsertStmt", node, target, level)
         return plan_cte_writes(collector, effects, node, outer, Operation.OPERATION_INSERT)
     check_target(collector)
-    check_conflict(table, node.get("onConflictClause"))
+    arbiters = conflict_arbiters(collector, table, columns, rows, node)
     try:
         check_no_plain(collector)
         check_shard_local(collector)
@@ -89,6 +106,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         new_keys=new_keys(table, node, uses is not None),
         owes_claims=owes_claims,
         claim_homes=claim_homes,
+        arbiters=arbiters,
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
 
@@ -110,31 +128,6 @@ def row_keys(
         return ()
     positions = starts(keys)
     return tuple(positions[unnamed(use.sources)] for use in uses)
-
-
-def check_conflict(table: Table, clause: Node | None) -> None:
-    """Refuse ON CONFLICT that would look for the other row on one shard while it may be on any."""
-    if not clause:
-        return
-    check_assignments(table, [unwrap(target)[1].get("name", "") for target in clause.get("targetList", [])])
-    infer = clause.get("infer")
-    if not infer and table.unique:
-        raise not_built(
-            f'ON CONFLICT without the columns, for "{table.name}"',
-            f"Name the key: ON CONFLICT ({', '.join(table.row_key)}).",
-            f"A row with equal values of {', '.join(table.unique[0])} may be on another shard.",
-        )
-    if not infer:
-        return
-    columns = {unwrap(element)[1].get("name") for element in infer.get("indexElems", [])}
-    holds_place = any(set(placing) <= columns for placing, _ in table.domains)
-    if infer.get("conname") == f"{table.name}_pkey" or holds_place:
-        return
-    raise not_built(
-        f'ON CONFLICT on other columns than the key of "{table.name}"',
-        f"Name the key: ON CONFLICT ({', '.join(table.row_key)}).",
-        "A row with equal values of those columns may be on another shard.",
-    )
 
 
 def key_source(
@@ -175,19 +168,6 @@ def composite_source(
     return tuple(chain(parts) for parts in zip(*given, strict=True))
 
 
-def cells(columns: list[str], rows: Rows, column: str) -> list[Node | None]:
-    """What each row gives for a column; None where the shard fills it in."""
-    position = columns.index(column) if column in columns else -1
-    found = [row[position] if 0 <= position < len(row) else None for row in rows]
-    return [None if cell is not None and unwrap(cell)[0] == GENERATED else cell for cell in found]
-
-
-def is_null(cell: Node) -> bool:
-    """Whether an expression is the constant NULL, seen through casts."""
-    kind, fields = unwrap(cell)
-    return is_null(fields["arg"]) if kind == "TypeCast" else bool(kind == "A_Const" and fields.get("isnull"))
-
-
 def read_cells(collector: Collector, table: Table, column: str, given: list[Node | None]) -> tuple[KeyUse, ...]:
     """The keys in a routing column of new rows."""
     found: list[KeyUse] = []
@@ -215,19 +195,6 @@ def null_key(table: Table, column: str) -> SqlError:
         "The column's value says where the row lives.",
         f'Give a value for "{column}" in every row.',
     )
-
-
-def check_param_types(collector: Collector, table: Table, column: str, uses: list[KeyUse]) -> None:
-    """Refuse a parameter that is a key here and may be of another type elsewhere in the statement."""
-    usable = Locator(collector).usable
-    key_type = table.type_of(column) or KeyType.TYPE_INT8
-    for use in uses:
-        if use.flags & KeyFlag.KEY_PARAM and usable.get(use.index) != key_family(key_type):
-            raise not_built(
-                f"${use.index + 1} both as a key and otherwise",
-                f"Write ${use.index + 1}::{TYPE_NAMES[key_type]} wherever it stands, or use two parameters.",
-                "The type of the parameter is not certain.",
-            )
 
 
 def locate_rest(

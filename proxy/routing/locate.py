@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshard._core.template import KeyFlag
-from foreshard._core.typed_keys import KeyType
+from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.catalog import Catalog, Table, TableKind
-from foreshard.proxy.catalog.model import PLACEABLE_TYPES
+from foreshard.proxy.catalog.model import PLACEABLE_TYPES, key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.away import claim_of_column, column_name
 from foreshard.proxy.routing.collect import Collector
@@ -246,6 +246,19 @@ def locate_all(
         "Restrict every declared table in the statement to one key as well.",
         problem.detail,
     )
+
+
+def check_param_types(collector: Collector, table: Table, column: str, uses: list[KeyUse]) -> None:
+    """Refuse a parameter that is a key here and may be of another type elsewhere in the statement."""
+    usable = Locator(collector).usable
+    key_type = table.type_of(column) or KeyType.TYPE_INT8
+    for use in uses:
+        if use.flags & KeyFlag.KEY_PARAM and usable.get(use.index) != key_family(key_type):
+            raise not_built(
+                f"${use.index + 1} both as a key and otherwise",
+                f"Write ${use.index + 1}::{TYPE_NAMES[key_type]} wherever it stands, or use two parameters.",
+                "The type of the parameter is not certain.",
+            )
 
 
 def same_domain(one: Place, other: Place) -> bool:

@@ -36,7 +36,7 @@ COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "keeps_bucket", "can_query", "shadow", "merge", "cursor", "parameters"),
     *("is_reset", "is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "claim_homes"),
-    *("is_hashed", "owes_away", "new_keys", "completion", "copy", "reason"),
+    *("is_hashed", "owes_away", "new_keys", "arbiters", "completion", "copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
     (
@@ -300,7 +300,8 @@ def within(template: Template, text: bytes, literals_before: int) -> Template:
         for index, is_param, shape in template.values
     )
     parts = tuple(within(part, text, literals_before) for part in template.parts)
-    return copy_of(template, text=text, keys=keys, values=values, parts=parts)
+    arbiters = tuple(within(value, b"", literals_before) for value in template.arbiters)
+    return copy_of(template, text=text, keys=keys, values=values, parts=parts, arbiters=arbiters)
 
 
 def explained(inner: Template) -> Template:

@@ -15,6 +15,7 @@ from foreshard.proxy.routing.functions import Effects
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, unwrap
 
+GENERATED = "SetToDefault"
 FILLED_IN = -1  # the index of a value that the shard fills in: a key, a default
 COMPUTED = -2  # that it makes of an expression, whose size nobody knows before
 Rows = list[list[Node]]
@@ -175,3 +176,16 @@ def write_template(
         owes_away=owes_away(table, kind, columns),
         **{"is_exact": collector.text.is_exact, **fields},
     )
+
+
+def cells(columns: list[str], rows: Rows, column: str) -> list[Node | None]:
+    """What each row gives for a column; None where the shard fills it in."""
+    position = columns.index(column) if column in columns else -1
+    found = [row[position] if 0 <= position < len(row) else None for row in rows]
+    return [None if cell is not None and unwrap(cell)[0] == GENERATED else cell for cell in found]
+
+
+def is_null(cell: Node) -> bool:
+    """Whether an expression is the constant NULL, seen through casts."""
+    kind, fields = unwrap(cell)
+    return is_null(fields["arg"]) if kind == "TypeCast" else bool(kind == "A_Const" and fields.get("isnull"))

@@ -24,6 +24,8 @@ cdef class Away(Gather):
     cdef bint owes_elsewhere(self, Template template, int shard, Values literals, Values params) except -1
     cdef bint places(self, Template template) noexcept
     cdef bint look_up(self, Template template, Values literals, Values params) except -1
+    cdef int begin_claimed(self) except -1
+    cdef int end_question(self, Backend backend, bint was_unsynced) except -1
     cdef int forget_claimed(self) except -1
     cdef int take_claimed(self) except -1
     cdef int route_new(self, Template template, Values literals, Values params) except -3
@@ -35,3 +37,7 @@ cdef class Away(Gather):
     ) except -1
     cdef int open_for_reservation(self) except -1
     cdef int send_question(self, Backend backend, Statement statement, list values, bytes formats) except -1
+
+
+cdef int home_of(Template template, int position, Values literals, Values params) except -2
+cdef tuple key_of(Template template, int position, Values literals, Values params)

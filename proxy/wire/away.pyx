@@ -58,17 +58,22 @@ cdef class Away(Gather):
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3:
         if not template.is_claimed or self.hub.shard_count == 1:
             return Gather.route_keyed(self, template, literals, params)
-        if self.claimed is None:
-            self.claimed = {}
-            self.key_homes = {}
-            self.goal = -1
-            self.is_reserved = self.is_away = False
+        self.begin_claimed()
         self.take_claimed()
         if template.new_keys and template.key_count == 1 and template.rows == 1:
             return self.route_new(template, literals, params)
         if not self.resolve(template, literals, params):
             return ROUTE_WAIT
         return self.route_found(template, literals, params)
+
+    cdef int begin_claimed(self) except -1:
+        """The first look at a message: nothing is known."""
+        if self.claimed is None:
+            self.claimed = {}
+            self.key_homes = {}
+            self.goal = -1
+            self.is_reserved = self.is_away = False
+        return 0
 
     cdef int route_new(self, Template template, Values literals, Values params) except -3:
         """The shard of one new row: by cost, unless its key is there already."""
@@ -267,10 +272,7 @@ cdef class Away(Gather):
                 values.append(b"%d" % <int> self.key_homes[position])
             formats = b"".join([b"\0\1" if is_binary and each is value else b"\0\0" for each in values])
             self.send_question(backend, statement, values, len(values).to_bytes(2, "big") + formats)
-        if not was_unsynced:
-            backend.unsynced = False
-            backend.executed = False
-            backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
+        self.end_question(backend, was_unsynced)
         self.asked_keys = positions
         self.asked_home = backend
         self.is_reserved = self.is_reserved or reserves
@@ -295,6 +297,14 @@ cdef class Away(Gather):
         backend.write_message(b"C", b"Pforeshard\0", 11)
         backend.replies.push(REPLY_CLOSE | REPLY_SWALLOW)
         backend.unsynced = True
+        return 0
+
+    cdef int end_question(self, Backend backend, bint was_unsynced) except -1:
+        """Sync, unless that would end a segment of the client's."""
+        if not was_unsynced:
+            backend.unsynced = False
+            backend.executed = False
+            backend.write_empty(b"S", REPLY_SYNC | REPLY_SWALLOW)
         return 0
 
     cdef int take_claimed(self) except -1:

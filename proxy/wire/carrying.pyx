@@ -57,6 +57,7 @@ cdef enum:
 cdef bytes OWN = b"foreshard described"     # portals of the router's own
 cdef bytes QUERY = b"foreshard selected"
 cdef bytes ROWS = b"foreshard inserted"
+cdef str BOUND_KEY = "the key of the new row names another bucket than its parent's"     # control/claim_sets.py
 cdef bytes NO_PARAMETERS = b"\0\0\0\0\0\0"
 
 
@@ -174,6 +175,9 @@ cdef class Carrying(Copying):
         error, self.denied = self.denied, None
         if carry.reader.error is not None:
             error = ShardError(carry.reader.error, carry.step == CARRY_DESCRIBE or carry.step == CARRY_HOLD)
+            if carry.step == CARRY_COUNT and carry.plan.is_move and error.message == BOUND_KEY:
+                error = not_built("a new parent on another shard for a row whose key carries its parent's bucket",
+                                  "Insert a new row with the new parent, and delete the old one.")
         if error is not None:
             carry.error = error
             carry.step = CARRY_FAIL

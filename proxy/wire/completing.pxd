@@ -1,9 +1,9 @@
 from foreshard._core.statement_cache cimport StatementCache
 from foreshard._core.template cimport Template
-from foreshard.proxy.wire.away cimport Away
+from foreshard.proxy.wire.arbiter cimport Arbiter
 
 
-cdef class Completing(Away):
+cdef class Completing(Arbiter):
     cdef StatementCache cache           # the hub's, or this session's own while it has changed the schema
     cdef Template completing            # of the statement under way, which something follows; None: nothing
     cdef bint is_suspended              # it ended at a row limit

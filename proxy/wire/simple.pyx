@@ -262,7 +262,7 @@ cdef class Simple(Carrying):
         for part in template.parts:
             if part.kind == ROUTE_TRANSACTION or part.kind == ROUTE_QUERY or part.kind == ROUTE_REFUSE:
                 return ROUTE_APART      # its error comes when the statements before it ran
-            if part.is_claimed or (part.can_query and self.written_shard() >= 0):
+            if part.is_claimed or part.arbiters or (part.can_query and self.written_shard() >= 0):
                 return ROUTE_APART
             if self.is_setting(part) and (self.links or self.pinned is not None or not template.is_reset):
                 return ROUTE_APART

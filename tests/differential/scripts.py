@@ -62,7 +62,7 @@ class Script:
             (14, self.writes.update),
             (5, self.writes.update_joined),
             (6, self.writes.delete),
-            (1, self.writes.change_key),
+            (3, self.writes.change_key),
             (2, self.merge),
             (2, self.with_write),
             (2, self.writes.lock),

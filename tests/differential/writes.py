@@ -342,14 +342,36 @@ class Writes:
         )
 
     def change_key(self) -> Statement:
+        """An UPDATE of a key, of a part of one, or of the column that names the parent, known or computed."""
+        if self.draw.random() < 0.2:
+            return self.change_parent()
         table = self.draw.choice([table for table in TABLES if table.kind == "root" and not table.is_generated])
-        sql = piece(
-            f"UPDATE {table.name} SET {table.key[0]} = ",
-            given_key(self.draw, table, table.key[0]),
-            f" WHERE {table.key[0]} = ",
-            self.key_value(table),
-        )
+        column = self.draw.choice(table.key)
+        value = piece(given_key(self.draw, table, column).bare(self.draw))
+        below = [
+            f"NOT EXISTS (SELECT 1 FROM {one.name} c WHERE c.{one.via} = {table.name}.{column})"
+            for one in TABLES
+            if one.parent == table.name
+        ]
+        if table.columns[column] == "text" and len(table.key) == 1 and not below and self.draw.random() < 0.2:
+            value = piece(f"{column} || '{self.world.new_mark()}'")
+        changes = [piece(f"{column} = ", value)]
+        if self.draw.random() < 0.4:
+            changes.append(self.assignments(table))
+        # A key that is taken and rows below are two errors, of which one PostgreSQL tells the other first.
+        tests = [self.by_key(table), *(piece(text) for text in below)]
+        condition = piece(" WHERE ", joined(" AND ", tests), self.more(table, ""))
+        sql = piece(f"UPDATE {table.name} SET ", joined(", ", changes), condition, self.returning(table, 0.4))
         return Statement("change key", sql)
+
+    def change_parent(self) -> Statement:
+        """A child goes to another parent, or to the one it has."""
+        child = self.draw.choice(CHILDREN)
+        value, condition = self.parent_value(child), piece(" WHERE ", self.by_key(child))
+        if self.draw.random() < 0.5:
+            condition = piece(f" WHERE {child.via} = ", value)
+        sql = piece(f"UPDATE {child.name} SET {child.via} = ", value, condition, self.returning(child, 0.4))
+        return Statement("change parent", sql)
 
     def lock(self) -> Statement:
         """SELECT ... FOR UPDATE and its like, of one table or of a row with its parent's."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import datetime
 import random
-from typing import LiteralString, cast
+from collections.abc import Iterator
+from typing import LiteralString, NamedTuple, cast
 
 import psycopg
 import pytest
@@ -12,7 +15,16 @@ from tests.support.postgres import TestInstances
 from tests.support.proxy import Proxy
 from tests.support.verified import assert_verified
 
-SCHEMA = "CREATE TABLE account (name text PRIMARY KEY, code integer UNIQUE, note text, UNIQUE (note, name));"
+SCHEMA = """
+CREATE TABLE account (name text PRIMARY KEY, code integer UNIQUE, note text, UNIQUE (note, name));
+CREATE TABLE member (id bigserial PRIMARY KEY, email varchar(12) UNIQUE, day date UNIQUE, n integer DEFAULT 0);
+CREATE TABLE letter (code text PRIMARY KEY, name text NOT NULL REFERENCES account, n integer DEFAULT 0);
+"""
+TABLES = {
+    "account": {"key": "name", "unique": ["code"]},
+    "member": {"key": "id", "unique": ["email", "day"]},
+    "letter": {"key": "code", "unique": ["code"]},
+}
 STATEMENTS = [
     "INSERT INTO account (name, code) VALUES ('{n}', {c}) ON CONFLICT (name) DO NOTHING",
     "INSERT INTO account (name, code) VALUES ('{n}', {c}) ON CONFLICT (name) DO UPDATE SET code = excluded.code"
@@ -20,49 +32,136 @@ STATEMENTS = [
     "INSERT INTO account (name, code) VALUES ('{n}', {c}) ON CONFLICT ON CONSTRAINT account_pkey DO UPDATE"
     " SET note = 'again' WHERE account.code <> 3 RETURNING *",
     "INSERT INTO account VALUES ('{n}', {c}, 'x') ON CONFLICT (note, name) DO UPDATE SET code = NULL",
-    "INSERT INTO account VALUES ('{n}', {c}), ('{m}', {d}) ON CONFLICT (name) DO UPDATE SET code = excluded.code",
+    "INSERT INTO account VALUES ('{n}', {c}), ('{m}', {d}) ON CONFLICT (name) DO UPDATE SET note = 'both'",
     "INSERT INTO account VALUES ('{n}', {c}) ON CONFLICT (code) DO NOTHING",
     "INSERT INTO account VALUES ('{n}', {c}) ON CONFLICT (code) DO UPDATE SET note = 'taken' RETURNING *",
     "INSERT INTO account VALUES ('{n}', {c}) ON CONFLICT DO NOTHING",
+    "INSERT INTO account VALUES ('{n}', NULL, 'x') ON CONFLICT (code) DO UPDATE SET note = 'taken'",
+    "INSERT INTO account VALUES ('{n}', {c}), ('{m}', {d}) ON CONFLICT (code) DO NOTHING",
+    "INSERT INTO member (email, n) VALUES ('{n}', 1) ON CONFLICT (email) DO UPDATE SET n = member.n + 1 RETURNING n",
+    "INSERT INTO member (email, day) VALUES ('{n}', '2026-02-0{x}') ON CONFLICT DO NOTHING RETURNING email",
+    "INSERT INTO member (email, day) VALUES ('{n}', '2026-02-0{x}') ON CONFLICT (day) DO UPDATE SET n = 7 RETURNING n",
+    "INSERT INTO member (email) VALUES ('{n}   ') ON CONFLICT (email) DO NOTHING",
+    "INSERT INTO member (email) VALUES (upper('{n}')) ON CONFLICT (email) DO NOTHING",
+    "DELETE FROM member WHERE email = '{n}'",
+    "UPDATE member SET email = NULL WHERE email = '{n}'",
+    "INSERT INTO letter VALUES ('l{c}', '{n}') ON CONFLICT (code) DO UPDATE SET n = letter.n + 1 RETURNING *",
+    "INSERT INTO letter VALUES ('l{c}', '{n}') ON CONFLICT DO NOTHING",
+    "DELETE FROM letter WHERE code = 'l{c}'",
     "INSERT INTO account VALUES ('{n}', {c})",
     "UPDATE account SET code = {c} WHERE name = '{n}'",
     "DELETE FROM account WHERE name = '{n}'",
 ]
 
 
-def answer(connection: psycopg.Connection, text: str) -> tuple[object, ...]:
+UPSERTS = [text for text in STATEMENTS if "member" in text and "(day)" not in text and "upper" not in text] + [
+    "INSERT INTO letter VALUES ('l{c}', 'kept') ON CONFLICT (code) DO UPDATE SET n = letter.n + 1 RETURNING *",
+    "DELETE FROM letter WHERE code = 'l{c}'",
+]
+EVERYTHING = ("SELECT * FROM account", "SELECT email, day, n FROM member", "SELECT * FROM letter")
+
+
+class World(NamedTuple):
+    proxied: psycopg.Connection
+    direct: psycopg.Connection
+    dsn: str
+
+    def both(self, text: str, values: tuple[object, ...] | None = None) -> bool:
+        """Whether the proxy answered; then as one PostgreSQL does."""
+        found = answer(self.proxied, text, values)
+        if found[1] == "0A000":
+            return False
+        assert found == answer(self.direct, text, values), text
+        return True
+
+
+def answer(connection: psycopg.Connection, text: str, values: tuple[object, ...] | None = None) -> tuple[object, ...]:
     try:
-        cursor = connection.execute(cast(LiteralString, text))
+        cursor = connection.execute(cast(LiteralString, text), values)
     except psycopg.Error as error:
         return None, error.sqlstate
     return (sorted(cursor.fetchall(), key=repr) if cursor.description else None), cursor.statusmessage
 
 
-def test_conflicts_are_those_of_one_postgresql_or_refused(
-    test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture(scope="module")
+def world(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     shards, reference = test_instances.create(3), test_instances.create(1)
     shards.execute(SCHEMA)
     reference.execute(SCHEMA)
-    tables = {"account": {"key": "name", "unique": ["code"]}}
-    chance = random.Random(2328)
-    refused: set[str] = set()
-    with Proxy(shards.dsns, tmp_path_factory.mktemp("conflicts"), tables=tables, workers={"per_shard": 0}) as proxy:
+    with Proxy(shards.dsns, tmp_path_factory.mktemp("conflicts"), tables=TABLES, workers={"per_shard": 0}) as proxy:
         with (
             psycopg.connect(proxy.server.dsn, autocommit=True) as proxied,
             psycopg.connect(reference.dsns[0], autocommit=True) as direct,
         ):
-            for _ in range(250):
-                statement = chance.choice(STATEMENTS)
-                one, two = chance.sample(range(8), 2)
-                text = statement.format(n=f"name {one}", m=f"name {two}", c=chance.randrange(6), d=chance.randrange(6))
-                found = answer(proxied, text)
-                if found[1] == "0A000":
-                    refused.add(statement)
-                else:
-                    assert found == answer(direct, text), text
-            assert answer(proxied, "SELECT * FROM account") == answer(direct, "SELECT * FROM account")
-        assert refused == {text for text in STATEMENTS if "CONFLICT (code)" in text or "CONFLICT DO" in text}
+            yield World(proxied, direct, proxy.server.dsn)
         assert_verified(proxy.configuration)
     test_instances.drop(shards)
     test_instances.drop(reference)
+
+
+def fill_in(chance: random.Random, statement: str) -> str:
+    one, two = chance.sample(range(8), 2)
+    numbers = {"c": chance.randrange(6), "d": chance.randrange(6), "x": chance.randrange(1, 5)}
+    return statement.format(n=f"name {one}", m=f"name {two}", **numbers)
+
+
+def test_conflicts_are_those_of_one_postgresql_or_refused(world: World) -> None:
+    chance = random.Random(2328)
+    refused: set[str] = set()
+    for _ in range(400):
+        statement = chance.choice(STATEMENTS)
+        if not world.both(fill_in(chance, statement)):
+            refused.add(statement)
+    for text in EVERYTHING:
+        assert world.both(text)
+    assert refused == {text for text in STATEMENTS if ("), (" in text and "(code)" in text) or "upper" in text}
+
+
+def test_upserts_of_a_transaction_meet_the_rows_of_the_transaction(world: World) -> None:
+    chance = random.Random(2329)
+    world.both("INSERT INTO account VALUES ('kept', 700)")
+    for _ in range(40):
+        assert world.both("BEGIN")
+        for place in range(chance.randrange(1, 7)):
+            assert world.both(fill_in(chance, chance.choice(UPSERTS)))
+            if place == 2:
+                assert world.both("SAVEPOINT s")
+        if place > 2 and chance.random() < 0.5:
+            assert world.both("ROLLBACK TO s")
+            assert world.both(fill_in(chance, UPSERTS[0]))
+        assert world.both(chance.choice(["COMMIT", "COMMIT", "ROLLBACK"]))
+    for text in EVERYTHING:
+        assert world.both(text)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_upserts_by_parameters(world: World, binary: bool) -> None:
+    upsert = (
+        "INSERT INTO member (email, n) VALUES (%s, %s) ON CONFLICT (email) DO UPDATE SET n = excluded.n RETURNING n"
+    )
+    day = "INSERT INTO member (day) VALUES (%s) ON CONFLICT DO NOTHING RETURNING day"
+    for turn in range(12):
+        assert world.both(upsert, (f"p{turn % 5}{binary}", turn))
+        assert world.both(day.replace("%s", "%b") if binary else day, (datetime.date(2026, 3, 1 + turn % 4),))
+    assert world.both(upsert, (None, 1))
+    with world.proxied.pipeline(), world.proxied.cursor() as cursor:
+        for turn in range(8):
+            cursor.execute(cast(LiteralString, upsert), (f"q{turn % 3}", turn))
+    with world.direct.pipeline(), world.direct.cursor() as cursor:
+        for turn in range(8):
+            cursor.execute(cast(LiteralString, upsert), (f"q{turn % 3}", turn))
+    assert world.both(EVERYTHING[1])
+
+
+def test_upserts_of_one_value_at_once_make_one_row(world: World) -> None:
+    upsert = "INSERT INTO member (email, n) VALUES ('one', 1) ON CONFLICT (email) DO UPDATE SET n = member.n + 1"
+
+    def run(_: int) -> None:
+        with psycopg.connect(world.dsn, autocommit=True) as client:
+            for _turn in range(10):
+                client.execute(cast(LiteralString, upsert))
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(6)))
+    assert world.proxied.execute("SELECT n FROM member WHERE email = 'one'").fetchall() == [(60,)]
+    world.proxied.execute("DELETE FROM member WHERE email = 'one'")

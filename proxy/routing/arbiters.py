@@ -1,0 +1,95 @@
+"""ON CONFLICT: whether the shard of the new row finds the row that it meets, and which values are asked for first.
+
+What holds the columns that say where rows live is decided by the shard that the INSERT goes to. Columns that are unique
+over all shards may meet a row on any of them: `Template.arbiters` are their values in the new row, and the relay asks
+the homes of their claims (wire/arbiter.pyx).
+"""
+
+from __future__ import annotations
+
+from foreshard._core.template import KeyFlag, RouteKind, Template
+from foreshard.proxy.catalog import Table, TableKind
+from foreshard.proxy.catalog.model import key_family
+from foreshard.proxy.errors import SqlError, not_built
+from foreshard.proxy.routing.away import ClaimedColumn
+from foreshard.proxy.routing.collect import Collector
+from foreshard.proxy.routing.locate import check_param_types, key_uses
+from foreshard.proxy.routing.rows import Rows, cells, is_null
+from foreshard.proxy.routing.tree import Node, unwrap
+from foreshard.proxy.routing.writes import check_assignments
+
+
+def conflict_arbiters(
+    collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
+) -> tuple[Template, ...]:
+    """The values by which the new row may meet a row of any shard; SqlError for what cannot be told."""
+    clause = node.get("onConflictClause")
+    if not clause:
+        return ()
+    check_assignments(table, [unwrap(target)[1].get("name", "") for target in clause.get("targetList", [])])
+    wanted = arbiter_columns(table, clause.get("infer"))
+    if not wanted:
+        return ()
+    refusal = refused(table, wanted[0])
+    if table.by_cost or rows is None or len(rows) != 1 or any(len(one) > 1 for one in wanted):
+        raise refusal
+    found = (arbiter(collector, table, one[0], cells(columns, rows, one[0])[0], refusal) for one in wanted)
+    return tuple(value for value in found if value is not None)
+
+
+def arbiter_columns(table: Table, infer: Node | None) -> tuple[tuple[str, ...], ...]:
+    """The claimed columns by which rows meet; none where the shard of the new row decides."""
+    if not infer:
+        return table.unique
+    columns = {unwrap(element)[1].get("name") for element in infer.get("indexElems", [])}
+    claimed = tuple(one for one in table.unique if set(one) == columns)
+    is_partial = "whereClause" in infer
+    if claimed and not is_partial and not set(table.routing_columns) <= columns:
+        return claimed
+    holds_place = any(set(placing) <= columns for placing, _ in table.domains)
+    if infer.get("conname") == f"{table.name}_pkey" and not (table.kind is TableKind.CHILD and table.unique):
+        return ()
+    if holds_place:
+        return ()
+    raise not_built(
+        f'ON CONFLICT on other columns than the key of "{table.name}"',
+        f"Name the key: ON CONFLICT ({', '.join(table.row_key)}).",
+        "A row with equal values of those columns may be on another shard.",
+    )
+
+
+def arbiter(collector: Collector, table: Table, column: str, cell: Node | None, refusal: SqlError) -> Template | None:
+    """One value; None for NULL, which meets nothing."""
+    known, key_type = table.column(column), table.type_of(column)
+    if cell is None:
+        is_generated_key = column == table.key and table.kind is TableKind.CHILD
+        if known is not None and (known.has_default or known.is_generated) and not is_generated_key:
+            raise refusal
+        return None
+    if is_null(cell):
+        return None
+    keys = collector.text.read_keys(cell, key_family(key_type)) if key_type is not None else None
+    if not keys:
+        raise refusal
+    uses = list(key_uses(collector.catalog, table, column, keys, int(KeyFlag.KEY_INSERTED)))
+    check_param_types(collector, table, column, uses)
+    name = ClaimedColumn(f"{table.name}.{column}")
+    name.claim = f"{table.qualified}.{column}"
+    use = uses[0]
+    flags = use.flags & ~(KeyFlag.KEY_INSERTED | KeyFlag.KEY_PLACED)
+    sources = [(use.index, flags, name)]
+    is_own_key = (column,) == table.key_columns and table.is_placeable
+    if is_own_key:  # a key that names its bucket is not claimed: it is with its parent
+        sources.append((use.index, flags | KeyFlag.KEY_PLACED, name))
+    return Template(
+        RouteKind.ROUTE_KEYED, keys=tuple(sources), one_shard_refusal=refusal, can_query=is_own_key, reason="an arbiter"
+    )
+
+
+def refused(table: Table, columns: tuple[str, ...]) -> SqlError:
+    """The refusal of a conflict with a row that may be on another shard."""
+    return not_built(
+        f'this ON CONFLICT on {", ".join(columns)} of "{table.name}"',
+        f"Insert one row at a time, with constants or parameters, or name the key: ({', '.join(table.row_key)}).",
+        "A row with equal values of those columns may be on another shard.",
+    )

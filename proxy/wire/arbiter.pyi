@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.away import Away
+
+class Arbiter(Away): ...
