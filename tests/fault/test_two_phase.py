@@ -111,7 +111,7 @@ def script(shards: Shards, point: str) -> list[str]:
         texts.append(f"INSERT INTO ticket (code) VALUES ('code {shard}')")
     texts[:0] = [f"INSERT INTO parcel (code) VALUES ('parcel {number}')" for number in range(4)]
     if point == "claims-trying":  # who writes one shard only
-        texts = ["INSERT INTO ticket (code) VALUES ('code 0')"]
+        texts = ["INSERT INTO ticket (code) VALUES ('code ' || 0)"]  # the text does not tell the claim's home
     if point == "commit-undoing":  # one shard cannot prepare
         texts.append("INSERT INTO wrap (code) VALUES ('nowhere')")
     return ["BEGIN", *texts, "COMMIT"]
