@@ -98,7 +98,8 @@ def test_a_shard_that_waits_for_a_lock_stops_the_client_and_not_the_router(deplo
 
 
 def send_much(client: RawConnection, chunk: bytes) -> None:
-    """More than sockets hold."""
+    """More than sockets hold; nobody wakes a sender whose socket is closed under it, so it waits a short time only."""
+    client.socket.settimeout(3.0)
     with contextlib.suppress(OSError):
         for _ in range(4000):
             client.send(copy_data(chunk))
