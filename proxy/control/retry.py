@@ -15,8 +15,9 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-# What a server that is down, going down, or not ready for us raises; anything else is a mistake of ours.
-LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+# What a server that is down, going down, or not ready for us raises; anything else is a mistake of ours. The driver
+# calls it an error of its own when a session is ended between two messages of one command.
+LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 
 
 async def connect(dsn: str, settings: Mapping[str, str] = MappingProxyType({})) -> Connection:

@@ -132,11 +132,12 @@ class SchemaWatch:
 
         Where there can be no other the shard is down, and nothing can be changed without it.
         """
-        if self._connection is None or self._failures > FAILURES_MAX:
+        is_down = self._connection is None or self._failures > FAILURES_MAX
+        self.close()
+        if is_down:
             return self._release()
         self._failures += 1
         self._hold()
-        self.close()
         self._news.set()
         await asyncio.sleep(LOOK_AGAIN_S)
 
