@@ -36,7 +36,7 @@ from foreshard.proxy.errors import SqlError
 CHANGE_CHANNEL = "foreshard_change"
 CHANGE_LOCK = 0x63686E67  # the bytes of "chng"
 WAIT_TIMEOUT = "5s"  # of a change for the routers, and of its COMMIT for anything else
-POLL_S = 0.02
+POLL_S = 0.02  # what is waited for is another session's lock or end, which notifies nobody; chosen, not measured
 GIVE_WAY_S = 4.0  # less than WAIT_TIMEOUT: the router that cannot give way goes on, and the change fails
 WANTED_S = 1.0
 HOLD = f"SELECT pg_advisory_lock_shared({CHANGE_LOCK})"

@@ -31,7 +31,7 @@ from foreshard.proxy.triggers.points import control_point
 LOCK_SEED = 7  # of the hash that makes a lock of a name (proxy/wire/session.pyx)
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock_shared(hashtextextended('{LOCK.decode()}', {LOCK_SEED}))"
 LOCK_TIMEOUT = "200ms"  # of a look, for a table that somebody changes
-LOOK_AGAIN_S = 0.1
+LOOK_AGAIN_S = 0.1  # behind a lock, or a connection that broke: nothing tells when to try; chosen, not measured
 FAILURES_MAX = 10
 
 

@@ -41,7 +41,7 @@ from foreshard.proxy.triggers.points import control_point
 CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
 LOCK_SEED = 7  # of the hash that makes a lock of a name: no DDL through Foreshard meanwhile (proxy/wire/session.pyx)
 CHUNKS_MAX = 8  # of a COPY between two shards, in memory
-END_INTERVAL_S = 0.2
+END_INTERVAL_S = 0.2  # between tries to end what a killed apply left; chosen, not measured
 # Values are copied as text: binary forms hold type oids, which differ between servers.
 SETTINGS = (
     "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex'; "

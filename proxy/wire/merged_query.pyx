@@ -136,6 +136,6 @@ cdef class MergedQuery(Finishing):
         return Finishing.finish_merge(self)
 
 
-cdef bint is_stale(bytes error) noexcept:
+cdef bint is_stale(bytes error) except -1:
     """A statement that a shard has kept cannot be run any more."""
     return b"\0C26000\0" in error or (b"\0C0A000\0" in error and b"\0RRevalidateCachedQuery\0" in error)

@@ -61,7 +61,7 @@ cdef class Segment(Extended):
                 backend.flush()
         return HANDLED
 
-    cdef bint can_sync(self, list parts) noexcept:
+    cdef bint can_sync(self, list parts) except -1:
         """Whether Sync may go to these shards before they all have answered: what the segment has run so far could be
         undone by none of their errors.
         """

@@ -167,7 +167,7 @@ def select_by_keys(draw: random.Random, world: World) -> Statement:
 
 def select_merged(draw: random.Random, world: World) -> Statement:
     tail = draw.choice(
-        ["ORDER BY id", "ORDER BY title LIMIT 2", "LIMIT 100", "GROUP BY id", "GROUP BY id HAVING count(*) > 0"]
+        ["ORDER BY id", "ORDER BY title, id LIMIT 2", "LIMIT 100", "GROUP BY id", "GROUP BY id HAVING count(*) > 0"]
     )
     keys = several(draw, world)
     sql = f"SELECT id FROM document WHERE id IN ({holes(len(keys))}) {tail}"
