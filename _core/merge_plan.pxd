@@ -38,7 +38,6 @@ cdef class MergePlan:
     cdef readonly bint is_float     # a key is a float, whose text must be exact
     cdef readonly tuple finish      # pieces before and behind the rows in the text that one shard finishes; or None
     cdef readonly tuple types       # of the shards' columns, as casts, where there is such a text
-    cdef readonly bint is_dated     # a date or time travels as text, in ISO style
     cdef readonly bint is_plan      # of EXPLAIN: rows shard by shard, each under its name
 
     cdef bytes text(self, Values literals)

@@ -34,7 +34,6 @@ class MergePlan:
     is_plan: bool
     finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None
     types: tuple[bytes, ...]
-    is_dated: bool
     def __init__(
         self,
         pieces: tuple[bytes | int, ...],
@@ -52,6 +51,5 @@ class MergePlan:
         is_plan: bool = False,
         finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None = None,
         types: tuple[bytes, ...] = (),
-        is_dated: bool = False,
     ) -> None: ...
     def check_text(self, sql: bytes, literals: list[tuple[int, int, int]]) -> bytes: ...

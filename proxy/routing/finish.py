@@ -4,7 +4,8 @@ The shards group by everything that makes a group, and by what an aggregate is D
 (the *parts*). The router puts those rows into a second text, `SELECT ... FROM (VALUES ...)`, that one shard runs: every
 aggregate of the client's text is replaced by one over the parts, every group's expression by its column. So
 expressions, HAVING, ORDER BY and DISTINCT mean what they mean in PostgreSQL. Values travel as text and are cast to the
-types that the parts have; a type whose text does not say everything is not planned.
+types that the parts have; dates and times are ISO whatever the session's DateStyle. A type whose text does not say
+everything is not planned.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from foreshard._core.merge_plan import MergePlan
 from foreshard.proxy.routing.collect import Call, Collector
+from foreshard.proxy.routing.finish_lists import LISTED, NotListed, list_of
 from foreshard.proxy.routing.scope import Place
 from foreshard.proxy.routing.select_list import Expression, SelectList, is_star, name_of
 from foreshard.proxy.routing.tokens import OddText, Piece, joined
@@ -24,6 +26,8 @@ from foreshard.proxy.routing.types import (
     FLOAT4,
     FLOAT8,
     INTEGERS,
+    JSON,
+    JSONB,
     NAMES,
     NUMERIC,
     STRINGS,
@@ -32,7 +36,7 @@ from foreshard.proxy.routing.types import (
     Type,
 )
 
-TYPE_NAMES = {oid: name for name, oid in NAMES.items()}
+TYPE_NAMES = {**{oid: name for name, oid in NAMES.items()}, JSON: "json", JSONB: "jsonb"}
 DATED = (DATE, TIMESTAMP, TIMESTAMPTZ)
 SUMMED = (*INTEGERS, NUMERIC)
 SAME = frozenset(("min", "max", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "every", "any_value"))
@@ -59,7 +63,10 @@ class Part:
 
 def plan_finish(collector: Collector) -> MergePlan:
     """The plan for the outermost query of a collector; NotFinishable or OddText."""
-    return Finisher(collector).plan()
+    try:
+        return Finisher(collector).plan()
+    except NotListed:
+        raise NotFinishable from None
 
 
 class Finisher:
@@ -75,10 +82,13 @@ class Finisher:
         self.parts: list[Part] = []
         self.group_texts: list[tuple[Piece, ...]] = []
         self.group_places: list[Place | None] = []
+        self.keys: list[list[Piece]] = []  # what the shards group by
         self.group_count = 0  # columns that the client groups by
-        self.distinct: list[tuple[Piece, ...]] = []  # what an aggregate is DISTINCT of: at most one
-        self.ranges: dict[int, tuple[int, bytes]] = {}  # first token of an aggregate: behind its last one, new text
-        self.is_text = self.is_float = self.is_dated = False
+        self.distinct: list[tuple[Piece, ...]] = []  # what the shards group by for an aggregate's DISTINCT: at most one
+        self.distinct_column = b""
+        # First token of an aggregate: behind its last one, new text.
+        self.ranges: dict[int, tuple[int, tuple[Piece, ...]]] = {}
+        self.is_text = self.is_float = False
 
     def plan(self) -> MergePlan:
         """The plan; NotFinishable or OddText."""
@@ -91,10 +101,10 @@ class Finisher:
             self.add_group(group)
         self.group_count = len(self.parts)
         for call in calls:
-            if call.fields.get("agg_distinct"):
+            if is_distinct(call):
                 self.take_distinct(call)
         for call in calls:
-            if not call.fields.get("agg_distinct"):
+            if not is_distinct(call):
                 self.take_call(call)
         return MergePlan(
             self.shards_text(),
@@ -102,14 +112,21 @@ class Finisher:
             types=tuple(part.cast for part in self.parts),
             is_text=self.is_text,
             is_float=self.is_float,
-            is_dated=self.is_dated,
         )
 
     # The parts
 
     def add(self, pieces: Sequence[Piece], known: Type | None) -> bytes:
         """Add a column of the parts; its name in the second text."""
-        if known is None or known.oid not in TYPE_NAMES:
+        if known is None:
+            raise NotFinishable
+        cast = self.cast_of(known)
+        self.parts.append(Part(joined(self.shown(list(pieces), known)), cast))
+        return column_name(len(self.parts))
+
+    def cast_of(self, known: Type) -> bytes:
+        """What values of a type are cast to in the second text."""
+        if known.oid not in TYPE_NAMES:
             raise NotFinishable
         cast = b"pg_catalog." + TYPE_NAMES[known.oid].encode()
         if known.oid in STRINGS:
@@ -119,9 +136,13 @@ class Finisher:
                 raise NotFinishable
         self.is_text |= known.oid in STRINGS
         self.is_float |= known.oid in (FLOAT4, FLOAT8)
-        self.is_dated |= known.oid in DATED
-        self.parts.append(Part(joined(list(pieces)), cast))
-        return column_name(len(self.parts))
+        return cast
+
+    def shown(self, pieces: list[Piece], known: Type) -> list[Piece]:
+        """An expression whose text says its value under any settings."""
+        if known.oid not in DATED:
+            return pieces
+        return [b"(pg_catalog.to_json(", *pieces, b") OPERATOR(pg_catalog.#>>) ARRAY[]::pg_catalog.text[])"]
 
     def add_group(self, group: Expression) -> None:
         """Add what the client groups by."""
@@ -129,8 +150,13 @@ class Finisher:
         if known is None or not known.is_groupable:
             raise NotFinishable
         self.add(self.select.pieces(group), known)
+        self.keys.append(self.key_pieces(self.select.pieces(group), known))
         self.group_texts.append(self.tokens.joined(group.start, group.stop))
         self.group_places.append(self.select.level.scope.resolve(group.node) if group.node else None)
+
+    def key_pieces(self, pieces: list[Piece], known: Type) -> list[Piece]:
+        """The column of the parts that was added last in GROUP BY."""
+        return [b"(", *pieces, b")"] if known.oid in DATED else [b"%d" % len(self.parts)]
 
     def range_of(self, call: Call) -> tuple[int, int, int]:
         """Of an aggregate: its first token, its opening bracket, and the token behind its FILTER."""
@@ -161,7 +187,7 @@ class Finisher:
         fields, name = call.fields, call.path[-1]
         start, bracket, stop = self.range_of(call)
         arguments = fields.get("args", [])
-        if name not in DISTINCT_OF or len(arguments) != 1 or fields.get("agg_filter") or fields.get("agg_order"):
+        if name not in DISTINCT_OF or len(arguments) != 1:
             raise NotFinishable
         place = bracket + 2, stop - 1
         if self.tokens.items[bracket + 1].word != b"distinct":
@@ -170,18 +196,24 @@ class Finisher:
         known = self.select.type_of(arguments[0])
         if known is None or not known.is_groupable or (name in ("sum", "avg") and known.oid not in SUMMED):
             raise NotFinishable
+        if fields.get("agg_filter") or fields.get("agg_order") or (self.distinct and self.distinct != [text]):
+            self.ranges[start] = (stop, list_of(self, call, bracket, stop))
+            return
         if not self.distinct:
-            self.add(self.tokens.pieces(*place), known)
+            pieces = self.tokens.pieces(*place)
+            self.add(pieces, known)
+            self.keys.append(self.key_pieces(pieces, known))
             self.distinct.append(text)
-        elif self.distinct != [text]:
-            raise NotFinishable  # the shards would have to give every pair of values
-        column = column_name(self.group_count + 1)
-        self.ranges[start] = (stop, b"pg_catalog." + name.encode() + b"(DISTINCT " + column + b")")
+            self.distinct_column = column_name(len(self.parts))
+        self.ranges[start] = (stop, (b"pg_catalog." + name.encode() + b"(DISTINCT " + self.distinct_column + b")",))
 
     def take_call(self, call: Call) -> None:
         """A partial result for an aggregate, and how the second text puts it together."""
         fields, name = call.fields, call.path[-1]
         start, bracket, stop = self.range_of(call)
+        if name in LISTED:
+            self.ranges[start] = (stop, list_of(self, call, bracket, stop))
+            return
         known = self.select.type_of({"FuncCall": fields})
         if fields.get("agg_order") or known is None:
             raise NotFinishable
@@ -196,17 +228,29 @@ class Finisher:
             text = b"pg_catalog." + name.encode() + b"(" + self.add(pieces, known) + b")"
         else:
             raise NotFinishable
-        self.ranges[start] = (stop, text)
+        self.ranges[start] = (stop, (text,))
 
     def average(self, call: Call, start: int, bracket: int, stop: int) -> bytes:
-        """An average of exact numbers is a sum divided by a count, to the last digit."""
+        """An average is a sum divided by a count: of exact numbers to the last digit, of floats as float8."""
         argument = self.select.type_of(call.fields["args"][0])
-        if argument is None or argument.oid not in SUMMED or bracket != start + 1:
+        if argument is None or bracket != start + 1:
             raise NotFinishable
         rest = self.tokens.pieces(bracket, stop)
+        count = [b"pg_catalog.count", *rest]
+        if argument.oid in (FLOAT4, FLOAT8):
+            end = self.closing(bracket)
+            if self.tokens.items[bracket + 1].word == b"all":
+                raise OddText
+            inner = [b"((", *self.tokens.pieces(bracket + 1, end), b")::pg_catalog.float8)"]
+            rest = [*inner, b" ", *self.tokens.pieces(end + 1, stop)]
+            sums = self.add([b"pg_catalog.sum", *rest], Type(FLOAT8))
+            counts = self.add(count, Type(NAMES["int8"]))
+            return b"(pg_catalog.sum(%s) / NULLIF(pg_catalog.sum(%s), 0)::pg_catalog.float8)" % (sums, counts)
+        if argument.oid not in SUMMED:
+            raise NotFinishable
         whole = {"FuncCall": {**call.fields, "funcname": [{"String": {"sval": "sum"}}]}}
         sums = self.add([b"pg_catalog.sum", *rest], self.select.type_of(whole))
-        counts = self.add([b"pg_catalog.count", *rest], Type(NAMES["int8"]))
+        counts = self.add(count, Type(NAMES["int8"]))
         return b"(pg_catalog.sum(%s)::pg_catalog.numeric / NULLIF(pg_catalog.sum(%s), 0))" % (sums, counts)
 
     # The texts
@@ -221,9 +265,8 @@ class Finisher:
             pieces += [b", " if index else b" ", *part.pieces]
         stop = min(tokens.start_of(clause) for clause in TAIL)
         pieces += [b" ", *tokens.pieces(tokens.start_of(b"from"), stop)]
-        count = self.group_count + len(self.distinct)
-        if count:
-            pieces.append(b" GROUP BY " + b", ".join(b"%d" % (index + 1) for index in range(count)))
+        for index, key in enumerate(self.keys):
+            pieces += [b", " if index else b" GROUP BY ", *key]
         return joined(pieces)
 
     def finish_text(self) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
@@ -281,15 +324,15 @@ class Finisher:
         at = kept = expression.start
         while at < expression.stop:
             if at in replaced:
-                found += [*self.tokens.pieces(kept, at), b" " + replaced[at][1] + b" "]
+                found += [*self.tokens.pieces(kept, at), b" ", *replaced[at][1], b" "]
                 at = kept = replaced[at][0]
             else:
                 at += 1
         return [*found, *self.tokens.pieces(kept, expression.stop)]
 
-    def columns_of(self, expression: Expression) -> dict[int, tuple[int, bytes]]:
+    def columns_of(self, expression: Expression) -> dict[int, tuple[int, tuple[Piece, ...]]]:
         """The columns outside of aggregates, which must be ones that the client groups by."""
-        found: dict[int, tuple[int, bytes]] = {}
+        found: dict[int, tuple[int, tuple[Piece, ...]]] = {}
         for kind, fields in outside(expression.node, set(self.select.aggregates)):
             if kind in FOREIGN:
                 raise NotFinishable
@@ -301,8 +344,13 @@ class Finisher:
             if path is None or place is None or place not in self.group_places or start < 0:
                 raise NotFinishable
             column = column_name(self.group_places.index(place) + 1)
-            found[start] = (start + 2 * len(path) - 1, column)
+            found[start] = (start + 2 * len(path) - 1, (column,))
         return found
+
+
+def is_distinct(call: Call) -> bool:
+    """Whether an aggregate is DISTINCT, and no list of values."""
+    return bool(call.fields.get("agg_distinct")) and call.path[-1] not in LISTED
 
 
 def is_of_its_kind(name: str, known: Type) -> bool:

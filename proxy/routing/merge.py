@@ -300,6 +300,8 @@ class Merger:
             raise NotMergeable(f"the aggregate {name}")
         if name in ("bool_and", "bool_or", "every") and known != Type(BOOL):
             raise NotMergeable(f"the aggregate {name}")
+        if name in ("sum", "avg") and known is not None and known.oid in (FLOAT4, FLOAT8):
+            raise NotMergeable(f"{name} of floats")
         self.caution(known)
         extra = self.parts_of_avg(expression) if name == "avg" else None
         self.combines.append((column, COMBINES[name], extra))

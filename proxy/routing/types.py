@@ -13,6 +13,7 @@ from foreshard.proxy.routing.tree import Node, operator_name, strings, type_of, 
 BOOL, BYTEA, INT8, INT2, INT4, TEXT, OID = 16, 17, 20, 21, 23, 25, 26
 FLOAT4, FLOAT8, BPCHAR, VARCHAR, DATE, TIME = 700, 701, 1042, 1043, 1082, 1083
 TIMESTAMP, TIMESTAMPTZ, NUMERIC, UUID = 1114, 1184, 1700, 2950
+JSON, JSONB = 114, 3802
 NAMES = {
     **{"bool": BOOL, "bytea": BYTEA, "int8": INT8, "int2": INT2, "int4": INT4, "text": TEXT, "oid": OID},
     **{"float4": FLOAT4, "float8": FLOAT8, "bpchar": BPCHAR, "varchar": VARCHAR, "date": DATE, "time": TIME},
@@ -30,6 +31,8 @@ FIXED = {
     **dict.fromkeys(("left", "right", "reverse", "md5", "initcap", "repeat", "lpad", "rpad", "split_part"), TEXT),
     "count": INT8,
     **dict.fromkeys(("bool_and", "bool_or", "every"), BOOL),
+    **dict.fromkeys(("json_build_object", "json_build_array", "to_json", "row_to_json"), JSON),
+    **dict.fromkeys(("jsonb_build_object", "jsonb_build_array", "to_jsonb"), JSONB),
 }
 SAME = frozenset(("min", "max", "abs", "bit_and", "bit_or", "bit_xor", "any_value"))
 
@@ -61,6 +64,10 @@ class Type(NamedTuple):
 
 BYTEWISE, EXACT = Collation(True, True), Collation(False, True)
 COLLATIONS = {"bytewise": BYTEWISE, "exact": EXACT}
+
+
+SUMS = {INT2: Type(INT8), INT4: Type(INT8), INT8: Type(NUMERIC), NUMERIC: Type(NUMERIC)}
+SUMS |= {FLOAT4: Type(FLOAT4), FLOAT8: Type(FLOAT8)}
 
 
 class Typer:
@@ -123,6 +130,12 @@ class Typer:
         left, right = self.type_of(fields.get("lexpr")), self.type_of(fields.get("rexpr"))
         if name in ("=", "<>", "<", ">", "<=", ">="):
             return Type(BOOL) if left and right and left.oid in SORTABLE and right.oid in SORTABLE else None
+        if name == "||":
+            found = [one for one in (left, right) if one and one.oid in STRINGS]
+            given = [side for side in (fields.get("lexpr"), fields.get("rexpr")) if side and is_string(side)]
+            if len(found) + len(given) < 2 or len({one.collation for one in found}) != 1:
+                return None
+            return Type(TEXT, found[0].collation)
         if name not in ("+", "-", "*", "/", "%") or right is None:
             return None
         if fields.get("lexpr") is None:
@@ -144,14 +157,17 @@ class Typer:
                 return Type(FIXED[name])
             texts = [argument for argument in arguments if argument and argument.oid in STRINGS]
             return Type(TEXT, texts[0].collation) if first and first in texts and len(texts) == 1 else None
+        if name == "date_trunc" and len(arguments) == 2:
+            second = arguments[1]
+            return second if second and second.oid in (TIMESTAMP, TIMESTAMPTZ) else None
         if first is None:
             return None
         if name in SAME:
             return first
         if name == "sum":
-            return {INT2: Type(INT8), INT4: Type(INT8), INT8: Type(NUMERIC), NUMERIC: Type(NUMERIC)}.get(first.oid)
+            return SUMS.get(first.oid)
         if name == "avg":
-            return Type(NUMERIC) if first.oid in (*INTEGERS, NUMERIC) else None
+            return Type(FLOAT8 if first.oid in (FLOAT4, FLOAT8) else NUMERIC) if first.oid in NUMBERS else None
         return None
 
     def _collated(self, fields: Node) -> Type | None:

@@ -54,10 +54,6 @@ cdef class Merging(Segment):
             texts += [value.encode() for name, value in self.parameters if name == "options"]
             if any([b"float_digits" in text.lower() for text in texts]):
                 raise not_built("merging floats whose digits the session has set", "Leave extra_float_digits as it is.")
-        if plan.is_dated and (
-                not str(backend.parameters.get("DateStyle")).startswith("ISO")
-                or (backend.changed is not None and "DateStyle" in backend.changed)):
-            raise not_built("merging dates in another style than ISO", "Leave DateStyle as the database has it.")
         if not plan.is_text or plan.finish is not None:
             return 0
         client = backend.parameters.get("client_encoding")

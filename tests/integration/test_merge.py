@@ -124,6 +124,63 @@ def test_what_a_shard_finishes_is_what_one_database_answers(sides: Pair, sql: st
             assert any(b"merged" in (row[0] or b"") for row in proxied.rows(f"EXPLAIN (FORESHARD) {sql}"))
 
 
+LISTED = (
+    "SELECT array_agg(id ORDER BY n DESC NULLS LAST, id) FROM document",
+    "SELECT flag, array_agg(title ORDER BY title, id), string_agg(title, ', ' ORDER BY id DESC), count(*) "
+    "FROM document GROUP BY flag ORDER BY flag",
+    r"SELECT n, coalesce(string_agg(tag || '''', '\' ORDER BY id), 'none'), sum(small) FROM document GROUP BY n "
+    "ORDER BY n",
+    "SELECT cardinality(array_agg(raw)), array_agg(DISTINCT padded), array_agg(DISTINCT n ORDER BY n DESC) "
+    "FROM document",
+    "SELECT array_agg(made ORDER BY id) FILTER (WHERE n > 0), array_agg(day ORDER BY day, id), "
+    "array_agg(moment ORDER BY moment, id), array_agg(clock ORDER BY id), array_agg(uid ORDER BY id) FROM document",
+    "SELECT array_agg(ratio ORDER BY id), array_agg(single ORDER BY id), array_agg(price ORDER BY id) FROM document",
+    "SELECT tag, json_agg(title ORDER BY id), jsonb_agg(price ORDER BY price, id), "
+    "json_object_agg(id, day ORDER BY id) FROM document GROUP BY tag ORDER BY tag",
+    "SELECT json_agg(json_build_object('id', id, 'title', title, 'made', made) ORDER BY id) FROM document WHERE n < $1",
+    "SELECT string_agg(DISTINCT title, $1), string_agg(name, title ORDER BY s.id), array_agg(s.id ORDER BY s.id) "
+    "FROM document d JOIN symbol s ON s.document_id = d.id",
+    r"SELECT string_agg(raw, '\x2c' ORDER BY id), string_agg(padded, ' ' ORDER BY id) FROM document",
+    "SELECT array_agg(n), string_agg(title, ','), json_agg(n), array_agg(n ORDER BY id) FROM document WHERE n = -77",
+    "SELECT n, array_agg(id ORDER BY id) FROM document GROUP BY n HAVING array_agg(id) IS NOT NULL "
+    "AND count(*) > 1 ORDER BY array_agg(id ORDER BY id) DESC LIMIT 3",
+    "SELECT count(DISTINCT n), count(DISTINCT title), sum(DISTINCT small) FILTER (WHERE n > 0) FROM document",
+    "SELECT flag, sum(small::float8 / 2), avg(small::float4), avg(n::float8 / 4), count(ratio) FROM document "
+    "GROUP BY flag ORDER BY flag",
+    'SELECT max(title COLLATE "C"), array_agg(title ORDER BY title COLLATE "C" DESC, id) FROM document',
+    "SELECT day, min(made), max(moment), array_agg(day), count(*) + 0 FROM document GROUP BY day ORDER BY day",
+    "SELECT array_agg(meta ORDER BY id), jsonb_agg(meta ORDER BY id) FROM document",
+    "SELECT date_trunc('hour', moment), count(DISTINCT day) FROM document GROUP BY 1 ORDER BY 1, 2",
+)
+STYLES = ("ISO, DMY", "SQL, DMY", "German", "Postgres, MDY")
+
+
+@pytest.mark.parametrize("form", [None, TEXT, BINARY])
+@pytest.mark.parametrize("sql", LISTED)
+def test_lists_of_values_are_those_of_one_database(sides: Pair, sql: str, form: int | None) -> None:
+    question = Question(sql, ("2",)[: sql.count("$")], "ORDER BY" in sql)
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        for _ in range(2):
+            answers = [comparable(ask(side, question, form), question.ordered) for side in (direct, proxied)]
+            assert answers[1] == answers[0]
+        assert any(b"merged" in (row[0] or b"") for row in proxied.rows(f"EXPLAIN (FORESHARD) {sql}"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_a_shard_finishes_shows_dates_in_the_sessions_style(sides: Pair, style: str) -> None:
+    dated = [sql for sql in (*LISTED, *FINISHED) if any(name in sql for name in ("day", "moment", "made"))]
+    asked = [sql for sql in dated if "$" not in sql]
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        for side in (direct, proxied):
+            side.rows(f"SET DateStyle = '{style}'")
+            side.rows("SET TimeZone = 'America/St_Johns'")
+        for sql in asked:
+            rows = [side.rows(sql) for side in (direct, proxied)]
+            if "ORDER BY" not in sql:
+                rows = [sorted(map(str, found)) for found in rows]
+            assert rows[1] == rows[0], sql
+
+
 def test_errors_of_texts_that_come_again_are_told_each_time(sides: Pair) -> None:
     with sides.proxied.connect() as proxied:
         for sql in ("SELECT sum(n + 1000) / 2 FROM document", "SELECT sum(n + 1000) FROM document"):

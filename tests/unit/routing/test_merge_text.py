@@ -95,6 +95,13 @@ FINISHED = {
         ', 0) AS "coalesce" FROM (',
         ") AS foreshard_parts(foreshard_1, foreshard_2)",
     ),
+    "select array_agg(distinct size) || 1 from document": (
+        "select pg_catalog.array_agg(DISTINCT size) from document",
+        "SELECT  (SELECT pg_catalog.array_agg(DISTINCT foreshard_list.v1) FROM ROWS FROM (pg_catalog.unnest(('{' || "
+        "pg_catalog.string_agg(pg_catalog.substr(foreshard_1, 2, pg_catalog.length(foreshard_1) - 2), ',') || '}')"
+        '::pg_catalog.int4[])) AS foreshard_list(v1)) || 1 AS "?column?" FROM (',
+        ") AS foreshard_parts(foreshard_1)",
+    ),
 }
 
 
@@ -117,9 +124,11 @@ def test_what_the_router_cannot_put_together_a_shard_does(sql: str) -> None:
         "select path from document order by path",  # an order that only its collation knows
         "select path, count(*) from document group by path",
         "select meta from document order by meta",
-        "select sum(price::float8) from document",
+        "select stddev(price::float8) from document",
         "select count(distinct path) from document",  # equal only if their collation says so
-        "select count(distinct size), sum(distinct id) from document",
+        "select percentile_cont(0.5) within group (order by size) from document",
+        "select array_agg(tags) from document",  # lists of arrays
+        "select array_agg(path order by path) from document",  # in an order that only its collation knows
         "select count(*) + $1 from document",
         "select count(*) + (select 1) from document",
         "select stddev(size) + 1 from document",
