@@ -79,9 +79,13 @@ BEGIN
   IF EXISTS (SELECT FROM foreshard.claim_pending AS due
              WHERE due.xid = NEW.xid AND due.name = NEW.name AND due.key = NEW.key AND due.is_drop = NEW.is_drop) THEN
     IF foreshard.owns(NEW.home) THEN
+      PERFORM foreshard.claim_drop(due.name, due.key, due.home, due.bucket) FROM foreshard.claim_pending AS due
+      WHERE due.xid = NEW.xid AND due.name = NEW.name AND due.key = NEW.key AND due.is_drop;
       DELETE FROM foreshard.claim_pending AS due
-      WHERE due.xid = NEW.xid AND due.name = NEW.name AND due.key = NEW.key;
-      PERFORM foreshard.claim_take(NEW.name, NEW.key, NEW.home, NEW.bucket);
+      WHERE due.xid = NEW.xid AND due.name = NEW.name AND due.key = NEW.key AND (due.is_drop OR NOT NEW.is_drop);
+      IF NOT NEW.is_drop THEN
+        PERFORM foreshard.claim_take(NEW.name, NEW.key, NEW.home, NEW.bucket);
+      END IF;
       RETURN NULL;
     END IF;
     RAISE EXCEPTION 'the claim of % on "%" was not %',
@@ -229,7 +233,8 @@ BEGIN
   IF EXISTS (SELECT FROM foreshard.owned_buckets AS owned WHERE get_bit(owned.buckets, release_row.home) = 1) THEN
     DELETE FROM foreshard.claim AS held
     WHERE held.name = release_row.name AND held.key = release_row.key AND held.bucket = release_row.bucket;
-  ELSE
+  END IF;
+  IF NOT FOUND THEN -- elsewhere; or not claimed yet: a user's trigger writes the row before its own change is claimed
     INSERT INTO foreshard.claim_pending (name, key, home, bucket, is_drop) VALUES (name, key, home, bucket, true);
   END IF;
 END

@@ -23,6 +23,7 @@ from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps,
 from foreshard.proxy.control.leaving import leaving_steps
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
 from foreshard.proxy.control.outcome import outcome_steps
+from foreshard.proxy.control.place_guard import place_guard_steps, refuse_place_step
 from foreshard.proxy.control.spread_facts import spread_step
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
@@ -153,6 +154,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         *away_steps(),
         *leaving_steps(),
         *arbiter_steps(),
+        refuse_place_step(),
         *(labelled_step(name, sql) for name, sql in outbox_sql()),
     ]
     for name, table in catalog.tables.items():
@@ -160,6 +162,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         steps += _key_steps(catalog, table, facts)
         steps += bucket_index_steps(catalog, table)
         steps += away_table_steps(table, facts.tables[name])
+        steps += place_guard_steps(table)
         for columns in table.unique:
             steps += claim_set_steps(catalog, table, columns)
         triggers = [trigger for trigger in config.triggers if qualified(trigger.table) == name]

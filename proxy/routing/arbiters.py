@@ -31,7 +31,7 @@ def conflict_arbiters(
     if not wanted:
         return ()
     refusal = refused(table, wanted[0])
-    if table.by_cost or rows is None or len(rows) != 1 or any(len(one) > 1 for one in wanted):
+    if table.by_cost or table.has_triggers or rows is None or len(rows) != 1 or any(len(one) > 1 for one in wanted):
         raise refusal
     found = (arbiter(collector, table, one[0], cells(columns, rows, one[0])[0], refusal) for one in wanted)
     return tuple(value for value in found if value is not None)
