@@ -173,7 +173,8 @@ def test_no_key_is_there_twice_and_no_acknowledged_row_is_lost(
                 task.result()
         wait_until(lambda: at_rest(shards), RECOVERED_S)
         counts = sum((client.counts for client in clients), Counter[str]())
-        told = f"seed {seed}: {dict(counts)}; fire {dict(fire.done)}"
+        deeds = sum((client.deeds for client in clients), Counter[str]())
+        told = f"seed {seed}: {dict(counts)}; {dict(deeds)}; fire {dict(fire.done)}"
         print(told)
         acts = [act for client in clients for act in client.acts]
         assert problems(acts, left_rows(shards)) == [], told

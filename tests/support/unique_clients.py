@@ -14,7 +14,7 @@ from tests.support.ledger import Act, Look, Outcome, Row
 from tests.support.messages import SYNC, extended
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, error_of, kinds
-from tests.support.unique_roots import ROOTS, VALUES, Root, quoted, row_of
+from tests.support.unique_roots import HELD, ROOTS, VALUES, Root, quoted, row_of
 
 # Told of a statement that did nothing: somebody has the value, or was in the way.
 REFUSED = {"23505", "23503", "40001", "40P01", "55P03", "25P02"}
@@ -42,6 +42,7 @@ class Client:
         self.looks: list[Look] = []
         self.was_warned = False  # of a commit that some shard has not confirmed yet
         self.counts: Counter[str] = Counter()
+        self.deeds: Counter[str] = Counter()  # that happened
         self.connection: RawConnection | None = None
         self.marks = 0
         self.in_block = False
@@ -49,15 +50,17 @@ class Client:
     def run(self, stopping: threading.Event) -> None:
         deeds: list[Callable[[], None]] = [
             self.insert_row, self.insert_row, self.insert_one_by_one, self.insert_rows, self.move_key,
-            self.insert_unless_there, self.insert_or_change, self.delete_row, self.make_anew, self.move_value,
+            self.insert_unless_there, self.insert_or_change, self.make_anew, self.move_value,
+            self.delete_row, self.delete_row, self.delete_row,  # leaves room for new ones
             self.insert_wrap, self.delete_wraps, self.insert_account, self.delete_account, self.pass_handle_on,
-            self.insert_part, self.delete_part,
+            self.insert_part, self.delete_part, self.insert_unless_held, self.change_holder, self.move_value_of_holder,
+            self.insert_unless_any, self.insert_or_mark_account, self.insert_part_unless_there,
         ]  # fmt: skip
         while not stopping.is_set():
             try:
                 if self.connection is None:
                     self.connection = self.proxy.server.connect()
-                self.draw.choice(deeds)()
+                self.do(self.draw.choice(deeds))
             except Refused:
                 continue  # a read before the deed was refused
             except (Unclear, Closed, OSError, AssertionError) as error:
@@ -66,6 +69,11 @@ class Client:
                 self.leave()
                 stopping.wait(0.05)
         self.leave()
+
+    def do(self, deed: Callable[[], None]) -> None:
+        before = self.counts["happened"]
+        deed()
+        self.deeds[deed.__name__] += self.counts["happened"] - before
 
     def leave(self) -> None:
         if self.connection is not None:
@@ -141,13 +149,13 @@ class Client:
     def value(self, letter: str) -> str:
         return f"{letter}{self.draw.randrange(VALUES)}"
 
-    def other(self, root: Root) -> str | None:
+    def other(self, null_share: float = 0.1) -> str | None:
         """A value for a root's unique column."""
-        return None if self.draw.random() < 0.1 else self.value("e")
+        return None if self.draw.random() < null_share else self.value("e")
 
-    def new_row(self, root: Root, key: str | None = None) -> tuple[Row, str]:
+    def new_row(self, root: Root, key: str | None = None, null_share: float = 0.1) -> tuple[Row, str]:
         """A row of a root, and its VALUES."""
-        key, other, mark = key or root.draw_key(self.draw), self.other(root), self.mark()
+        key, other, mark = key or root.draw_key(self.draw), self.other(null_share), self.mark()
         return root.row(mark, key, other), root.values(mark, key, other)
 
     def find_row(self) -> tuple[Root, str, str, str | None]:
@@ -162,6 +170,15 @@ class Client:
         if mark is None:
             raise Refused
         return root, key, mark, found[0][1]
+
+    def find_holder(self) -> tuple[Root, str, str]:
+        """Root, mark and value of a row that is found by its unique value."""
+        root = self.draw.choice(HELD)
+        other = self.value("e")
+        found = self.ask(f"SELECT mark FROM {root.table} WHERE {root.other} = '{other}'")
+        if not found:
+            raise Refused
+        return root, str(found[0][0]), other
 
     def find_account(self) -> tuple[str, str, str | None]:
         """Key, mark and handle of some account."""
@@ -180,13 +197,13 @@ class Client:
     def insert_one_by_one(self) -> None:
         """Several in one transaction, on several shards."""
         root = self.draw.choice(ROOTS)
-        made = [self.new_row(root, key) for key in sorted(root.sample_keys(self.draw, 3))]
+        made = [self.new_row(root, key, 0.6) for key in sorted(root.sample_keys(self.draw, 3))]
         self.try_to([row for row, _ in made], [], *(root.insert + values for _, values in made))
 
     def insert_rows(self) -> None:
         """The same in one statement."""
         root = self.draw.choice(ROOTS)
-        made = [self.new_row(root, key) for key in root.sample_keys(self.draw, 3)]
+        made = [self.new_row(root, key, 0.6) for key in root.sample_keys(self.draw, 3)]
         self.try_to([row for row, _ in made], [], root.insert + ", ".join(values for _, values in made))
 
     def move_key(self) -> None:
@@ -216,6 +233,41 @@ class Client:
             f" mark = excluded.mark WHERE {root.table}.mark = '{known}'",
         )
 
+    def insert_unless_held(self) -> None:
+        """ON CONFLICT by the unique column."""
+        root = self.draw.choice(HELD)
+        row, values = self.new_row(root)
+        self.try_to([row], [], f"{root.insert}{values} ON CONFLICT ({root.other}) DO NOTHING")
+
+    def insert_unless_any(self) -> None:
+        """ON CONFLICT by whatever is unique."""
+        root = self.draw.choice(HELD)
+        row, values = self.new_row(root)
+        self.try_to([row], [], f"{root.insert}{values} ON CONFLICT DO NOTHING")
+
+    def change_holder(self) -> None:
+        """ON CONFLICT DO UPDATE by the unique column: the row that holds the value has another key, on any shard."""
+        root, known, other = self.find_holder()
+        mark = self.mark()
+        self.try_to(
+            [Row(mark, ((root.unique, other),))],  # its key is the holder's, or, where that has just gone, the new one
+            [known],
+            f"{root.insert}{root.values(mark, root.draw_key(self.draw), other)} ON CONFLICT ({root.other})"
+            f" DO UPDATE SET mark = excluded.mark WHERE {root.table}.mark = '{known}'",
+        )
+
+    def move_value_of_holder(self) -> None:
+        """The same, and the row that is there gets another value."""
+        root, known, other = self.find_holder()
+        mark = self.mark()
+        self.try_to(
+            [Row(mark, ())],
+            [known],
+            f"{root.insert}{root.values(mark, root.draw_key(self.draw), other)} ON CONFLICT ({root.other})"
+            f" DO UPDATE SET mark = excluded.mark, {root.other} = {quoted(self.other())}"
+            f" WHERE {root.table}.mark = '{known}'",
+        )
+
     def delete_row(self) -> None:
         root, key, known, _ = self.find_row()
         self.try_to([], [known], f"DELETE FROM {root.table} WHERE {root.is_key(key)} AND mark = '{known}'")
@@ -234,7 +286,7 @@ class Client:
     def move_value(self) -> None:
         """Another unique value for a row."""
         root, key, known, _ = self.find_row()
-        other, mark = self.other(root), self.mark()
+        other, mark = self.other(), self.mark()
         self.try_to(
             [root.row(mark, key, other)],
             [known],
@@ -261,6 +313,16 @@ class Client:
         text = f"INSERT INTO account (handle, mark) VALUES ('{handle}', '{mark}')"
         self.try_to([row_of("account", mark, handle)], [], text)
 
+    def insert_or_mark_account(self) -> None:
+        """A generated key that is not used when the handle is there already."""
+        _, known, handle = self.find_account()
+        mark = self.mark()
+        text = (
+            f"INSERT INTO account (handle, mark) VALUES ({quoted(handle)}, '{mark}') ON CONFLICT (handle)"
+            f" DO UPDATE SET mark = excluded.mark WHERE account.mark = '{known}'"
+        )
+        self.try_to([row_of("account", mark, handle)], [known], text)
+
     def delete_account(self) -> None:
         id, known, _ = self.find_account()
         self.try_to([], [known], f"DELETE FROM account WHERE id = {id} AND mark = '{known}'")
@@ -284,6 +346,12 @@ class Client:
         parent, _, _ = self.find_account()
         key, mark = self.draw.randrange(1, VALUES + 1), self.mark()
         text = f"INSERT INTO part (id, account_id, mark) VALUES ({key}, {parent}, '{mark}')"
+        self.try_to([row_of("part", mark, str(key))], [], text)
+
+    def insert_part_unless_there(self) -> None:
+        parent, _, _ = self.find_account()
+        key, mark = self.draw.randrange(1, VALUES + 1), self.mark()
+        text = f"INSERT INTO part (id, account_id, mark) VALUES ({key}, {parent}, '{mark}') ON CONFLICT (id) DO NOTHING"
         self.try_to([row_of("part", mark, str(key))], [], text)
 
     def delete_part(self) -> None:

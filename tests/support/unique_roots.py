@@ -118,6 +118,11 @@ class Root:
         return f"({', '.join(self.literals(key))}, {quoted(other)}, '{mark}')"
 
     @property
+    def unique(self) -> str:
+        """The name of its unique column's values."""
+        return f"{self.table}.{self.other}"
+
+    @property
     def insert(self) -> str:
         return f"INSERT INTO {self.table} ({', '.join(self.key)}, {self.other}, mark) VALUES "
 
@@ -132,3 +137,4 @@ ROOTS = (
     Root("parcel", ("code",), "label", "c"),  # more often: it has more ways to go wrong
     Root("seat", ("hall", "place"), "holder", "t"),
 )
+HELD = tuple(root for root in ROOTS if root.table != "parcel")  # ON CONFLICT by the unique column
