@@ -8,24 +8,21 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import psycopg
 import pytest
 
 from foreshard.proxy.config import load_config
 from foreshard.proxy.control import read_catalog
-from foreshard.proxy.control.recovery import Recovery
-from foreshard.proxy.placement import attach_state
 from foreshard.proxy.triggers.points import SCHEMA_NAMES
 from tests.support.messages import query
-from tests.support.postgres import Shards, TestInstances
+from tests.support.postgres import TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, kinds
-from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
+from tests.support.routers import Routers
+from tests.support.sharded import SCHEMA, SHARD_COUNT, TABLES
 from tests.support.verified import assert_verified
-from tests.support.waiting import wait_until
+from tests.support.waiting import process_state, wait_until
 
 COMMIT_POINTS = ("commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished")
 POINTS = (*(name for name in SCHEMA_NAMES if name not in ("schema-alone", "schema-noticed")), *COMMIT_POINTS)
@@ -37,35 +34,14 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute 
 WHERE n.nspname = 'public' AND a.attnum > 0 AND NOT a.attisdropped AND c.relname NOT LIKE 'plain%' ORDER BY 1, 2
 """
 APPLIED = "SELECT object FROM foreshard.applied WHERE object LIKE '%public.%' AND object LIKE '%key%' ORDER BY 1"
-WRITING = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-  AND backend_type = 'client backend' AND backend_xid IS NOT NULL"""
 KILL = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()
   AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND backend_xid IS NOT NULL"""
 
 
-class World(NamedTuple):
+class World(Routers):
     """Applied shards, and the names of declared tables that nobody has made yet."""
 
-    shards: Shards
-    folder: Path
-    names: Iterator[str]
-
-    @contextlib.contextmanager
-    def router(self, **environment: str) -> Iterator[Proxy]:
-        """A router alone: what recovers is up to the test."""
-        folder = self.folder / f"run-{len(list(self.folder.iterdir()))}"
-        tables = {**TABLES, **{name: {"key": "id"} for name in NAMES}}
-        is_first = not any(self.folder.iterdir())
-        proxy = Proxy(
-            self.shards.dsns, folder, tables=tables, command="router", apply=is_first, environment=environment
-        )
-        (folder / "run").mkdir()
-        attach_state(load_config(proxy.configuration))
-        proxy.start()
-        try:
-            yield proxy
-        finally:
-            proxy.stop()
+    names = itertools.cycle(NAMES)
 
     def all_alike(self) -> None:
         """Every shard has the same tables, and what was made for them."""
@@ -76,26 +52,13 @@ class World(NamedTuple):
     def has(self, name: str) -> bool:
         return self.shards.query(f"SELECT to_regclass('{name}') IS NOT NULL", on=1) == [(True,)]
 
-    def count(self, sql: str) -> int:
-        return sum(int(str(self.shards.query(sql, on=index)[0][0])) for index in range(SHARD_COUNT))
-
-    async def recover(self, proxy: Proxy) -> None:
-        """Rounds of recovery that waits for no coordinator, until nothing is prepared."""
-        recovery = Recovery(load_config(proxy.configuration), lambda line: None)
-        recovery.grace_s = 0.0
-        try:
-            async with asyncio.timeout(30):
-                while self.count(PREPARED):
-                    await recovery.run_round()
-        finally:
-            recovery.close()
-
 
 @pytest.fixture(scope="module")
 def world(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     shards = test_instances.create(SHARD_COUNT)
     shards.execute(SCHEMA)
-    made = World(shards, tmp_path_factory.mktemp("ddl-killed"), itertools.cycle(NAMES))
+    tables = {**TABLES, **{name: {"key": "id"} for name in NAMES}}
+    made = World(shards, tmp_path_factory.mktemp("ddl-killed"), tables)
     with made.router() as proxy, proxy.server.connect() as client:
         for key in range(1, 31):
             client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
@@ -112,7 +75,7 @@ def script(name: str) -> str:
 
 def check_outcome(world: World, name: str, proxy: Proxy, is_decided: bool | None) -> None:
     """All of it, or nothing; and a router that starts then plans by what is there."""
-    asyncio.run(world.recover(proxy))
+    world.recover(proxy)
     world.all_alike()
     has_happened = world.has(name)
     assert is_decided in (None, has_happened)
@@ -130,7 +93,7 @@ def test_a_router_killed_at_any_step_of_ddl_leaves_all_or_nothing(world: World, 
         with proxy.server.connect() as client, pytest.raises(Closed):
             client.query(script(name))
         assert proxy.wait_for_end() == -signal.SIGKILL
-    wait_until(lambda: not world.count(WRITING))
+    wait_until(lambda: not world.is_writing())
     check_outcome(world, name, proxy, None if point == "commit-deciding" else point in DECIDED)
 
 
@@ -148,16 +111,11 @@ def test_a_backend_killed_at_any_step_of_ddl_leaves_all_or_nothing(world: World,
             with contextlib.suppress(Closed):
                 answer = client.read_until()
                 assert answer[-1].kind == b"Z"
-        wait_until(lambda: not world.count(WRITING))
+        wait_until(lambda: not world.is_writing())
         check_outcome(world, name, proxy, None)
         with proxy.server.connect() as client:  # the same router goes on, by the catalog that is true now
             wait_until(lambda: ("E" not in kinds(client.query(f"SELECT count(*) FROM {name}"))) == world.has(name))
             assert client.value("SELECT count(*) FROM root") == "30"
-
-
-def process_state(pid: int) -> str:
-    """R running, S sleeping, T stopped ... as /proc has it."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_router_killed_between_shards_of_an_index_made_concurrently_goes_on_there(world: World) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from foreshard.proxy.config import load_config
-from foreshard.proxy.placement import attach_state
 from foreshard.proxy.triggers.points import GATE_NAMES
 from foreshard.proxy.wire.commit import SNAPSHOT_POINTS
 from tests.support.messages import query
 from tests.support.postgres import TestInstances
-from tests.support.proxy import Proxy
 from tests.support.raw import Closed, RawConnection, error_of
+from tests.support.routers import Routers
 from tests.support.sharded import TABLES, Deployment, deployment
 from tests.support.verified import assert_verified
 from tests.support.waiting import process_state, wait_until
@@ -29,26 +24,12 @@ TOTAL = "SELECT sum(n) FROM root"
 MOVED = (2, -1, -1)
 
 
-class World(NamedTuple):
+class World(Routers):
     """A deployment whose proxy commits over shards, and where other routers open snapshots."""
 
-    one: Deployment
-    folder: Path
-    numbers: Iterator[int]
-
-    @contextlib.contextmanager
-    def router(self, **environment: str) -> Iterator[Proxy]:
-        folder = self.folder / f"router-{next(self.numbers)}"
-        proxy = Proxy(
-            self.one.shards.dsns, folder, tables=TABLES, command="router", apply=False, environment=environment
-        )
-        (folder / "run").mkdir()
-        attach_state(load_config(proxy.configuration))
-        proxy.start()
-        try:
-            yield proxy
-        finally:
-            proxy.stop()
+    def __init__(self, one: Deployment, folder: Path) -> None:
+        super().__init__(one.shards, folder, TABLES, is_applied=True)
+        self.one = one
 
     def commit(self, client: RawConnection) -> None:
         """A transaction over all shards that leaves the total as it is."""
@@ -62,7 +43,7 @@ class World(NamedTuple):
 def world(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("gate-killed")
     with deployment(test_instances, folder / "one") as one:
-        yield World(one, folder, itertools.count())
+        yield World(one, folder)
         one.come_to_rest()
         assert_verified(one.proxy.configuration)
 

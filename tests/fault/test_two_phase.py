@@ -5,7 +5,6 @@ FORESHARD_FAULT_S makes the bank's run longer than the suite's few seconds; FORE
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
@@ -20,15 +19,13 @@ import psycopg
 import pytest
 
 from foreshard.proxy.admin.simple_query import ask
-from foreshard.proxy.config import load_config
-from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.errors import ForeshardError, SqlError
-from foreshard.proxy.placement import attach_state
 from foreshard.proxy.wire.commit import CONTROL_POINTS
 from tests.support.messages import query
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy, command_line
 from tests.support.raw import Closed, RawConnection, error_of, kinds
+from tests.support.routers import Routers
 from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
 from tests.support.verified import assert_verified
 from tests.support.waiting import process_state, wait_until
@@ -61,6 +58,9 @@ CLAIMING_TABLES = {
 }
 WEIGH = {"table": "parcel", "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
 SECTIONS: dict[str, Any] = {"placement": {"policy": "least-loaded"}, "triggers": {"weigh": WEIGH}}
+CLEAR = """SET session_replication_role = replica; UPDATE root SET tag = 'before' WHERE tag <> 'before';
+TRUNCATE ticket, parcel, wrap, foreshard.claim, foreshard.claim_pending, foreshard.away, foreshard.decision,
+  foreshard.outbox, foreshard.outbox_image"""
 CLAIMED = "SELECT 'public.ticket.code', code FROM ticket UNION ALL SELECT 'public.parcel.code', code FROM parcel"
 PARCELS = [f"p{number}" for number in range(6)]
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
@@ -71,35 +71,29 @@ def prepared_count(shards: Shards) -> int:
     return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
 
 
-async def recover(proxy: Proxy, shards: Shards) -> list[str]:
-    """Rounds of recovery that waits for no coordinator, until nothing is prepared; what it said."""
-    said: list[str] = []
-    recovery = Recovery(load_config(proxy.configuration), said.append)
-    recovery.grace_s = 0.0
-    try:
-        async with asyncio.timeout(30):
-            while prepared_count(shards):
-                await recovery.run_round()
-    finally:
-        recovery.close()
-    return said
+class World(Routers):
+    """Routers over tables with claims and with rows away from home; what a test leaves is cleared for the next."""
+
+    def clear(self) -> None:
+        self.shards.execute(CLEAR)
 
 
-@contextlib.contextmanager
-def router(shards: Shards, folder: Path, **environment: str) -> Iterator[Proxy]:
-    """A router alone: what recovers is up to the test."""
+@pytest.fixture(scope="module")
+def made(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    shards = test_instances.create(SHARD_COUNT)
     shards.execute(CLAIMING_SCHEMA)
-    proxy = Proxy(shards.dsns, folder, tables=CLAIMING_TABLES, command="router", environment=environment, **SECTIONS)
-    (folder / "run").mkdir()
-    attach_state(load_config(proxy.configuration))
-    proxy.start()
-    try:
-        with proxy.server.connect() as client:
-            for key in range(1, ACCOUNTS + 1):
-                client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
-        yield proxy
-    finally:
-        proxy.stop()
+    world = World(shards, tmp_path_factory.mktemp("two-phase"), CLAIMING_TABLES, **SECTIONS)
+    with world.router() as proxy, proxy.server.connect() as client:
+        for key in range(1, ACCOUNTS + 1):
+            client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
+    yield world
+    test_instances.drop(shards)
+
+
+@pytest.fixture
+def world(made: World) -> World:
+    made.clear()
+    return made
 
 
 def script(shards: Shards, point: str) -> list[str]:
@@ -141,68 +135,64 @@ def parcels_away(shards: Shards) -> int:
 
 
 @pytest.mark.parametrize("point", CONTROL_POINTS)
-def test_a_router_killed_at_any_step_of_a_transaction_leaves_all_or_nothing(
-    three_shards: Shards, tmp_path: Path, point: str
-) -> None:
-    with router(three_shards, tmp_path, FORESHARD_CRASH_AT=point) as proxy:
+def test_a_router_killed_at_any_step_of_a_transaction_leaves_all_or_nothing(world: World, point: str) -> None:
+    with world.router(FORESHARD_CRASH_AT=point) as proxy:
         with proxy.server.connect() as client, pytest.raises(Closed):
-            run(client, script(three_shards, point))
+            run(client, script(world.shards, point))
         assert proxy.wait_for_end() == -signal.SIGKILL
-    wait_until(lambda: not open_transactions(three_shards))
-    asyncio.run(recover(proxy, three_shards))
+    wait_until(lambda: not world.is_writing())
+    world.recover(proxy)
     counts = {"commit-deciding": [0, 1], "claims-trying": [0, 1], "commit-decided": [1], "commit-finished": [1]}
-    found = changed(three_shards, point)
+    found = changed(world.shards, point)
     assert found in [[count] * len(found) for count in counts.get(point, [0])]
     assert_verified(proxy.configuration)
 
 
 @pytest.mark.parametrize("point", CONTROL_POINTS)
-def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(
-    three_shards: Shards, tmp_path: Path, point: str
-) -> None:
-    with router(three_shards, tmp_path, FORESHARD_STOP_AT=point) as proxy, proxy.server.connect() as client:
-        texts = script(three_shards, point)
+def test_a_router_that_was_stopped_finds_what_recovery_did_meanwhile(world: World, point: str) -> None:
+    with world.router(FORESHARD_STOP_AT=point) as proxy, proxy.server.connect() as client:
+        texts = script(world.shards, point)
         client.send(b"".join(map(query, texts)))
         (pid,) = proxy.router_pids()
         wait_until(lambda: process_state(pid) == "T")
         if point in ("commit-deciding", "claims-trying"):  # what it has sent arrives
-            wait_until(lambda: not open_transactions(three_shards))
-        asyncio.run(recover(proxy, three_shards))
+            wait_until(lambda: not world.is_writing())
+        world.recover(proxy)
         os.kill(pid, signal.SIGCONT)
         *before, answer = [client.read_until() for _ in texts]
         assert not any("E" in kinds(each) for each in before)
-        assert parcels_away(three_shards) > 0 or point in ("claims-trying", "commit-prepared", "commit-undoing")
+        assert parcels_away(world.shards) > 0 or point in ("claims-trying", "commit-prepared", "commit-undoing")
         refused = {"commit-prepared": "40001", "commit-undoing": "23503"}.get(point)
         if refused:
             assert error_of(answer)["C"] == refused
         else:
             assert kinds(answer) == "CZ"
-        found = changed(three_shards, point)
+        found = changed(world.shards, point)
         assert found == [0 if refused else 1] * len(found)
-        assert prepared_count(three_shards) == 0
+        assert world.count(PREPARED) == 0
         assert client.value("SELECT 1") == "1"
     assert_verified(proxy.configuration)
 
 
 @pytest.mark.parametrize(("point", "shard"), [(point, at % SHARD_COUNT) for at, point in enumerate(CONTROL_POINTS)])
 def test_a_shard_that_loses_its_sessions_at_any_step_leaves_all_or_nothing(
-    three_shards: Shards, tmp_path: Path, point: str, shard: int
+    world: World, point: str, shard: int
 ) -> None:
-    with router(three_shards, tmp_path, FORESHARD_STOP_AT=point) as proxy:
+    with world.router(FORESHARD_STOP_AT=point) as proxy:
         with proxy.server.connect() as client:
-            texts = script(three_shards, point)
+            texts = script(world.shards, point)
             client.send(b"".join(map(query, texts)))
             (pid,) = proxy.router_pids()
             wait_until(lambda: process_state(pid) == "T")
-            three_shards.query(END_WRITERS, on=shard)
+            world.shards.query(END_WRITERS, on=shard)
             os.kill(pid, signal.SIGCONT)
             was_told = False
             with contextlib.suppress(Closed):
                 *_, answer = [client.read_until() for _ in texts]
                 was_told = [message.body for message in answer if message.kind == b"C"] == [b"COMMIT\0"]
-        wait_until(lambda: not open_transactions(three_shards))
-        asyncio.run(recover(proxy, three_shards))
-        found = changed(three_shards, point)
+        wait_until(lambda: not world.is_writing())
+        world.recover(proxy)
+        found = changed(world.shards, point)
         assert found in [[count] * len(found) for count in ([1] if was_told else [0, 1])]
     assert_verified(proxy.configuration)
 
@@ -234,13 +224,6 @@ def shown_prepared(proxy: Proxy) -> Sequence[object] | None:
         return ask(proxy.server.host, proxy.server.port, proxy.server.user, "foreshard", "SHOW TWO_PHASE").rows
     except (OSError, ForeshardError, SqlError):
         return None
-
-
-def open_transactions(shards: Shards) -> bool:
-    """Whether a write is still under way. (The router's own readings of the catalog do not matter here.)"""
-    sql = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-      AND backend_type = 'client backend' AND backend_xid IS NOT NULL"""
-    return any(shards.query(sql, on=shard) != [(0,)] for shard in range(SHARD_COUNT))
 
 
 class Teller:
