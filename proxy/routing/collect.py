@@ -27,6 +27,7 @@ MERGING_CLAUSES = {
     "limitOffset": "OFFSET",
 }
 EVERYWHERE: frozenset[str] = frozenset()
+SETTINGS = "pg_settings"  # an UPDATE of this view makes settings
 
 
 @dataclass(eq=False)
@@ -154,6 +155,8 @@ class Collector:
         self.references.append(reference)
         level.references.append(reference)
         level.scope.names = Names([reference])
+        if relation.get("relname") == SETTINGS:
+            self.calls.append(Call(["set_config"], {}, level))  # by the view's rule, for any setting
         return reference
 
     def rest_of_write(self, query: Node, level: Level, ctes: frozenset[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Catalog, Table
 from foreshard.proxy.errors import SqlError
+from foreshard.proxy.routing.collect import SETTINGS
 from foreshard.proxy.routing.functions import SESSION_LOCKS
 from foreshard.proxy.routing.query import REFUSED, Findings
 from foreshard.proxy.routing.rows import fired_profiles
@@ -48,9 +49,9 @@ def stay(catalog: Catalog, kind: str, node: Node, refusal: SqlError, is_exact: b
     found = Findings()
     found.read(node)
     names = {path[-1] for path in found.calls}
-    if "set_config" in names:
-        raise refusal
     relation = node.get("relation", {})
+    if "set_config" in names or relation.get("relname") == SETTINGS:
+        raise refusal
     table = catalog.find(relation["relname"], relation.get("schemaname")) if "relname" in relation else None
     return Template(
         RouteKind.ROUTE_PLACE,

@@ -43,6 +43,8 @@ cdef enum:
     INBOX_HIGH_BYTES = 262144       # a client that sends on while it waits is not read beyond; chosen, not measured
     OUTBOX_HIGH_BYTES = 1048576     # what a shard, or the client, has not taken; chosen, not measured
 
+# What changes how texts read, and whether triggers fire: the values that may be set at start-up.
+CHANGES_MEANING = {"standard_conforming_strings": ("on", "true", "1"), "session_replication_role": ("origin", "local")}
 ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the shards read it
 CONSOLE_DATABASE = "foreshard"
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
@@ -127,6 +129,9 @@ cdef class Frontend(Simple):
         settings = " ".join([*parameters, parameters.get("options", "")]).lower().replace("-", "_").replace("\\", "")
         if self.hub.is_sharded and ("search_path" in settings or "foreshard" in settings):
             return self.fatal(not_built("setting search_path or foreshard.* at start-up", "Qualify the names instead."))
+        for name in CHANGES_MEANING:
+            if self.hub.is_sharded and name in settings and parameters.get(name) not in CHANGES_MEANING[name]:
+                return self.fatal(not_built(f"setting {name} at start-up", "Leave it at its default."))
         encoding = parameters.get("client_encoding", "utf8").lower().strip("'\"")
         told = settings.count("client_encoding") - ("client_encoding" in parameters)    # in the options
         if self.hub.is_sharded and (encoding not in ENCODINGS or told):

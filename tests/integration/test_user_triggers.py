@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from tests.support.postgres import TestInstances
@@ -103,3 +104,22 @@ def test_a_row_that_its_own_trigger_takes_away_on_a_shard_itself_leaves_no_claim
     for (key,) in keys:
         pair.deployed.shards.execute(f"INSERT INTO undone VALUES ({key}, 'direct{key}', 1)", on=0)
         assert pair.deployed.shards.query(f"SELECT FROM foreshard.claim WHERE key = 'direct{key}'") == []
+
+
+@pytest.mark.parametrize("setting", ["session_replication_role=replica", "standard_conforming_strings=off"])
+def test_no_client_starts_with_settings_that_change_what_statements_mean(pair: Twins, setting: str) -> None:
+    name, _, value = setting.partition("=")
+    dsn = pair.deployed.server.dsn
+    for extra in (f"-c {setting}", f"--{name.replace('_', '-')}={value}"):
+        with pytest.raises(psycopg.OperationalError, match=f"setting {name} at start-up"):
+            psycopg.connect(dsn, options=extra)
+
+
+def test_settings_are_not_made_by_an_update_of_their_view(pair: Twins) -> None:
+    with pair.deployed.server.connect() as client:
+        for sql in (
+            "UPDATE pg_settings SET setting = 'replica' WHERE name = 'session_replication_role'",
+            "UPDATE pg_catalog.pg_settings SET setting = 'replica' WHERE name = 'session_replication_role'",
+            "WITH made AS (UPDATE pg_settings SET setting = 'x' WHERE name = 'application_name' RETURNING 1) TABLE made",
+        ):
+            assert told(client, sql) == ["0A000"]
