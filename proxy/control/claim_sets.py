@@ -59,13 +59,18 @@ def key_text_sql(columns: Sequence[str], row: str) -> str:
 def is_claimed_sql(table: Table, columns: Sequence[str], row: str) -> str:
     """Whether a row's values are claimed: no NULL among them, and no placed key."""
     conditions = [f"{row}.{quote_name(column)} IS NOT NULL" for column in columns]
-    if table.kind is TableKind.CHILD and tuple(columns) == (table.key,):
+    if _is_child_key(table, columns):
         key = f"{row}.{quote_name(table.key)}"
         if table.type_of(table.key) is KeyType.TYPE_INT8:
             conditions = [f"NOT {key} BETWEEN {PLACED_FLAG} AND {2 * PLACED_FLAG - 1}"]
         elif table.type_of(table.key) is KeyType.TYPE_UUID:
             conditions = [f"NOT ({UUID_NAMES_BUCKET.replace('key', key)})"]
     return " AND ".join(conditions)
+
+
+def _is_child_key(table: Table, columns: Sequence[str]) -> bool:
+    """Whether the set is a child's own key, which is placed with its parent unless the client gives it."""
+    return table.kind is TableKind.CHILD and tuple(columns) == (table.key,)
 
 
 def claim_set_steps(catalog: Catalog, table: Table, columns: Sequence[str]) -> Iterator[Step]:
@@ -77,6 +82,8 @@ def claim_set_steps(catalog: Catalog, table: Table, columns: Sequence[str]) -> I
     watched = dict.fromkeys((*columns, *table.routing_columns))
     changed = " OR ".join(f"OLD.{quote_name(column)} IS DISTINCT FROM NEW.{quote_name(column)}" for column in watched)
     on = f"ON {quote_table(table)} FOR EACH ROW WHEN"
+    # A condition is read anew in each statement, which costs more than a call, unless few rows meet it.
+    on_new = f"{on} ({new})" if _is_child_key(table, columns) else f"ON {quote_table(table)} FOR EACH ROW"
     run = f"EXECUTE FUNCTION {function}()"
     yield Step(
         f"claims of {name}",
@@ -84,7 +91,7 @@ def claim_set_steps(catalog: Catalog, table: Table, columns: Sequence[str]) -> I
 {_row_sql(table, name, columns)}\
 {_function_sql(table, columns, function)}\
 {_insert_sql(table, columns, trigger)}\
-CREATE OR REPLACE TRIGGER {trigger}_insert AFTER INSERT {on} ({new}) EXECUTE FUNCTION {function}_insert();
+CREATE OR REPLACE TRIGGER {trigger}_insert AFTER INSERT {on_new} EXECUTE FUNCTION {function}_insert();
 CREATE OR REPLACE TRIGGER {trigger}_update AFTER UPDATE {on} ({changed}) {run};
 CREATE OR REPLACE TRIGGER {trigger}_delete AFTER DELETE {on} ({old}) {run};
 CREATE OR REPLACE TRIGGER {trigger}_truncate BEFORE TRUNCATE ON {quote_table(table)} {run};
@@ -185,7 +192,8 @@ def _insert_sql(table: Table, columns: Sequence[str], trigger: str) -> str:
     """The function for new rows, which most claims are: one statement where the value's home is here and it is free.
 
     A search_path of its own would take a fifth of an INSERT's time, so where no other setting is needed all names in
-    it are qualified instead: it runs as its owner, whatever path the client has.
+    it are qualified instead: it runs as its owner, whatever path the client has. A value that is there already may be
+    released by the same transaction through another shard: `claim_row` notes it, and its end tells.
     """
     name = quote_text(claim_name(table, columns))
     types = {table.type_of(column) for column in (*columns, *table.routing_columns)}
@@ -193,15 +201,16 @@ def _insert_sql(table: Table, columns: Sequence[str], trigger: str) -> str:
     settings = "SECURITY DEFINER" if is_plain else f"{SAFE} {_printing_sql()}"
     key = key_text_sql(columns, "NEW").replace("::text", "::pg_catalog.text")
     home, bucket = qualified_sql(home_sql(table, columns, "NEW")), qualified_sql(inline_bucket_sql(table, "NEW"))
+    # Of a child's own key the trigger's condition has told.
+    also = "" if _is_child_key(table, columns) else f" AND {is_claimed_sql(table, columns, 'NEW')}"
     return f"""\
 CREATE OR REPLACE FUNCTION foreshard.{trigger}_insert() RETURNS trigger LANGUAGE plpgsql {settings} AS $body$
 BEGIN
   INSERT INTO foreshard.claim (name, key, bucket)
   SELECT {name}, {key}, {bucket} FROM foreshard.owned_buckets AS owned
-  WHERE pg_catalog.get_bit(owned.buckets, {home}) OPERATOR(pg_catalog.=) 1 AND NOT EXISTS (
-    SELECT FROM foreshard.claim AS held
-    WHERE held.name OPERATOR(pg_catalog.=) {name} AND held.key OPERATOR(pg_catalog.=) {key});
-  IF NOT FOUND THEN
+  WHERE pg_catalog.get_bit(owned.buckets, {home}) OPERATOR(pg_catalog.=) 1{also}
+  ON CONFLICT DO NOTHING;
+  IF NOT FOUND{also} THEN
     PERFORM foreshard.claim_row({name}, {key}, {home}, {bucket});
   END IF;
   RETURN NULL;
@@ -216,7 +225,7 @@ def _printing_sql() -> str:
 
 def _guard_sql(catalog: Catalog, table: Table, columns: Sequence[str], trigger: str) -> str:
     """A child's explicit key may look like a placed one only if it names its parent's bucket."""
-    if table.kind is not TableKind.CHILD or tuple(columns) != (table.key,) or not table.is_placeable:
+    if not _is_child_key(table, columns) or not table.is_placeable:
         return ""
     key = f"NEW.{quote_name(table.key)}"
     is_placed = f"NOT ({is_claimed_sql(table, columns, 'NEW')})"
