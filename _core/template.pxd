@@ -107,7 +107,8 @@ cdef class Template:
     # Why this must run on one shard: raised by the caller when the buckets of a ROUTE_KEYED statement lie on several
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
-    # An INSERT with ON CONFLICT on claimed columns: a Template of one key for each value that another row may have.
+    # An INSERT with ON CONFLICT on claimed columns: a Template of one key for each value that another row may have, its
+    # `row_keys` the row's number alone; `keeps_bucket`: the row may not follow another one of the statement.
     cdef readonly tuple arbiters
     cdef readonly bint keeps_bucket     # keys of several buckets are as keys of several shards: rows may not leave one
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised

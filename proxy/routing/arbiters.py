@@ -1,8 +1,12 @@
 """ON CONFLICT: whether the shard of the new row finds the row that it meets, and which values are asked for first.
 
 What holds the columns that say where rows live is decided by the shard that the INSERT goes to. Columns that are unique
-over all shards may meet a row on any of them: `Template.arbiters` are their values in the new row, and the relay asks
+over all shards may meet a row on any of them: `Template.arbiters` are their values in the new rows, and the relay asks
 the homes of their claims (wire/arbiter.pyx).
+
+Several rows: each goes to the row that it meets. Where the target is named, a row that has the value of an earlier one
+of the statement goes where that went; without one nobody can tell whether the earlier one is inserted, so such rows
+may not leave their shards (`keeps_bucket`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.away import ClaimedColumn
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.locate import check_param_types, key_uses
-from foreshard.proxy.routing.rows import Rows, cells, is_null
+from foreshard.proxy.routing.rows import Rows, cells, is_null, may_split
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.writes import check_assignments
 
@@ -22,7 +26,7 @@ from foreshard.proxy.routing.writes import check_assignments
 def conflict_arbiters(
     collector: Collector, table: Table, columns: list[str], rows: Rows | None, node: Node
 ) -> tuple[Template, ...]:
-    """The values by which the new row may meet a row of any shard; SqlError for what cannot be told."""
+    """The values by which new rows may meet rows of any shard; SqlError for what cannot be told."""
     clause = node.get("onConflictClause")
     if not clause:
         return ()
@@ -31,10 +35,32 @@ def conflict_arbiters(
     if not wanted:
         return ()
     refusal = refused(table, wanted[0])
-    if table.by_cost or table.has_triggers or rows is None or len(rows) != 1 or any(len(one) > 1 for one in wanted):
+    if table.by_cost or table.has_triggers or rows is None or any(len(one) > 1 for one in wanted):
         raise refusal
-    found = (arbiter(collector, table, one[0], cells(columns, rows, one[0])[0], refusal) for one in wanted)
+    if len(rows) > 1 and (not may_split(collector, rows, node) or moves_value(clause, wanted)):
+        raise refusal
+    found = []
+    for (column,) in wanted:
+        given = cells(columns, rows, column)
+        found += [arbiter(collector, table, column, cell, refusal, row, clause) for row, cell in enumerate(given)]
     return tuple(value for value in found if value is not None)
+
+
+def may_carry(table: Table, rows: Rows | None, node: Node) -> bool:
+    """Whether the rows of a query have to be known before it can be told which rows they meet."""
+    clause = node.get("onConflictClause")
+    return bool(rows is None and clause and table.is_sharded and arbiter_columns(table, clause.get("infer")))
+
+
+def moves_value(clause: Node, wanted: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether DO UPDATE may give a row another value of the columns by which rows of the statement meet."""
+    for target in clause.get("targetList", []):
+        _, fields = unwrap(target)
+        kind, value = unwrap(fields.get("val"))
+        names = [unwrap(part)[1].get("sval") for part in value.get("fields", [])] if kind == "ColumnRef" else []
+        if any(fields.get("name") in one for one in wanted) and names != ["excluded", fields.get("name")]:
+            return True
+    return False
 
 
 def arbiter_columns(table: Table, infer: Node | None) -> tuple[tuple[str, ...], ...]:
@@ -58,8 +84,10 @@ def arbiter_columns(table: Table, infer: Node | None) -> tuple[tuple[str, ...], 
     )
 
 
-def arbiter(collector: Collector, table: Table, column: str, cell: Node | None, refusal: SqlError) -> Template | None:
-    """One value; None for NULL, which meets nothing."""
+def arbiter(
+    collector: Collector, table: Table, column: str, cell: Node | None, refusal: SqlError, row: int, clause: Node
+) -> Template | None:
+    """The value of one row; None for NULL, which meets nothing."""
     known, key_type = table.column(column), table.type_of(column)
     if cell is None:
         is_generated_key = column == table.key and table.kind is TableKind.CHILD
@@ -82,7 +110,13 @@ def arbiter(collector: Collector, table: Table, column: str, cell: Node | None, 
     if is_own_key:  # a key that names its bucket is not claimed: it is with its parent
         sources.append((use.index, flags | KeyFlag.KEY_PLACED, name))
     return Template(
-        RouteKind.ROUTE_KEYED, keys=tuple(sources), one_shard_refusal=refusal, can_query=is_own_key, reason="an arbiter"
+        RouteKind.ROUTE_KEYED,
+        keys=tuple(sources),
+        one_shard_refusal=refusal,
+        can_query=is_own_key,
+        row_keys=(row,),
+        keeps_bucket="infer" not in clause,
+        reason="an arbiter",
     )
 
 
@@ -90,6 +124,6 @@ def refused(table: Table, columns: tuple[str, ...]) -> SqlError:
     """The refusal of a conflict with a row that may be on another shard."""
     return not_built(
         f'this ON CONFLICT on {", ".join(columns)} of "{table.name}"',
-        f"Insert one row at a time, with constants or parameters, or name the key: ({', '.join(table.row_key)}).",
+        f"Give constants or parameters, one row at a time, or name the key: ({', '.join(table.row_key)}).",
         "A row with equal values of those columns may be on another shard.",
     )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from foreshard._core.row_split import RowText
 from foreshard._core.template import KeyFlag, Operation, RouteKind, Template
 from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
-from foreshard.proxy.routing.arbiters import conflict_arbiters
+from foreshard.proxy.routing.arbiters import conflict_arbiters, may_carry
 from foreshard.proxy.routing.away import new_keys
 from foreshard.proxy.routing.claim_homes import claims_of_rows
 from foreshard.proxy.routing.collect import Collector, InnerWrite
 from foreshard.proxy.routing.cte_writes import plan_cte_writes
-from foreshard.proxy.routing.functions import check_shard_local, is_unknown, read_effects
+from foreshard.proxy.routing.functions import check_shard_local, read_effects
 from foreshard.proxy.routing.locate import (
     KeyUse,
     Locator,
@@ -34,6 +33,7 @@ from foreshard.proxy.routing.rows import (
     insert_template,
     inserted_values,
     is_null,
+    may_split,
     value_rows,
 )
 from foreshard.proxy.routing.scope import Reference, ReferenceKind
@@ -62,18 +62,13 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     columns = insert_columns(table, node)
     selected = Selected(collector, node, target, table, columns, effects)
     if table is None or target.kind is ReferenceKind.REFERENCE:
-        try:
-            if table is None:
-                return plain_write(collector, "InsertStmt", effects)
-            return plan_reference(collector, "InsertStmt", node, table)
-        except SqlError as problem:
-            if rows is not None or collector.writes_within:
-                raise
-            return carry(selected, problem)
+        return plan_whole(selected, rows)
     if collector.inner_writes:
         outer = InnerWrite("InsertStmt", node, target, level)
         return plan_cte_writes(collector, effects, node, outer, Operation.OPERATION_INSERT)
     check_target(collector)
+    if may_carry(table, rows, node):
+        return carry(selected, conflict_in_query())
     arbiters = conflict_arbiters(collector, table, columns, rows, node)
     try:
         check_no_plain(collector)
@@ -91,6 +86,9 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         if not any(unwrap(cell)[0] not in CONSTANTS for row in rows for cell in row):
             raise
         return carry(selected, problem)
+    split = row_keys(collector, node, rows, uses, keys)
+    if arbiters and len(rows) > 1 and uses is not None and not split:
+        raise several_shards()
     owes_claims, claim_homes = claims_of_rows(collector, table, columns, rows, node)
     return insert_template(
         collector,
@@ -102,13 +100,25 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         one_shard_refusal=None if uses is None else several_shards(),
         values=inserted_values(collector.text, table, columns, rows),
         rows=len(rows),
-        row_keys=row_keys(collector, node, rows, uses, keys),
+        row_keys=split,
         new_keys=new_keys(table, node, uses is not None),
         owes_claims=owes_claims,
         claim_homes=claim_homes,
         arbiters=arbiters,
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
+
+
+def plan_whole(selected: Selected, rows: Rows | None) -> Template:
+    """The route of an INSERT into a plain or reference table."""
+    try:
+        if selected.table is None:
+            return plain_write(selected.collector, "InsertStmt", selected.effects)
+        return plan_reference(selected.collector, "InsertStmt", selected.node, selected.table)
+    except SqlError as problem:
+        if rows is not None or selected.collector.writes_within:
+            raise
+        return carry(selected, problem)
 
 
 def row_keys(
@@ -119,15 +129,19 @@ def row_keys(
     keys: tuple[tuple[int, int, str], ...],
 ) -> tuple[int, ...]:
     """For each row the position of its key among `keys`; nothing where the rows may not be split by shard."""
-    if rows is None or uses is None or len(rows) < 2 or len(uses) != len(rows) or "withClause" in node:
-        return ()
-    sharded = [one for one in collector.references if one.kind is ReferenceKind.SHARDED]
-    if len(sharded) > 1 or any(is_unknown(call) for call in collector.calls):
-        return ()
-    if len(RowText(collector.text.sql).rows) != len(rows):
+    if rows is None or uses is None or len(uses) != len(rows) or not may_split(collector, rows, node):
         return ()
     positions = starts(keys)
     return tuple(positions[unnamed(use.sources)] for use in uses)
+
+
+def conflict_in_query() -> SqlError:
+    """Why shards cannot insert what they select where it may meet rows of other shards."""
+    return not_built(
+        "ON CONFLICT on columns that are unique over all shards, of rows of a query",
+        "Select the rows first, then insert them.",
+        "A row with equal values of those columns may be on another shard.",
+    )
 
 
 def key_source(

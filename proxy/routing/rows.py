@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from foreshard._core.features import SHAPE_SCALAR, shape_of_type
+from foreshard._core.row_split import RowText
 from foreshard._core.template import Operation, RouteKind, Template
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.errors import not_built
 from foreshard.proxy.routing.away import owes_away
 from foreshard.proxy.routing.claim_homes import update_owes_claims
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.functions import Effects
+from foreshard.proxy.routing.functions import Effects, is_unknown
+from foreshard.proxy.routing.scope import ReferenceKind
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, unwrap
 
@@ -189,3 +191,13 @@ def is_null(cell: Node) -> bool:
     """Whether an expression is the constant NULL, seen through casts."""
     kind, fields = unwrap(cell)
     return is_null(fields["arg"]) if kind == "TypeCast" else bool(kind == "A_Const" and fields.get("isnull"))
+
+
+def may_split(collector: Collector, rows: Rows, node: Node) -> bool:
+    """Whether the rows of an INSERT ... VALUES may be inserted by several statements, each with some of them."""
+    if len(rows) < 2 or "withClause" in node:
+        return False
+    sharded = [one for one in collector.references if one.kind is ReferenceKind.SHARDED]
+    if len(sharded) > 1 or any(is_unknown(call) for call in collector.calls):
+        return False
+    return len(RowText(collector.text.sql).rows) == len(rows)

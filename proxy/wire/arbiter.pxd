@@ -5,9 +5,14 @@ from foreshard.proxy.wire.away cimport Away
 
 cdef class Arbiter(Away):
     cdef dict arbiters              # of the message at hand: index of an arbiter -> {shard: what it answered}
-    cdef object asked_arbiter       # (index, shard) whose answer is under way; None: none is
+    cdef tuple asked_arbiters       # (shard, arbiters) whose answers are under way; None: none are
+    cdef bint places_parts          # the shards of a split INSERT make keys
 
     cdef int arbitrate(self, Template template, Values literals, Values params) except -3
+    cdef int go_to_row(self, Template template, int shard) except -1
+    cdef dict met_shards(self, Template template)
+    cdef int spread_rows(self, Template template, Values literals, Values params, dict met) except -3
+    cdef int keep_together(self, Template template, Values literals, Values params, list goals) except -1
     cdef int ask_arbiters(self, Template template, Values literals, Values params) except -3
-    cdef int ask_arbiter(self, Template value, Values literals, Values params, int index, int shard, int home) except -1
+    cdef int ask_shard(self, Template template, Values literals, Values params, int shard, list due) except -1
     cdef int take_arbiter(self) except -1

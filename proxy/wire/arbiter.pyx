@@ -3,13 +3,20 @@
 Its Template's `arbiters` say which values may be on another row. The homes of their claims are asked first, in the
 transaction of the statement, and so are the shards on which that has claims to settle (proxy/control/arbiters.py). A
 row that is there stays until the transaction ends: the statement is sent to its shard, whose own index finds the
-conflict. Where none is, nobody else can make one, and the INSERT goes where any new row goes.
+conflict. Where none is, nobody else can make one, and the INSERT goes where any new row goes. Several rows are asked
+about shard by shard, in one order for all, and each goes to the row that it meets; two that have one value go together.
 """
 
-from foreshard._core.template cimport KEY_LIMIT_UNIT, KEY_TYPE_UNIT, ROUTE_PLACE, Template
+from foreshard._core.buckets cimport home_seed
+from foreshard._core.key_values cimport READ_KEY
+from foreshard._core.template cimport (
+    KEY_LIMIT_UNIT, KEY_NEGATIVE, KEY_QUOTED, KEY_TYPE_UNIT, ROUTE_PLACE, Template,
+)
+from foreshard._core.typed_keys cimport TypedKey, read_typed
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT, Away, home_of, key_of
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.statement cimport Statement
 
 from foreshard._core.errors import decode_error
@@ -31,6 +38,7 @@ cdef class Arbiter(Away):
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3:
         cdef int shard
+        self.places_parts = False
         if template.arbiters and self.hub.shard_count > 1:
             shard = self.arbitrate(template, literals, params)
             if shard != ROUTE_FREE:
@@ -39,7 +47,7 @@ cdef class Arbiter(Away):
 
     cdef int arbitrate(self, Template template, Values literals, Values params) except -3:
         """The shard of a row that is there, or ROUTE_FREE; ROUTE_WAIT, ROUTE_OPEN: not known yet."""
-        cdef int index, shard
+        self.split = None
         if self.open_for_reservation() == ROUTE_OPEN:
             return ROUTE_OPEN
         self.begin_claimed()
@@ -48,51 +56,114 @@ cdef class Arbiter(Away):
         self.take_arbiter()
         if self.ask_arbiters(template, literals, params) == ROUTE_WAIT:
             return ROUTE_WAIT
-        for index in range(len(template.arbiters)):
-            answers = self.arbiters.get(index, {}).values()
-            found = max(answers, default=NO_ROW)
-            if found < 0 or (found < PENDING and RELEASED in answers):
-                continue
-            shard = self.hub.state.shard_of_bucket(found % PENDING)
-            if template.kind == ROUTE_PLACE:
-                self.decided_shard = shard
-                self.decided_rows = 0
-                self.decided_cost = 0.0
-            return shard
-        return ROUTE_FREE
+        met = self.met_shards(template)
+        if template.rows > 1:
+            return self.spread_rows(template, literals, params, met)
+        return self.go_to_row(template, met[0]) if met else ROUTE_FREE
 
-    cdef int ask_arbiters(self, Template template, Values literals, Values params) except -3:
-        """Ask for each value whoever may know of it; ROUTE_WAIT until all have answered."""
-        cdef Backend backend
-        cdef int index, home
+    cdef int go_to_row(self, Template template, int shard) except -1:
+        """All rows meet rows of one shard."""
+        if template.kind == ROUTE_PLACE:
+            self.decided_shard = shard
+            self.decided_rows = 0
+            self.decided_cost = 0.0
+        return shard
+
+    cdef dict met_shards(self, Template template):
+        """By row the shard of the row that it meets."""
+        cdef Template value
+        cdef int index
+        found = {}
         for index, value in enumerate(template.arbiters):
-            home = home_of(value, 0, literals, params)
-            if home < 0 or ((<Template> value).key_count > 1 and home_of(value, 1, literals, params) >= 0):
-                continue        # NULL, or a key that says where its row is: what it meets is there
-            answers = self.arbiters.setdefault(index, {})
-            shards = [backend.shard for backend in self.links if backend.owes_claims]
-            for shard in [self.hub.state.shard_of_bucket(home), *shards]:
-                if shard not in answers:
-                    self.ask_arbiter(value, literals, params, index, shard, home)
-                    return ROUTE_WAIT
+            answers = self.arbiters.get(index, {}).values()
+            bucket = max(answers, default=NO_ROW)
+            if bucket < 0 or (bucket < PENDING and RELEASED in answers):
+                continue
+            found.setdefault(value.row_keys[0], self.hub.state.shard_of_bucket(bucket % PENDING))
+        return found
+
+    cdef int spread_rows(self, Template template, Values literals, Values params, dict met) except -3:
+        """Each row goes to the row that it meets, the others where new rows go: `split` says which."""
+        cdef int shard, row
+        if template.kind == ROUTE_PLACE:
+            shard = Away.route(self, template, literals, params, -1) if len(met) < template.rows else NO_ROW
+            goals = [met.get(row, shard) for row in range(template.rows)]
+        else:
+            homes = self.row_buckets(template, literals, params)
+            goals = [met.get(row, self.hub.state.shard_of_bucket(bucket)) for row, bucket in enumerate(homes)]
+            self.keep_together(template, literals, params, goals)
+        self.shards = sorted(set(goals))
+        if len(self.shards) == 1:
+            return self.shards[0] if len(met) < template.rows else self.go_to_row(template, self.shards[0])
+        self.split = [[row for row, shard in enumerate(goals) if shard == each] for each in self.shards]
+        self.places_parts = template.kind == ROUTE_PLACE
+        return ROUTE_MANY
+
+    cdef int keep_together(self, Template template, Values literals, Values params, list goals) except -1:
+        """Rows of one value go where the first of them goes, whose row the others meet."""
+        cdef Template value
+        firsts = {}
+        for value in template.arbiters:
+            hash = hash_of(value, literals, params)
+            if hash is None:
+                continue
+            row = value.row_keys[0]
+            goal = firsts.setdefault((value.claims[0], hash), goals[row])
+            if goal != goals[row]:
+                if value.keeps_bucket:
+                    raise value.one_shard_refusal
+                goals[row] = goal
         return 0
 
-    cdef int ask_arbiter(
-        self, Template value, Values literals, Values params, int index, int shard, int home
-    ) except -1:
-        """Ask one shard. The message has to wait, for that or for a backend."""
+    cdef bint attach_all(self, list shards, bint is_write) except -1:
+        cdef Backend backend
+        if not Away.attach_all(self, shards, is_write):
+            return False
+        if self.places_parts:       # a row that meets another makes a key, too, before it does
+            for shard in shards:
+                backend = self.find_link(shard)
+                self.join(backend, True)
+        return True
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    cdef int ask_arbiters(self, Template template, Values literals, Values params) except -3:
+        """Ask for the values whoever may know of them, shard by shard; ROUTE_WAIT until all have answered."""
+        cdef Backend backend
+        cdef Template value
+        cdef int index, home
+        owing = [backend.shard for backend in self.links if backend.owes_claims]
+        due = {}
+        for index, value in enumerate(template.arbiters):
+            home = home_of(value, 0, literals, params)
+            if home < 0 or (value.key_count > 1 and home_of(value, 1, literals, params) >= 0):
+                continue        # NULL, or a key that says where its row is: what it meets is there
+            answers = self.arbiters.setdefault(index, {})
+            for shard in {self.hub.state.shard_of_bucket(home), *owing}:
+                if shard not in answers:
+                    due.setdefault(shard, []).append((home, index))
+        if not due:
+            return 0
+        self.ask_shard(template, literals, params, min(due), sorted(due[min(due)]))
+        return ROUTE_WAIT
+
+    cdef int ask_shard(self, Template template, Values literals, Values params, int shard, list due) except -1:
+        """Ask one shard about values with these homes. The message has to wait, for that or for a backend."""
         cdef Backend backend = self.attach(shard, False, False)
+        cdef Template value
         cdef bint was_unsynced
         if backend is None or self.wait_until_drained():
             return 0
         was_unsynced = backend.unsynced
         backend.collected = []
-        key, is_binary = key_of(value, 0, literals, params)
-        values = [(<str> value.claims[0]).encode(), key, b"%d" % home]
-        formats = b"\0\3\0\0" + (b"\0\1" if is_binary else b"\0\0") + b"\0\0"
-        self.send_question(backend, question(value.key_sources[0].flags), values, formats)
+        for home, index in due:
+            value = template.arbiters[index]
+            key, is_binary = key_of(value, 0, literals, params)
+            values = [(<str> value.claims[0]).encode(), key, b"%d" % home]
+            formats = b"\0\3\0\0" + (b"\0\1" if is_binary else b"\0\0") + b"\0\0"
+            self.send_question(backend, question(value.key_sources[0].flags), values, formats)
         self.end_question(backend, was_unsynced)
-        self.asked_arbiter = (index, shard)
+        self.asked_arbiters = (shard, [index for _, index in due])
         backend.flush()
         self.wait_until_drained()
         return 0
@@ -100,33 +171,49 @@ cdef class Arbiter(Away):
     cdef int take_arbiter(self) except -1:
         """Note what a shard has said; SqlError when it failed."""
         cdef Backend backend
-        if self.asked_arbiter is None:
+        if self.asked_arbiters is None:
             return 0
-        index, shard = self.asked_arbiter
-        self.asked_arbiter = None
+        shard, asked = self.asked_arbiters
+        self.asked_arbiters = None
         backend = self.find_link(shard)
         rows, backend.collected = backend.collected, None
         if backend.muted_error is not None:
             error, backend.muted_error = decode_error(backend.muted_error), None
             raise error
-        size = int.from_bytes(rows[0][2:6], "big", signed=True)
-        self.arbiters[index][shard] = NO_ROW if size < 0 else int(rows[0][6:6 + size])
+        for index, row in zip(asked, rows, strict=True):
+            size = int.from_bytes(row[2:6], "big", signed=True)
+            self.arbiters[index][shard] = NO_ROW if size < 0 else int(row[6:6 + size])
         return 0
 
     cdef int forget_claimed(self) except -1:
         cdef Backend backend
-        if self.asked_arbiter is not None:
-            backend = self.find_link(self.asked_arbiter[1])
+        if self.asked_arbiters is not None:
+            backend = self.find_link(self.asked_arbiters[0])
             if backend is not None:
                 backend.collected = None
-            self.asked_arbiter = None
+            self.asked_arbiters = None
         self.arbiters = None
         return Away.forget_claimed(self)
 
 
+cdef object hash_of(Template value, Values literals, Values params):
+    """What equal values have in common, and others do not; None for NULL."""
+    cdef TypedKey key
+    cdef int flags = value.key_sources[0].flags
+    cdef int reading = read_typed(
+        value.read_source(0, literals, params), type_of(flags), flags & KEY_QUOTED, flags & KEY_NEGATIVE,
+        flags // KEY_LIMIT_UNIT, home_seed(), &key)
+    return key.hash if reading == READ_KEY else None
+
+
+cdef inline int type_of(int flags) noexcept:
+    """The KeyType in a KeySource's flags."""
+    return flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1)
+
+
 cdef Statement question(int flags):
     """Our statement that asks for a value of a type."""
-    cdef int key_type = flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1)
+    cdef int key_type = type_of(flags)
     cdef Statement statement = QUESTIONS.get(key_type)
     if statement is not None:
         return statement
