@@ -33,9 +33,13 @@ OWNER_WIDE = ("DropOwnedStmt", "ReassignOwnedStmt")
 STATE_WORDS = frozenset(
     (
         *("set", "reset", "listen", "unlisten", "temp", "temporary", "prepare", "load", "discard", "execute"),
-        *("set_config", "pg_advisory_lock", "pg_advisory_lock_shared"),
+        *("set_config", "pg_settings", "pg_advisory_lock", "pg_advisory_lock_shared"),
         *("pg_try_advisory_lock", "pg_try_advisory_lock_shared"),
     )
+)
+# What a DO block must not do unseen: names would mean other tables, texts other values, and claims would not be made.
+SETTING_WORDS = frozenset(
+    ("set_config", "pg_settings", "search_path", "session_replication_role", "standard_conforming_strings")
 )
 
 
@@ -196,4 +200,10 @@ def check_body(catalog: Catalog, kind: str, node: Node) -> None:
             "EXECUTE in a DO block beside declared tables",
             "Send the statements themselves.",
             "What it runs is not known before.",
+        )
+    settings = words_of(body_of(node)) & SETTING_WORDS if kind == "DoStmt" else None
+    if settings:
+        raise not_built(
+            f"{min(settings)} in a DO block beside declared tables",
+            "Use SET or SET LOCAL: Foreshard makes those on every shard of the session.",
         )

@@ -115,11 +115,14 @@ def test_no_client_starts_with_settings_that_change_what_statements_mean(pair: T
             psycopg.connect(dsn, options=extra)
 
 
-def test_settings_are_not_made_by_an_update_of_their_view(pair: Twins) -> None:
+def test_settings_are_not_made_where_nobody_sees_them(pair: Twins) -> None:
     with pair.deployed.server.connect() as client:
         for sql in (
             "UPDATE pg_settings SET setting = 'replica' WHERE name = 'session_replication_role'",
             "UPDATE pg_catalog.pg_settings SET setting = 'replica' WHERE name = 'session_replication_role'",
-            "WITH made AS (UPDATE pg_settings SET setting = 'x' WHERE name = 'application_name' RETURNING 1) TABLE made",
+            "WITH made AS (UPDATE pg_settings SET setting = 'on' WHERE name = 'jit' RETURNING 1) TABLE made",
+            "DO $$ BEGIN UPDATE pg_settings SET setting = 'other' WHERE name = 'search_path'; END $$",
+            "DO $$ BEGIN PERFORM set_config('search_path', 'other', false); END $$",
+            "DO $$ BEGIN SET search_path = other; END $$",
         ):
             assert told(client, sql) == ["0A000"]
