@@ -44,7 +44,7 @@ BITS = frozenset(("bit_and", "bit_or", "bit_xor"))
 BOOLEANS = frozenset(("bool_and", "bool_or", "every"))
 DISTINCT_OF = frozenset(("count", "sum", "avg", "min", "max"))
 # What stands for something that is not in the parts.
-FOREIGN = frozenset(("ParamRef", "SubLink", "GroupingFunc", "JsonObjectAgg", "JsonArrayAgg", "A_Indirection"))
+FOREIGN = frozenset(("ParamRef", "SubLink", "GroupingFunc", "JsonObjectAgg", "JsonArrayAgg"))
 TAIL = (b"group", b"having", b"window", b"order", b"limit", b"offset", b"fetch", b"for")
 COLUMN = "foreshard_"
 

@@ -196,6 +196,9 @@ def name_of(node: Node | None) -> str:
         return (column_path(node) or [UNNAMED])[-1]
     if kind == "FuncCall":
         return strings(fields["funcname"])[-1]
+    if kind == "A_Indirection":
+        fields_named = strings(fields.get("indirection"))
+        return fields_named[-1] if fields_named else name_of(fields.get("arg"))
     if kind == "CollateClause":
         return name_of(fields.get("arg"))
     if kind == "TypeCast":

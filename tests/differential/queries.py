@@ -237,7 +237,10 @@ class Queries:
         """An aggregate of a type."""
         inner = self.expressions.expression(kind, scope, depth - 1)
         makers = {
-            "int": [("min(", ")"), ("max(", ")"), ("sum(", ")::integer"), ("count(DISTINCT ", ")::integer")],
+            "int": [
+                *(("min(", ")"), ("max(", ")"), ("sum(", ")::integer"), ("count(DISTINCT ", ")::integer")),
+                ("sum(0.5::float8 * (", "))::integer"),
+            ],
             "num": [("min(", ")"), ("max(", ")"), ("sum(", ")::numeric(14,2)")],
             "text": [("min(", ")"), ("max(", ")")],
             "bool": [("bool_and(", ")"), ("bool_or(", ")"), ("every(", ")")],
@@ -245,7 +248,7 @@ class Queries:
             "ts": [("min(", ")"), ("max(", ")")],
             "mood": [("min(", ")"), ("max(", ")")],
         }[kind]
-        if self.draw.random() < 0.12:
+        if self.draw.random() < 0.2:
             return self.ordered_aggregate(kind, inner, depth)
         before, after = self.draw.choice(makers)
         where = ""
@@ -264,10 +267,15 @@ class Queries:
             piece("percentile_disc(0.5) WITHIN GROUP (ORDER BY ", inner, ")"),
             piece("mode() WITHIN GROUP (ORDER BY ", inner, ")"),
             piece("(array_agg(DISTINCT ", inner, " ORDER BY ", inner, " DESC))[1]"),
+            piece("(array_agg(", inner, " ORDER BY ", inner, " NULLS FIRST))[2]"),
         ]
         simple = piece("min(", inner, ")") if kind != "bool" else piece("bool_and(", inner, ")")
+        if kind == "int":
+            found.append(piece("array_length(array_agg(", inner, "), 1)"))
         if kind == "text":
             found.append(piece("left(jsonb_agg(", inner, " ORDER BY ", inner, ")::text, 200)"))
+            found.append(piece("string_agg(DISTINCT ", inner, ", '; ')"))
+            found.append(piece("array_to_string(array_agg(", inner, " ORDER BY ", inner, " DESC), ',', '-')"))
         if kind == "bool":
             return piece("(array_agg(", inner, " ORDER BY ", inner, "))[1]", smaller=(simple,))
         return piece(self.draw.choice(found), smaller=(simple,))

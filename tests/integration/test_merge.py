@@ -150,6 +150,7 @@ LISTED = (
     'SELECT max(title COLLATE "C"), array_agg(title ORDER BY title COLLATE "C" DESC, id) FROM document',
     "SELECT day, min(made), max(moment), array_agg(day), count(*) + 0 FROM document GROUP BY day ORDER BY day",
     "SELECT array_agg(meta ORDER BY id), jsonb_agg(meta ORDER BY id) FROM document",
+    "SELECT (array_agg(title ORDER BY id))[2:3], (array_agg(n ORDER BY id DESC))[1] + 1 FROM document",
     "SELECT date_trunc('hour', moment), count(DISTINCT day) FROM document GROUP BY 1 ORDER BY 1, 2",
 )
 STYLES = ("ISO, DMY", "SQL, DMY", "German", "Postgres, MDY")
