@@ -16,7 +16,6 @@ from foreshard._core.merge_plan cimport (
     COMBINE_MIN,
     COMBINE_OR,
     COMBINE_SUM,
-    COMBINE_TEXT,
 )
 from foreshard._core.numerics cimport add_numerics, decode_numeric, divide_numeric, encode_numeric
 from foreshard._core.sort_keys cimport SortKey, compare_values, decode_key, sort_class
@@ -43,7 +42,7 @@ cdef object odd_value(uint32_t oid):
 
 cdef object read_partial(int kind, uint32_t oid, bint binary, bytes data):
     """What one row has."""
-    if kind in (COMBINE_MIN, COMBINE_MAX, COMBINE_ANY, COMBINE_TEXT):
+    if kind in (COMBINE_MIN, COMBINE_MAX, COMBINE_ANY):
         return data
     if kind in (COMBINE_AND, COMBINE_OR):
         if oid != BOOL:
@@ -72,7 +71,7 @@ cdef object combine_partials(int kind, uint32_t oid, bint binary, object one, ob
         return one | other
     if kind == COMBINE_BIT_XOR:
         return one ^ other
-    return one      # COMBINE_ANY; strings are kept as a list by the caller
+    return one      # COMBINE_ANY; strings and lists are kept by the caller
 
 
 cdef int compare_bytes(uint32_t oid, bint binary, bytes one, bytes other) except? -2:

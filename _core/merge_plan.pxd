@@ -15,6 +15,10 @@ cpdef enum Combine:             # how the values of one column in the rows of a 
     COMBINE_BIT_AND = 8
     COMBINE_BIT_OR = 9
     COMBINE_BIT_XOR = 10
+    COMBINE_ARRAY = 11          # arrays, one after the other
+    COMBINE_JSON = 12           # JSON arrays
+    COMBINE_KEPT = 13           # arrays that others of the group's columns are made of
+    COMBINE_SORTED = 14         # from arrays: (delimiter or None, column or None, keys), keys as in lists.pyx
 
 
 cpdef enum LimitSource:

@@ -12,6 +12,10 @@ class Combine(IntEnum):
     COMBINE_BIT_AND = 8
     COMBINE_BIT_OR = 9
     COMBINE_BIT_XOR = 10
+    COMBINE_ARRAY = 11
+    COMBINE_JSON = 12
+    COMBINE_KEPT = 13
+    COMBINE_SORTED = 14
 
 class LimitSource(IntEnum):
     LIMIT_NONE = 0

@@ -18,6 +18,7 @@ cdef class Totals:
     cdef Total* items
     cdef int count
     cdef list slow
+    cdef Py_ssize_t listed      # bytes of strings and arrays kept for the group at hand
     cdef int* of_column         # number of the total of a column; -1: none
     cdef int columns
 
@@ -25,6 +26,8 @@ cdef class Totals:
     cdef void clear(self)
     cdef int add(self, const char* data, Py_ssize_t size) except -1
     cdef int add_object(self, int index, bytes data) except -1
+    cdef int keep(self, int index, bytes data) except -1
+    cdef bytes sorted_list(self, int index, tuple extra)
     cdef object value(self, int index)
     cdef bytes field(self, int index)
     cdef int write(self, int column, Buffer out) except -1

@@ -12,7 +12,16 @@ from libc.stdlib cimport calloc, free
 from foreshard._core.buffer cimport Buffer
 from foreshard._core.combine cimport combine_partials, read_partial, write_average, write_result
 from foreshard._core.frames cimport Cursor, read_bytes, read_int16, read_int32
-from foreshard._core.merge_plan cimport COMBINE_AVG, COMBINE_SUM, COMBINE_TEXT
+from foreshard._core.lists cimport join_arrays, join_json, merge_arrays
+from foreshard._core.merge_plan cimport (
+    COMBINE_ARRAY,
+    COMBINE_AVG,
+    COMBINE_JSON,
+    COMBINE_KEPT,
+    COMBINE_SORTED,
+    COMBINE_SUM,
+    COMBINE_TEXT,
+)
 
 from foreshard._core.errors import SqlError
 
@@ -23,6 +32,7 @@ cdef enum:
     NUMERIC = 1700
     DIGITS_MAX = 18             # that surely fit
     NUMBER_BYTES_MAX = 24
+    LISTED_BYTES_MAX = 67108864     # of the strings and arrays of one group; chosen, not measured
 
 cdef int64_t SAFE = 0x3FFFFFFFFFFFFFFF      # two numbers up to this have a sum that fits
 
@@ -67,6 +77,7 @@ cdef class Totals:
     cdef void clear(self):
         """Begin a group."""
         cdef int index
+        self.listed = 0
         for index in range(self.count):
             self.items[index].is_some = False
             self.items[index].is_fast = False
@@ -106,18 +117,54 @@ cdef class Totals:
     cdef int add_object(self, int index, bytes data) except -1:
         """The same for what is no small integer."""
         cdef Total* total = &self.items[index]
-        cdef object value = read_partial(total.kind, total.oid, total.binary, data)
+        cdef object value
+        if is_list(total.kind):
+            return self.keep(index, data)
+        value = read_partial(total.kind, total.oid, total.binary, data)
         if total.is_fast:
             self.slow[index] = self.value(index)
             total.is_fast = False
         if not total.is_some:
-            self.slow[index] = [value] if total.kind == COMBINE_TEXT else value
-        elif total.kind == COMBINE_TEXT:
-            self.slow[index].append(value)
+            self.slow[index] = value
         else:
             self.slow[index] = combine_partials(total.kind, total.oid, total.binary, self.slow[index], value)
         total.is_some = True
         return 0
+
+    cdef int keep(self, int index, bytes data) except -1:
+        """Keep a string or a list of the group until all have come. SqlError 53200."""
+        if self.items[index].kind == COMBINE_SORTED and self.combines[index][2][1] is not None:
+            return 0        # made of hidden columns alone
+        self.listed += len(data)
+        if self.listed > LISTED_BYTES_MAX:
+            raise SqlError(
+                "53200", "too many values of several shards in one group", f"more than {LISTED_BYTES_MAX} bytes",
+                "Restrict the rows, or group them by more.")
+        if self.slow[index] is None:
+            self.slow[index] = []
+        self.slow[index].append(data)
+        self.items[index].is_some = True
+        return 0
+
+    cdef bytes sorted_list(self, int index, tuple extra):
+        """A list in the order of others."""
+        cdef list keys = []
+        cdef Total* key
+        cdef int source = index
+        cdef int place
+        delimiter, column, sorts = extra
+        if column is not None:
+            source = self.of_column[<int> column]
+        if self.slow[source] is None:
+            return None
+        for column, oid, down, nulls_first in sorts:
+            place = source if column is None else self.of_column[<int> column]
+            key = &self.items[place]
+            if self.slow[place] is None or len(self.slow[place]) != len(self.slow[source]):
+                raise SqlError("08P01", "a shard sent lists of different rows")
+            keys.append((self.slow[place], key.binary, key.oid, oid, down, nulls_first))
+        return merge_arrays(
+            self.slow[source], self.items[source].binary, self.items[source].oid, delimiter, keys)
 
     cdef object value(self, int index):
         """The total as an object; None when there was none."""
@@ -135,8 +182,16 @@ cdef class Totals:
         if total.kind == COMBINE_AVG:
             return write_average(
                 self.value(self.of_column[<int> extra[0]]), self.value(self.of_column[<int> extra[1]]), total.binary)
-        if total.kind == COMBINE_TEXT:
-            return None if self.slow[index] is None else extra.join(self.slow[index])
+        if total.kind == COMBINE_SORTED:
+            return self.sorted_list(index, extra)
+        if is_list(total.kind):
+            if self.slow[index] is None or total.kind == COMBINE_KEPT:
+                return None
+            if total.kind == COMBINE_TEXT:
+                return extra.join(self.slow[index])
+            if total.kind == COMBINE_ARRAY:
+                return join_arrays(self.slow[index], total.binary, total.oid)
+            return join_json(self.slow[index], total.binary, total.oid)
         return write_result(total.kind, total.oid, total.binary, self.value(index))
 
     cdef int write(self, int column, Buffer out) except -1:
@@ -160,6 +215,12 @@ cdef class Totals:
         out.append_int32(<int> len(shown))
         out.append(<const char*> shown, len(shown))
         return 1
+
+
+cdef bint is_list(int kind) noexcept:
+    """Whether a column's parts are kept until all have come."""
+    return kind == COMBINE_TEXT or kind == COMBINE_ARRAY or kind == COMBINE_JSON or kind == COMBINE_KEPT or \
+        kind == COMBINE_SORTED
 
 
 cdef bint read_integer(Total* total, const char* data, int size, int64_t* found) noexcept:

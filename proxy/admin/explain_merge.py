@@ -16,6 +16,10 @@ WORDS = {
     Combine.COMBINE_BIT_AND: "bitwise and",
     Combine.COMBINE_BIT_OR: "bitwise or",
     Combine.COMBINE_BIT_XOR: "bitwise exclusive or",
+    Combine.COMBINE_ARRAY: "arrays joined",
+    Combine.COMBINE_JSON: "JSON arrays joined",
+    Combine.COMBINE_KEPT: "arrays",
+    Combine.COMBINE_SORTED: "arrays merged in order",
 }
 
 

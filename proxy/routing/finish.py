@@ -22,7 +22,7 @@ from foreshard.proxy.routing.tokens import OddText, Piece, joined
 from foreshard.proxy.routing.tree import Node, column_path, unwrap
 from foreshard.proxy.routing.types import (
     BOOL,
-    DATE,
+    DATED,
     FLOAT4,
     FLOAT8,
     INTEGERS,
@@ -31,13 +31,10 @@ from foreshard.proxy.routing.types import (
     NAMES,
     NUMERIC,
     STRINGS,
-    TIMESTAMP,
-    TIMESTAMPTZ,
     Type,
 )
 
 TYPE_NAMES = {**{oid: name for name, oid in NAMES.items()}, JSON: "json", JSONB: "jsonb"}
-DATED = (DATE, TIMESTAMP, TIMESTAMPTZ)
 SUMMED = (*INTEGERS, NUMERIC)
 SAME = frozenset(("min", "max", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "every", "any_value"))
 BITS = frozenset(("bit_and", "bit_or", "bit_xor"))
@@ -165,22 +162,12 @@ class Finisher:
         if start < 0 or call.fields.get("agg_within_group") or call.fields.get("over"):
             raise NotFinishable
         bracket = next((index for index in range(start, len(items)) if items[index].word == b"("), -1)
-        stop = self.closing(bracket) + 1
+        stop = self.tokens.closing(bracket) + 1
         if call.fields.get("agg_filter"):
             if stop >= len(items) or items[stop].word != b"filter":
                 raise OddText
-            stop = self.closing(stop + 1) + 1
+            stop = self.tokens.closing(stop + 1) + 1
         return start, bracket, stop
-
-    def closing(self, bracket: int) -> int:
-        """The bracket that closes another."""
-        items = self.tokens.items
-        if bracket < 0 or bracket >= len(items) or items[bracket].word != b"(":
-            raise OddText
-        for index in range(bracket + 1, len(items)):
-            if items[index].word == b")" and items[index].depth == items[bracket].depth:
-                return index
-        raise OddText
 
     def take_distinct(self, call: Call) -> None:
         """The shards group by what the aggregate is DISTINCT of; the second text keeps it as it is."""
@@ -238,7 +225,7 @@ class Finisher:
         rest = self.tokens.pieces(bracket, stop)
         count = [b"pg_catalog.count", *rest]
         if argument.oid in (FLOAT4, FLOAT8):
-            end = self.closing(bracket)
+            end = self.tokens.closing(bracket)
             if self.tokens.items[bracket + 1].word == b"all":
                 raise OddText
             inner = [b"((", *self.tokens.pieces(bracket + 1, end), b")::pg_catalog.float8)"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foreshard.proxy.routing.builtins import names_in
-from foreshard.proxy.routing.tokens import OddText, Piece
+from foreshard.proxy.routing.tokens import OddText, Piece, Tokens
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.types import STRINGS, TEXT, Collation, Type
 
@@ -34,6 +34,7 @@ LISTED = names_in(
 )
 DEFAULT = Collation(is_default=True)
 LIST = b"foreshard_list"
+Sort = tuple[Node, tuple[int, int], bytes]  # an expression, its tokens, its direction as it is written
 
 
 class NotListed(Exception):
@@ -56,11 +57,13 @@ def list_of(finisher: Finisher, call: Call, bracket: int, stop: int) -> tuple[Pi
     if fields.get("func_variadic") or fields.get("agg_star"):
         raise NotListed
     items, tokens = finisher.tokens.items, finisher.tokens
-    end = finisher.closing(bracket)
+    end = tokens.closing(bracket)
     start = bracket + 1 + (items[bracket + 1].word in (b"distinct", b"all"))
-    order = order_of(finisher, bracket, end)
+    order = order_of(tokens, bracket, end)
     arguments = list(zip(fields.get("args", []), tokens.split(start, order), strict=True))
-    sorts = sorts_of(finisher, fields, order, end)
+    sorts = sorts_of(tokens, fields, order, end)
+    if sorts is None:
+        raise NotListed
     is_distinct = bool(fields.get("agg_distinct"))
     lists = Lists(b"", [b" ", *tokens.pieces(end + 1, stop)] if end + 1 < stop else [])
     if not is_distinct and not sorts:
@@ -106,9 +109,9 @@ def without_order(
     return None
 
 
-def order_of(finisher: Finisher, bracket: int, end: int) -> int:
+def order_of(tokens: Tokens, bracket: int, end: int) -> int:
     """The token ORDER of an aggregate, or its closing bracket."""
-    items = finisher.tokens.items
+    items = tokens.items
     for index in range(bracket + 1, end - 1):
         words = items[index - 1].word, items[index].word, items[index + 1].word
         if items[index].depth == items[bracket].depth + 1 and words[0] != b"." and words[1:] == (b"order", b"by"):
@@ -116,16 +119,16 @@ def order_of(finisher: Finisher, bracket: int, end: int) -> int:
     return end
 
 
-def sorts_of(finisher: Finisher, fields: Node, order: int, end: int) -> list[tuple[Node, tuple[int, int], bytes]]:
-    """Node, tokens and direction of each expression in an aggregate's ORDER BY."""
+def sorts_of(tokens: Tokens, fields: Node, order: int, end: int) -> list[Sort] | None:
+    """What an aggregate's ORDER BY has; None for an operator of somebody's own."""
     nodes = [unwrap(item)[1] for item in fields.get("agg_order", [])]
-    ranges = finisher.tokens.split(order + 2, end) if nodes else []
+    ranges = tokens.split(order + 2, end) if nodes else []
     if len(ranges) != len(nodes) or bool(nodes) != (order < end):
         raise OddText
     found = []
     for (start, stop), node in zip(ranges, nodes, strict=True):
         if node.get("sortby_dir") == "SORTBY_USING":
-            raise NotListed
+            return None
         words = b""
         if node.get("sortby_dir", "SORTBY_DEFAULT") != "SORTBY_DEFAULT":
             words += b" DESC" if node["sortby_dir"] == "SORTBY_DESC" else b" ASC"
@@ -165,4 +168,4 @@ def is_constant(node: Node) -> bool:
     return unwrap(node)[0] == "A_Const"
 
 
-__all__ = ["LISTED", "NotListed", "list_of"]
+__all__ = ["LISTED", "NotListed", "list_of", "order_of", "sorts_of"]

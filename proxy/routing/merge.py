@@ -16,6 +16,7 @@ from foreshard._core.template import KeyFlag
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.finish import NotFinishable, plan_finish
 from foreshard.proxy.routing.locate import merging
+from foreshard.proxy.routing.merge_lists import JOINED, combine_list
 from foreshard.proxy.routing.scope import Place
 from foreshard.proxy.routing.select_list import Expression, SelectList, is_star
 from foreshard.proxy.routing.text import Text
@@ -286,6 +287,9 @@ class Merger:
             raise NotMergeable("expressions of aggregates")
         call = fields.fields
         name = fields.path[-1]
+        if name in ("array_agg", *JOINED) or (name == "string_agg" and call.get("agg_order")):
+            self.combine_list(expression, column, call, name)
+            return
         if any(call.get(flag) for flag in ("agg_distinct", "agg_order", "agg_within_group")) or call.get("over"):
             raise NotMergeable(f"{name} with DISTINCT or an order of its own")
         known = self.select.type_of(expression.node)
@@ -305,6 +309,19 @@ class Merger:
         self.caution(known)
         extra = self.parts_of_avg(expression) if name == "avg" else None
         self.combines.append((column, COMBINES[name], extra))
+
+    def combine_list(self, expression: Expression, column: int, call: Node, name: str) -> None:
+        """Add how a list of values is put together."""
+        if call.get("agg_within_group") or call.get("over") or call.get("func_variadic"):
+            raise NotMergeable(f"{name} with an order of its own")
+        delimiter = self.delimiter(call) if name == "string_agg" else None
+        found = combine_list(self.select, expression, call, name, delimiter, self.hide)
+        if found is None:
+            raise NotMergeable(f"{name} with DISTINCT or an order of its own")
+        self.combines.append((column, *found[0]))
+        for hidden, known in found[1]:
+            self.caution(known)
+            self.combines.append((hidden, int(Combine.COMBINE_KEPT), None))
 
     def parts_of_avg(self, expression: Expression) -> tuple[int, int]:
         """Hidden columns with sum and count of what an average is of."""

@@ -122,6 +122,15 @@ class Tokens:
             index += 1
         return index
 
+    def closing(self, bracket: int) -> int:
+        """The bracket that closes another."""
+        if bracket < 0 or bracket >= len(self.items) or self.items[bracket].word != b"(":
+            raise OddText
+        for index in range(bracket + 1, len(self.items)):
+            if self.items[index].word == b")" and self.items[index].depth == self.items[bracket].depth:
+                return index
+        raise OddText
+
     def split(self, start: int, stop: int, separator: bytes = b",") -> list[tuple[int, int]]:
         """The items of a list between two tokens."""
         found = []

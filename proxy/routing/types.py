@@ -21,6 +21,7 @@ NAMES = {
 }
 INTEGERS = (INT2, INT4, INT8)
 STRINGS = (TEXT, VARCHAR, BPCHAR)
+DATED = (DATE, TIMESTAMP, TIMESTAMPTZ)  # in a style that the session chooses
 NUMBERS = (*INTEGERS, NUMERIC, FLOAT4, FLOAT8)
 SORTABLE = frozenset(NAMES.values())  # types whose order the router knows
 RANKS = {oid: rank for rank, oid in enumerate((INT2, INT4, INT8, NUMERIC, FLOAT4, FLOAT8))}
