@@ -12,8 +12,13 @@ import pytest
 import yaml
 
 from foreshard.proxy.triggers.points import SPREAD_NAMES
+from tests.support.messages import query
 from tests.support.postgres import Shards, TestInstances
+from tests.support.proxy import Proxy
+from tests.support.raw import error_of, kinds
+from tests.support.two_proxies import hurt
 from tests.support.verified import assert_verified
+from tests.support.waiting import process_state, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -92,4 +97,38 @@ def test_apply_killed_while_it_spreads_tables_goes_on(
             (0,)
         ]
     assert_verified(file)
+    test_instances.drop(shards)
+
+
+@pytest.mark.parametrize("point", ["spread-prepared", "spread-decided"])
+def test_ddl_through_a_proxy_beside_an_apply_that_dies_while_it_spreads(
+    test_instances: TestInstances, tmp_path: Path, point: str
+) -> None:
+    """And beside controllers that are killed: the DDL waits or is told to come again, and nothing is half done."""
+    shards = test_instances.create(SHARD_COUNT)
+    shards.execute(FILLED, on=0)
+    assert run_apply(write_configuration(shards, tmp_path, "country")) == 0
+    file = write_configuration(shards, tmp_path, *TABLES)
+    sections = {"limits": {"commit_timeout": "100ms"}, "workers": {"per_shard": 0}}
+    with Proxy(shards.dsns, tmp_path / "proxy", tables=TABLES, apply=False, **sections) as proxy:
+        command = [sys.executable, "-m", "foreshard.proxy", "apply", "-c", str(file)]
+        with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "FORESHARD_STOP_AT": point}) as applying:
+            wait_until(lambda: process_state(applying.pid) == "T")
+            with proxy.server.connect() as client:
+                client.send(query("ALTER TABLE country ADD area int DEFAULT 7"))
+                hurt(proxy, "controller", signal.SIGKILL)
+                applying.kill()
+                answer = client.read_until()
+                if "E" in kinds(answer):
+                    assert error_of(answer)["C"] in ("40001", "55P03")
+                    client.rows("ALTER TABLE country ADD area int DEFAULT 7")
+        assert run_apply(file) == 0
+        with proxy.server.connect() as client:
+            assert client.value("SELECT sum(area) FROM country") == "70"
+            wait_until(lambda: "E" not in kinds(client.query("SELECT count(*) FROM invoice")))
+            assert client.value("SELECT count(*) FROM invoice") == "300"
+        assert min(rows(shards, "invoice")) > 0
+        areas = "SELECT count(area) FROM country"
+        assert [shards.query(areas, on=index) for index in range(SHARD_COUNT)] == [[(10,)]] * SHARD_COUNT
+        assert_verified(file)
     test_instances.drop(shards)
