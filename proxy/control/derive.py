@@ -158,6 +158,9 @@ class _Deriving:
                 self.missing.append(name)
             else:
                 made[name] = self._table(declared, facts)
+            if name in self._facts.hidden:
+                hiding = self._facts.hidden[name]
+                self._held(declared, f"{hiding}, which is not declared, comes first in search_path: rename one of them")
         return self._without_cycles(made)
 
     def _without_cycles(self, tables: dict[str, Table]) -> dict[str, Table]:

@@ -83,5 +83,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     functions: dict[str, str]  # function -> the declared table its body names
     stray: tuple[TableFacts, ...] = ()  # not declared, but with Foreshard's capture triggers or key default
     search_path: tuple[str, ...] = ("public",)
+    hidden: dict[str, str] = {}  # declared table -> one that is not, which search_path finds first by the same name
     encoding: str = "UTF8"
     claim_sets: dict[str, str] = {}  # columns that were declared unique when `apply` ran last -> quoted table

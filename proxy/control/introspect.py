@@ -16,6 +16,13 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 WORD = re.compile(r"[^\W\d][\w$]*")
 SYSTEM_SCHEMAS = "('pg_catalog', 'information_schema', 'foreshard')"
 
+HIDDEN = """
+SELECT n.nspname || '.' || c.relname AS name, f.nspname || '.' || h.relname AS hiding
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class h ON h.relname = c.relname JOIN pg_namespace f ON f.oid = h.relnamespace
+WHERE n.nspname || '.' || c.relname = ANY ($1::text[]) AND f.nspname || '.' || h.relname <> ALL ($1::text[])
+  AND array_position(current_schemas(false), f.nspname) < array_position(current_schemas(false), n.nspname)
+"""
 TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
        EXISTS (SELECT FROM pg_trigger t
@@ -158,6 +165,7 @@ async def introspect(connection: Connection, config: Config, shard: str) -> Fact
         functions=functions,
         stray=tuple(await _read_tables(connection, stray)),
         search_path=tuple(await connection.fetchval("SELECT current_schemas(false)::text[]")),
+        hidden={row["name"]: row["hiding"] for row in await connection.fetch(HIDDEN, declared)},
         encoding=await connection.fetchval("SHOW server_encoding"),
         claim_sets=await _read_claim_sets(connection),
     )

@@ -29,6 +29,10 @@ REFUSALS: dict[str, tuple[str, tuple[TableConfig, ...], list[str]]] = {
         ROOT, (TableConfig(name="a", key="ids"),),
         ["tables.a.key: public.a has no column `ids`; did you mean `id`? (columns: id, x, y)"],
     ),
+    "a table that another one of its name hides": (
+        ROOT + "CREATE SCHEMA app; CREATE TABLE app.a (id bigint)", (A,),
+        ["tables.a: app.a, which is not declared, comes first in search_path: rename one of them"],
+    ),
     "no primary key": (
         "CREATE TABLE a (id bigint)", (A,),
         ["tables.a.key: public.a has no primary key: ALTER TABLE public.a ADD PRIMARY KEY (id)"],
