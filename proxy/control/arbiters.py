@@ -56,8 +56,12 @@ BEGIN
   END LOOP;
   IF NOT EXISTS (
     SELECT FROM foreshard.claim_set AS known JOIN pg_index x ON x.indrelid = to_regclass(known.relation)
-    JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]
-    WHERE known.name = arbitrate.name AND x.indisunique AND x.indnkeyatts = 1 AND ARRAY[a.attname::text] = known.columns
+    WHERE known.name = arbitrate.name AND x.indisunique AND x.indnkeyatts = cardinality(known.columns)
+      AND NOT EXISTS (
+        SELECT FROM generate_series(0, x.indnkeyatts - 1) AS at JOIN pg_attribute a
+        ON a.attrelid = x.indrelid AND a.attnum = x.indkey[at]
+        WHERE a.attname::text <> ALL (known.columns)
+      )
   ) THEN
     RETURN NULL;  -- no index: where the row is, nothing would be met
   END IF;
@@ -75,7 +79,7 @@ def home_of_key(key_type: KeyType) -> str:
 
 
 def arbiter_steps() -> Iterator[Step]:
-    """The function for each type that a claimed column may have."""
+    """The function for each type that a claimed column may have, and for values of several columns."""
     for known in HASH_SQL:
         key_type = KeyType(known)
         words = {
@@ -86,3 +90,6 @@ def arbiter_steps() -> Iterator[Step]:
             "pending": BUCKET_COUNT,
         }
         yield function_step(f"foreshard.arbitrate(text, {TYPE_NAMES[key_type]}, integer)", ARBITRATE.format_map(words))
+    words = {"type": "text[]", "safe": safe_options(KeyType.TYPE_TEXT), "home": "home"}
+    words |= {"released": RELEASED, "pending": BUCKET_COUNT}
+    yield function_step("foreshard.arbitrate(text, text[], integer)", ARBITRATE.format_map(words))

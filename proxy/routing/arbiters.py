@@ -11,16 +11,22 @@ may not leave their shards (`keeps_bucket`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from foreshard._core.template import KeyFlag, RouteKind, Template
+from foreshard._core.typed_keys import KeyType
 from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError, not_built
 from foreshard.proxy.routing.away import ClaimedColumn
 from foreshard.proxy.routing.collect import Collector
-from foreshard.proxy.routing.locate import check_param_types, key_uses
+from foreshard.proxy.routing.locate import KeyUse, chain, check_param_types, key_uses
 from foreshard.proxy.routing.rows import Rows, cells, is_null, may_split
 from foreshard.proxy.routing.tree import Node, unwrap
 from foreshard.proxy.routing.writes import check_assignments
+
+# Types whose values print in one way only: in a set of several columns the router prints them.
+PRINTABLE = frozenset({KeyType.TYPE_INT8, KeyType.TYPE_INT4, KeyType.TYPE_INT2, KeyType.TYPE_TEXT})
 
 
 def conflict_arbiters(
@@ -35,14 +41,14 @@ def conflict_arbiters(
     if not wanted:
         return ()
     refusal = refused(table, wanted[0])
-    if table.by_cost or table.has_triggers or rows is None or any(len(one) > 1 for one in wanted):
+    if table.by_cost or table.has_triggers or rows is None or not all(printable(table, one) for one in wanted):
         raise refusal
     if len(rows) > 1 and (not may_split(collector, rows, node) or moves_value(clause, wanted)):
         raise refusal
     found = []
-    for (column,) in wanted:
-        given = cells(columns, rows, column)
-        found += [arbiter(collector, table, column, cell, refusal, row, clause) for row, cell in enumerate(given)]
+    for one in wanted:
+        given = zip(*(cells(columns, rows, column) for column in one), strict=True)
+        found += [arbiter(collector, table, one, parts, refusal, row, clause) for row, parts in enumerate(given)]
     return tuple(value for value in found if value is not None)
 
 
@@ -84,10 +90,49 @@ def arbiter_columns(table: Table, infer: Node | None) -> tuple[tuple[str, ...], 
     )
 
 
+def printable(table: Table, columns: tuple[str, ...]) -> bool:
+    """Whether the router can write the values of these columns as claims have them."""
+    return len(columns) == 1 or all(table.type_of(column) in PRINTABLE for column in columns)
+
+
 def arbiter(
-    collector: Collector, table: Table, column: str, cell: Node | None, refusal: SqlError, row: int, clause: Node
+    collector: Collector,
+    table: Table,
+    columns: tuple[str, ...],
+    given: tuple[Node | None, ...],
+    refusal: SqlError,
+    row: int,
+    clause: Node,
 ) -> Template | None:
-    """The value of one row; None for NULL, which meets nothing."""
+    """The value of one row; None for one with a NULL in it, which meets nothing."""
+    uses = [part_of(collector, table, column, cell, refusal) for column, cell in zip(columns, given, strict=True)]
+    parts = [use for use in uses if use is not None]
+    if len(parts) < len(uses):
+        return None
+    whole = chain(parts)
+    sources = []
+    for index, use_flags, column in whole.sources:
+        name = ClaimedColumn(column)
+        name.claim = f"{table.qualified}.{','.join(columns)}"
+        flags = use_flags & ~(KeyFlag.KEY_INSERTED | KeyFlag.KEY_PLACED)
+        sources.append((index, flags, name))
+    index, flags, name = sources[0]
+    is_own_key = len(columns) == 1 and columns == table.key_columns and table.is_placeable
+    if is_own_key:  # a key that names its bucket is not claimed: it is with its parent
+        sources.append((index, flags | KeyFlag.KEY_PLACED, name))
+    return Template(
+        RouteKind.ROUTE_KEYED,
+        keys=tuple(sources),
+        one_shard_refusal=refusal,
+        can_query=is_own_key,
+        row_keys=(row,),
+        keeps_bucket="infer" not in clause,
+        reason="an arbiter",
+    )
+
+
+def part_of(collector: Collector, table: Table, column: str, cell: Node | None, refusal: SqlError) -> KeyUse | None:
+    """What a row gives for one column; None for NULL."""
     known, key_type = table.column(column), table.type_of(column)
     if cell is None:
         is_generated_key = column == table.key and table.kind is TableKind.CHILD
@@ -101,23 +146,7 @@ def arbiter(
         raise refusal
     uses = list(key_uses(collector.catalog, table, column, keys, int(KeyFlag.KEY_INSERTED)))
     check_param_types(collector, table, column, uses)
-    name = ClaimedColumn(f"{table.name}.{column}")
-    name.claim = f"{table.qualified}.{column}"
-    use = uses[0]
-    flags = use.flags & ~(KeyFlag.KEY_INSERTED | KeyFlag.KEY_PLACED)
-    sources = [(use.index, flags, name)]
-    is_own_key = (column,) == table.key_columns and table.is_placeable
-    if is_own_key:  # a key that names its bucket is not claimed: it is with its parent
-        sources.append((use.index, flags | KeyFlag.KEY_PLACED, name))
-    return Template(
-        RouteKind.ROUTE_KEYED,
-        keys=tuple(sources),
-        one_shard_refusal=refusal,
-        can_query=is_own_key,
-        row_keys=(row,),
-        keeps_bucket="infer" not in clause,
-        reason="an arbiter",
-    )
+    return replace(uses[0], column=f"{table.name}.{column}")
 
 
 def refused(table: Table, columns: tuple[str, ...]) -> SqlError:

@@ -10,7 +10,7 @@ about shard by shard, in one order for all, and each goes to the row that it mee
 from foreshard._core.buckets cimport home_seed
 from foreshard._core.key_values cimport READ_KEY
 from foreshard._core.template cimport (
-    KEY_LIMIT_UNIT, KEY_NEGATIVE, KEY_QUOTED, KEY_TYPE_UNIT, ROUTE_PLACE, Template,
+    KEY_LIMIT_UNIT, KEY_NEGATIVE, KEY_PART, KEY_QUOTED, KEY_TYPE_UNIT, ROUTE_PLACE, Template,
 )
 from foreshard._core.typed_keys cimport TypedKey, read_typed
 from foreshard._core.values cimport Values
@@ -28,7 +28,9 @@ cdef enum:
     RELEASED = -2           # of proxy/control/arbiters.py
     PENDING = 4096          # added to the bucket of a row of this transaction whose claim is not settled
     TEXT_OID = 25
+    TEXTS_OID = 1009
     INT4_OID = 23
+    SEVERAL = 255           # the key type of values of several columns
 
 cdef dict QUESTIONS = {}    # key type -> Statement
 
@@ -136,7 +138,7 @@ cdef class Arbiter(Away):
         due = {}
         for index, value in enumerate(template.arbiters):
             home = home_of(value, 0, literals, params)
-            if home < 0 or (value.key_count > 1 and home_of(value, 1, literals, params) >= 0):
+            if home < 0 or (value.can_query and value.key_count > 1 and home_of(value, 1, literals, params) >= 0):
                 continue        # NULL, or a key that says where its row is: what it meets is there
             answers = self.arbiters.setdefault(index, {})
             for shard in {self.hub.state.shard_of_bucket(home), *owing}:
@@ -158,7 +160,7 @@ cdef class Arbiter(Away):
         backend.collected = []
         for home, index in due:
             value = template.arbiters[index]
-            key, is_binary = key_of(value, 0, literals, params)
+            key, is_binary = value_of(value, literals, params)
             values = [(<str> value.claims[0]).encode(), key, b"%d" % home]
             formats = b"\0\3\0\0" + (b"\0\1" if is_binary else b"\0\0") + b"\0\0"
             self.send_question(backend, question(value.key_sources[0].flags), values, formats)
@@ -196,14 +198,34 @@ cdef class Arbiter(Away):
         return Away.forget_claimed(self)
 
 
+cdef tuple value_of(Template value, Values literals, Values params):
+    """A value as a parameter of our question, and whether it is in binary format: of several columns, a text array."""
+    cdef int position = 0
+    if not value.key_sources[0].flags & KEY_PART:
+        return key_of(value, 0, literals, params)
+    pieces = []
+    while True:
+        part, _ = key_of(value, position, literals, params)     # texts and integers only: routing/arbiters.py
+        pieces.append(b'"' + part.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"')
+        if not value.key_sources[position].flags & KEY_PART:
+            return b"{" + b",".join(pieces) + b"}", False
+        position += 1
+
+
 cdef object hash_of(Template value, Values literals, Values params):
-    """What equal values have in common, and others do not; None for NULL."""
+    """What equal values have in common, and others do not; None for one with a NULL in it."""
     cdef TypedKey key
-    cdef int flags = value.key_sources[0].flags
-    cdef int reading = read_typed(
-        value.read_source(0, literals, params), type_of(flags), flags & KEY_QUOTED, flags & KEY_NEGATIVE,
-        flags // KEY_LIMIT_UNIT, home_seed(), &key)
-    return key.hash if reading == READ_KEY else None
+    cdef int flags, position = 0
+    key.hash = home_seed()
+    while True:
+        flags = value.key_sources[position].flags
+        if read_typed(
+                value.read_source(position, literals, params), type_of(flags), flags & KEY_QUOTED,
+                flags & KEY_NEGATIVE, flags // KEY_LIMIT_UNIT, key.hash, &key) != READ_KEY:
+            return None
+        if not flags & KEY_PART:
+            return key.hash
+        position += 1
 
 
 cdef inline int type_of(int flags) noexcept:
@@ -213,13 +235,13 @@ cdef inline int type_of(int flags) noexcept:
 
 cdef Statement question(int flags):
     """Our statement that asks for a value of a type."""
-    cdef int key_type = type_of(flags)
+    cdef int key_type = SEVERAL if flags & KEY_PART else type_of(flags)
     cdef Statement statement = QUESTIONS.get(key_type)
     if statement is not None:
         return statement
     statement = Statement.__new__(Statement)
     text = b"SELECT foreshard.arbitrate($1, $2, $3)"
-    oids = [TEXT_OID, SCALAR_OIDS[key_type][0], INT4_OID]
+    oids = [TEXT_OID, TEXTS_OID if key_type == SEVERAL else SCALAR_OIDS[key_type][0], INT4_OID]
     statement.body = text + b"\0\0\3" + b"".join([oid.to_bytes(4, "big") for oid in oids])
     statement.query_size = len(text)
     statement.id = f"arbiter {key_type}"

@@ -18,11 +18,13 @@ from tests.support.verified import assert_verified
 SCHEMA = """
 CREATE TABLE account (name text PRIMARY KEY, code integer UNIQUE, note text, UNIQUE (note, name));
 CREATE TABLE member (id bigserial PRIMARY KEY, email varchar(12) UNIQUE, day date UNIQUE, n integer DEFAULT 0);
+CREATE TABLE seat (id bigserial PRIMARY KEY, hall varchar(8), place integer, n integer DEFAULT 0, UNIQUE (hall, place));
 CREATE TABLE letter (code text PRIMARY KEY, name text NOT NULL REFERENCES account, n integer DEFAULT 0);
 """
 TABLES = {
     "account": {"key": "name", "unique": ["code"]},
     "member": {"key": "id", "unique": ["email", "day"]},
+    "seat": {"key": "id", "unique": ["hall, place"]},
     "letter": {"key": "code", "unique": ["code"]},
 }
 STATEMENTS = [
@@ -59,6 +61,11 @@ STATEMENTS = [
     " SET n = member.n + 1 RETURNING email, n",
     "INSERT INTO account SELECT email, n FROM member WHERE n BETWEEN 1 AND 3 AND email LIKE 'name%' ORDER BY email, n"
     " ON CONFLICT DO NOTHING RETURNING *",
+    "INSERT INTO seat (hall, place) VALUES ('h\"\\ {x}', {c}), (NULL, 3), ('h\"\\ {x}  ', {d})"
+    " ON CONFLICT (hall, place) DO UPDATE SET n = seat.n + 1 RETURNING hall, place, n",
+    "INSERT INTO seat (hall, place) VALUES ('h\"\\ {x}', {c}) ON CONFLICT DO NOTHING",
+    "INSERT INTO seat (hall, place) SELECT email, n FROM member WHERE length(email) < 8 ON CONFLICT DO NOTHING",
+    "DELETE FROM seat WHERE place = {c}",
     "DELETE FROM member WHERE email = '{n}'",
     "UPDATE member SET email = NULL WHERE email = '{n}'",
     "INSERT INTO letter VALUES ('l{c}', '{n}') ON CONFLICT (code) DO UPDATE SET n = letter.n + 1 RETURNING *",
@@ -74,7 +81,12 @@ UPSERTS = [text for text in STATEMENTS if "member" in text and "(day)" not in te
     "INSERT INTO letter VALUES ('l{c}', 'kept') ON CONFLICT (code) DO UPDATE SET n = letter.n + 1 RETURNING *",
     "DELETE FROM letter WHERE code = 'l{c}'",
 ]
-EVERYTHING = ("SELECT * FROM account", "SELECT email, day, n FROM member", "SELECT * FROM letter")
+EVERYTHING = (
+    "SELECT * FROM account",
+    "SELECT email, day, n FROM member",
+    "SELECT hall, place, n FROM seat",
+    "SELECT * FROM letter",
+)
 
 
 class World(NamedTuple):
@@ -160,6 +172,10 @@ def test_upserts_by_parameters(world: World, binary: bool) -> None:
         assert world.both(upsert, (f"p{turn % 5}{binary}", turn))
         assert world.both(day.replace("%s", "%b") if binary else day, (datetime.date(2026, 3, 1 + turn % 4),))
     assert world.both(upsert, (None, 1))
+    seat = "INSERT INTO seat (hall, place) VALUES (%s, %s), (%s, %s) ON CONFLICT (place, hall) DO UPDATE SET n = 2"
+    for turn in range(8):
+        values = (f'g"{turn % 3}', turn % 2, 'g"1', turn % 3)
+        assert world.both(seat.replace("%s", "%b") if binary else seat, values)
     several = upsert.replace("(%s, %s)", "(%s, %s), (%s, %s), (%s, %s)")
     for turn in range(10):
         assert world.both(several, (f"p{turn % 5}{binary}", 1, f"r{turn % 4}{binary}", 2, f"p{turn % 3}{binary}", 3))
