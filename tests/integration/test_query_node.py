@@ -455,3 +455,21 @@ def test_plain_tables_that_change_are_never_read_as_they_were(own_proxy: Proxy) 
         connection.rows("DROP TABLE later")
         found = error_of(connection.query("SELECT * FROM later JOIN author USING (score)"))["C"]
         assert found in (REFUSED, "42P01")
+
+
+def test_whole_rows_are_read_from_copies_of_the_tables(sides: Pair) -> None:
+    reads = (
+        "SELECT a, rank() OVER (ORDER BY a.id) FROM author a ORDER BY 2",
+        "SELECT author FROM author ORDER BY author",
+        "SELECT array_agg(a ORDER BY a.id), count(a.*) FROM author a",
+    )
+    with sides.direct.connect() as direct, sides.proxied.connect() as proxied:
+        insert = "INSERT INTO author (name) VALUES ('whole (\"row\")')"
+        proxied.query("BEGIN")
+        key = proxied.value(f"{insert} RETURNING id")
+        direct.query("BEGIN")
+        direct.rows(insert.replace("(name) VALUES (", f"(id, name) VALUES ({key}, "))
+        for sql in reads:
+            assert proxied.rows(sql) == direct.rows(sql), sql
+        for side in (proxied, direct):
+            side.query("ROLLBACK")
