@@ -25,6 +25,7 @@ from foreshard.proxy.routing.scope import Reference
 from foreshard.proxy.routing.tree import Node
 
 HINT = "Insert a new row and delete the old one."
+ONLY_SHARD = "Rows that live with it are known by the bucket of its key: a second shard would not find them."
 
 
 class Change(enum.Enum):
@@ -80,14 +81,15 @@ class KeyChange:
         self.table = target.declared
         self.pairs = pairs
         self.change = change
-        self.problem = elsewhere(self.table, [column for column, _ in pairs])
+        self.problem_column = next(column for column, _ in pairs if column in self.table.routing_columns)
+        self.problem = elsewhere(self.table, self.problem_column)
         known = collector.catalog.query_node
         self.is_only_shard = known is not None and known.is_only_shard
 
     def plan(self, effects: Effects) -> Template:
         """By keys where all of them are known, else over the router; SqlError when neither can be."""
         if self.is_only_shard and self.change is not Change.HOME:
-            raise self.problem
+            raise refused(self.table, self.problem_column, ONLY_SHARD)
         locator = Locator(self.collector)
         try:
             keys = self.keys(locator)
@@ -182,9 +184,8 @@ def kept(locator: Locator, target: Reference, table: Table, column: str) -> tupl
     return key_uses(locator.catalog, table, column, keys)
 
 
-def elsewhere(table: Table, columns: list[str]) -> SqlError:
+def elsewhere(table: Table, named: str) -> SqlError:
     """The refusal of a change to a key that lives on another shard."""
-    named = next(column for column in columns if column in table.routing_columns)
     if table.kind is TableKind.CHILD and not table.takes_keys:
         return refused(table, named, f'"{table.key}" of the row carries the bucket of its parent.')
     return refused(table, named, "The row would live on another shard.")
