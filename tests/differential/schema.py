@@ -220,8 +220,9 @@ def table_sql(table: Table, by_file: bool) -> str:
     """CREATE TABLE."""
     columns = [column_sql(table, name, kind, by_file) for name, kind in table.columns.items()]
     rest = [f"PRIMARY KEY ({', '.join(table.key)})", *([table.tail] if table.tail else [])]
-    if by_file:  # over several shards a value that stands twice is found at the end of the transaction
-        when = "" if table.name in AT_ONCE else " DEFERRABLE INITIALLY DEFERRED"
+    # Over several shards a value that stands twice is found at the end of the transaction.
+    when = "" if table.name in AT_ONCE else " DEFERRABLE INITIALLY DEFERRED"
+    if by_file or not when:
         rest += [f"UNIQUE ({name}){when}" for name in table.unique if name not in table.key]
     return f"CREATE TABLE {table.name} ({', '.join([*columns, *rest])});"
 
