@@ -175,6 +175,7 @@ cdef class Backend(Requests):
         self.owner = None
         self.notify_drained = False
         self.notify_flushed = False
+        self.holds_tag = False
         self.kept = None
         self.collected = None
         self.filter = FILTER_NONE
@@ -335,6 +336,8 @@ cdef class Backend(Requests):
             if (kind == REPLY_DESCRIBE_MERGED or (kind == REPLY_QUERY and self.filter == FILTER_MERGE)) and \
                     type == b"T" and self.owner is not None:
                 return ACTION_MERGE
+            if self.holds_tag and self.kept is not None and kind == REPLY_QUERY:
+                return row_action(self, type, body, size)
         elif class_ == CLASS_COPY_IN:
             return ACTION_DROP if self.filter == FILTER_COPY or self.filter == FILTER_MUTE else ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:
@@ -556,7 +559,7 @@ cdef class Backend(Requests):
 
 cdef int row_action(Backend backend, char type, const char* body, Py_ssize_t size) except -1:
     """What to do with a row, or a message of COPY, that somebody waits for."""
-    if backend.filter == FILTER_NONE or backend.filter == FILTER_MERGE:
+    if backend.filter == FILTER_MERGE or (backend.filter == FILTER_NONE and backend.kept is None):
         return ACTION_RELAY if backend.filter == FILTER_NONE else ACTION_MERGE
     if type == b"c" or (type == b"H" and backend.filter >= FILTER_REST):
         return ACTION_DROP      # one CopyOutResponse and one CopyDone for the parts of all shards

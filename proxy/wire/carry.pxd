@@ -24,6 +24,7 @@ cdef class Carry:
     cdef ReplyReader reader
     cdef int step                   # CarryStep
     cdef bint is_simple             # it came as a simple Query
+    cdef bint ends_segment          # its Execute is the last message before the client's Sync
     cdef bint is_synced             # a failed one: Sync is sent
     cdef bint is_done
     cdef bint is_over               # the query has given all of its rows

@@ -124,6 +124,7 @@ cdef class Carrying(Copying):
                 return self.give(carry, rows)
             if not self.explicit:
                 self.open_implicit()
+            carry.ends_segment = self.ends_segment
             carry.holds = rows > 0 and carry.statement.template.returns
             self.asked = portal
             self.carry = carry
@@ -341,6 +342,7 @@ cdef class Carrying(Copying):
         carry.is_done = True
         self.carry = None
         if not is_simple:
+            self.ends_segment = carry.ends_segment
             return self.give(carry, self.carry_limit)
         self.simple = True
         self.push_complete(carry.last_tag())

@@ -11,6 +11,7 @@ cdef class Extended(Parsing):
     cdef Portal asked               # whose Execute is under way over several shards
     cdef const char* input_end      # where what the client has sent ends; NULL: the message at hand is one of ours
     cdef bint may_sync              # the Execute at hand has no row limit, and the client's Sync is here already
+    cdef bint ends_segment          # the client's Execute at hand is the last message before its Sync
     cdef bint syncs                 # that went to the shards together with the Execute
     cdef bytes explained             # answer of the EXPLAIN (FORESHARD) bound last
 

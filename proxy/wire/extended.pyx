@@ -271,7 +271,7 @@ cdef class Extended(Parsing):
         if portal is None or (self.deferred is not None and self.settle_deferred() == RETRY):
             return RETRY
         if portal.parts is not None:
-            self.may_sync = rows <= 0 and self.is_sync_next(body + size)
+            self.may_sync = self.ends_segment = rows <= 0 and self.is_sync_next(body + size)
             return self.execute_many(portal, max(rows, 0))
         if portal.backend is None:
             if self.wait_until_drained():
@@ -284,7 +284,12 @@ cdef class Extended(Parsing):
         backend.replies.push(REPLY_EXECUTE)
         backend.unsynced = True
         backend.executed = True
+        if self.is_implicit and rows <= 0 and portal.statement is not None and self.is_sync_next(body + size):
+            self.hold_end(backend, portal.statement.template)
         return HANDLED
+
+    cdef bint ends_own(self) noexcept:
+        return self.ends_segment and self.is_implicit and self.explicit and not self.simple
 
     cdef bint is_sync_next(self, const char* next) noexcept:
         """The client's next message is here already, and is Sync."""
@@ -318,6 +323,9 @@ cdef class Extended(Parsing):
         self.lock = portal.statement.template.lock
         self.in_turn = locks_rows(portal.statement.template)
         self.completing = portal.statement.template if portal.statement.template.completion else None
+        if self.row_order is None and self.ends_own() and portal.statement.template.returns and \
+                portal.statement.template.owes_claims:
+            self.row_order = []     # shard by shard, once the claims are settled
         if self.lock is not None:
             self.lock_on(self.active, self.lock)
         for index in range(portal.part, portal.part + 1 if self.asks_in_turn() else len(portal.parts)):

@@ -2,6 +2,7 @@ from foreshard._core.template cimport Template
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.asking cimport Asking
+from foreshard.proxy.wire.backend cimport Backend
 
 
 cdef enum:
@@ -20,6 +21,9 @@ cdef class Gather(Asking):
     cdef int copy_out                   # CopyOut of the statement whose parts are under way
     cdef list shards                    # of the read that route() found to go to many
     cdef int any_turn
+    cdef Backend last_asked             # who answers the statement that ends a transaction of our own
+    cdef bytes held_tag                 # that statement's answer, until the transaction has committed: CommandComplete,
+    cdef list held_rows                 # and the rows before it
     cdef int decided_rows               # of the placement at hand
     cdef double decided_cost
 
@@ -36,6 +40,10 @@ cdef class Gather(Asking):
     cdef int route_rows(self, Template template, Values literals, Values params) except -3
     cdef int push_kept(self) except -1
     cdef bint holds_result(self) noexcept
+    cdef bint ends_own(self) noexcept
+    cdef int hold_end(self, Backend backend, Template template) except -1
+    cdef int take_held(self) except -1
+    cdef int give_held(self) except -1
     cdef int settle_same(self) except -1
     cdef bint asks_in_turn(self) noexcept
     cdef bint attach_all(self, list shards, bint is_write) except -1

@@ -353,6 +353,47 @@ cdef class Gather(Asking):
         """The end of a result leaves with what follows at once."""
         return False
 
+    # -- the end of a transaction of our own ---------------------------------------------------------------------
+
+    cdef bint ends_own(self) noexcept:
+        """The statement at hand is the last of a transaction of our own: it is done when that has committed."""
+        return False
+
+    cdef int push_complete(self, bytes tag) except -1:
+        if self.ends_own():
+            self.held_tag = tag
+            return 0
+        return Asking.push_complete(self, tag)
+
+    cdef int hold_end(self, Backend backend, Template template) except -1:
+        """Hold what the shard answers to that statement; rows, too, of one that may fail by claims of other shards."""
+        backend.holds_tag = True
+        backend.part_tag = None
+        backend.kept = [] if template.returns and (template.owes_claims or template.owes_away) else None
+        self.last_asked = backend
+        return 0
+
+    cdef int take_held(self) except -1:
+        """The statement has been answered: what was held."""
+        cdef Backend backend = self.last_asked
+        if backend is None:
+            return 0
+        self.last_asked = None
+        self.held_tag, backend.part_tag = backend.part_tag, None
+        self.held_rows, backend.kept = backend.kept, None
+        backend.holds_tag = False
+        return 0
+
+    cdef int give_held(self) except -1:
+        """Its transaction has ended: the answer, unless that failed."""
+        tag, self.held_tag = self.held_tag, None
+        rows, self.held_rows = self.held_rows, None
+        if tag is not None and not self.command_failed:
+            for row in rows or ():
+                self.push_bytes(row)
+            Asking.push_complete(self, tag)
+        return 0
+
     cdef int settle_same(self) except -1:
         """Every shard has done the same: the client hears the first's answer; another count of rows is an error."""
         cdef Backend backend
@@ -382,6 +423,9 @@ cdef class Gather(Asking):
             if all(len(rows) == self.row_order.count(part) for part, rows in enumerate(kept)):
                 turns = [iter(rows) for rows in kept]
                 kept = [[next(turns[part]) for part in self.row_order]]
+            if self.ends_own():
+                self.held_rows = [row for rows in kept for row in rows]
+                kept = []
             for rows in kept:
                 for row in rows:
                     self.push_bytes(row)

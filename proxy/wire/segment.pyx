@@ -93,7 +93,11 @@ cdef class Segment(Extended):
         cdef bint commits
         if self.wait_until_drained():
             return RETRY
+        self.take_held()
+        self.ends_segment = False
         commits = not self.skipping and not self.failed
+        if not commits:
+            self.held_tag = self.held_rows = None
         self.skipping = False
         self.is_implicit = False
         self.forget_unconfirmed()
@@ -108,6 +112,11 @@ cdef class Segment(Extended):
             self.push_ready()
             self.release_links()
         return HANDLED
+
+    cdef int push_ready(self) except -1:
+        if self.held_tag is not None:
+            self.give_held()
+        return Extended.push_ready(self)
 
     cdef int poison(self, Backend backend) except -1:
         """Make the shard roll back the implicit transaction of a segment in which Foreshard refused a statement."""

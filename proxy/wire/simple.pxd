@@ -1,5 +1,4 @@
 from foreshard._core.template cimport Template
-from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.carrying cimport Carrying
 
 
@@ -9,8 +8,6 @@ cdef class Simple(Carrying):
     cdef int several_at             # index of the one at hand
     cdef bint several_failed
     cdef bint is_last               # the statement at hand is the string's last
-    cdef Backend last_asked         # who was sent its statement at hand
-    cdef bytes held_tag             # of its last statement, until the transaction of its own has committed
     cdef bytes message              # the Query that each shard is sent in its turn
     cdef bytes own_begin            # how a transaction of its own begins
 
@@ -18,7 +15,6 @@ cdef class Simple(Carrying):
     cdef int run_query(self, Template template, const char* message, Py_ssize_t total) except -1
     cdef int forward_query(self, Template template, int shard, const char* message, Py_ssize_t total) except -1
     cdef int query_copy(self, Template template, bytes text) except -1
-    cdef bint ends_own(self) noexcept
     cdef int run_in_transaction(self, bytes text) except -1
     cdef int query_many(self, Template template, const char* message, Py_ssize_t total) except -1
     cdef int query_same(self, Template template, list parts, bytes message) except -1

@@ -150,9 +150,7 @@ cdef class Simple(Carrying):
         if self.several is not None:
             backend.holds_ready = True
             if self.ends_own():
-                backend.holds_tag = True
-                backend.part_tag = None
-                self.last_asked = backend
+                self.hold_end(backend, template)
         if backend.outbox.end == backend.outbox.start:
             backend.push(message, total)
         else:
@@ -178,6 +176,8 @@ cdef class Simple(Carrying):
         self.completing = template if template.completion else None
         whole = None if self.split is None else RowText(message[5:total - 1])
         self.row_order = order_of(self.split) if template.returns else None
+        if self.row_order is None and template.returns and template.owes_claims and self.ends_own():
+            self.row_order = []     # shard by shard, once the claims are settled
         self.rows_left = 0
         self.copy_out = copy_out_of(template)
         self.lock = template.lock
@@ -308,30 +308,21 @@ cdef class Simple(Carrying):
         return self.run_query(template, <const char*> message, len(message))
 
     cdef bint ends_own(self) noexcept:
-        """The statement at hand is the last of a transaction of our own: it is done when that has committed."""
-        return self.is_last and self.several is not None and self.is_implicit and self.explicit and self.carry is None
-
-    cdef int push_complete(self, bytes tag) except -1:
-        if self.ends_own():
-            self.held_tag = tag
-            return 0
-        return Carrying.push_complete(self, tag)
+        if self.several is None:
+            return Carrying.ends_own(self)
+        return self.is_last and self.is_implicit and self.explicit and self.carry is None
 
     cdef int finish_several(self) except -1:
         """End the string: its own transaction first, then ReadyForQuery."""
         if self.is_implicit and self.explicit:
-            if self.last_asked is not None:
-                self.held_tag, self.last_asked.part_tag = self.last_asked.part_tag, None
-            self.last_asked = None
+            self.take_held()
             self.is_implicit = False
             self.several_at = len(self.several)
             self.end_quietly(not self.failed)
             if self.waiting != WAIT_NOTHING:
                 return RETRY
-        self.last_asked = None
-        tag, self.held_tag = self.held_tag, None
-        if tag is not None and not self.command_failed:
-            self.push_complete(tag)
+        self.take_held()
+        self.give_held()
         self.several = None
         self.push_ready()
         if not self.explicit and self.links:
