@@ -103,6 +103,19 @@ $body$;
 GRANT EXECUTE ON FUNCTION foreshard.reserve_key(text, {type}, integer) TO PUBLIC;
 """
 
+OWN_BUCKET = """\
+CREATE OR REPLACE FUNCTION foreshard.own_bucket(name text, key {type}) RETURNS integer
+LANGUAGE plpgsql STABLE {safe} AS $body$
+-- The bucket of the row with this key that the transaction at hand has made here, and whose claim is not settled.
+BEGIN
+  RETURN (SELECT due.bucket FROM foreshard.claim_pending AS due
+          WHERE due.xid = pg_current_xact_id_if_assigned() AND due.name = own_bucket.name
+            AND due.key = own_bucket.key::text AND NOT due.is_drop LIMIT 1);
+END
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.own_bucket(text, {type}) TO PUBLIC;
+"""
+
 BUCKET_WHERE = """\
 CREATE OR REPLACE FUNCTION foreshard.bucket_where(name text, key {type}) RETURNS integer
 LANGUAGE plpgsql STABLE {safe} AS $body$
@@ -119,6 +132,7 @@ GRANT EXECUTE ON FUNCTION foreshard.bucket_where(text, {type}) TO PUBLIC;
 # What is made for each key type: what its claim says, how a claim is reserved, where a row of this shard lives.
 KEY_FUNCTIONS = {
     "foreshard.claimed_bucket(text, {type})": CLAIMED_BUCKET,
+    "foreshard.own_bucket(text, {type})": OWN_BUCKET,
     "foreshard.reserve_key(text, {type}, integer)": RESERVE_KEY,
     "foreshard.bucket_where(text, {type})": BUCKET_WHERE,
 }

@@ -15,11 +15,15 @@ cdef class Away(Gather):
     cdef readonly dict key_homes        # and the homes of those that were asked about
     cdef list asked_keys                 # positions whose answers are under way
     cdef Backend asked_home
+    cdef set own_shards                  # which have been asked for rows that this transaction has made; None: none yet
+    cdef bint asks_own                   # that is the question under way
     cdef int goal                   # shard that a new row is placed on; -1: not decided
     cdef bint is_reserved           # no other transaction can claim its key before this one ends
     cdef bint is_away               # the statement works on rows away from home, or on all shards
     cdef bint has_changed           # the transaction was sent a write that is no INSERT
+    cdef bint has_away              # and one that made or removed rows away from home, whose claims are not settled
 
+    cdef bint ask_own(self, Template template, Values literals, Values params) except -1
     cdef bint is_bare(self, Template template, int shard, Values literals, Values params) except -1
     cdef bint owes_elsewhere(self, Template template, int shard, Values literals, Values params) except -1
     cdef bint places(self, Template template) noexcept
@@ -33,7 +37,7 @@ cdef class Away(Gather):
     cdef bint resolve(self, Template template, Values literals, Values params) except -1
     cdef int route_found(self, Template template, Values literals, Values params) except -3
     cdef int ask_home(
-        self, Template template, Values literals, Values params, int shard, list positions, bint reserves
+        self, Template template, Values literals, Values params, int shard, list positions, int what
     ) except -1
     cdef int open_for_reservation(self) except -1
     cdef int send_question(self, Backend backend, Statement statement, list values, bytes formats) except -1

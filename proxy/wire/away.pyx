@@ -9,7 +9,8 @@ what the home shards said, until the message is done. Rules (ARCHITECTURE.md, "A
    in the same transaction: nobody else can claim it before that ends.
 3. A row never changes its bucket within a transaction: after writes other than INSERT new rows stay at home (or where
    a claim still says), so between two places there is always a moment without the row, and a miss is an answer.
-4. An INSERT or DELETE away from home owes the claim to another shard: it needs a transaction, settled by commit.pyx.
+4. What a transaction has made away from home has no claim before its end: the shards where it owes claims are asked first.
+5. An INSERT or DELETE away from home owes the claim to another shard: it needs a transaction, settled by commit.pyx.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -47,7 +48,17 @@ cdef enum:
 
 cdef bytes PORTAL = b"foreshard"
 cdef Buckets SCRATCH = Buckets()
-cdef dict QUESTIONS = {}    # (reserves, key type) -> Statement
+cdef enum Question:
+    QUESTION_CLAIM = 0      # where its claim says that the row is
+    QUESTION_RESERVE = 1    # the same, or nobody else can claim the key before the transaction ends
+    QUESTION_OWN = 2        # where a row of this transaction is whose claim is not settled
+
+cdef dict QUESTIONS = {}    # (Question, key type) -> Statement
+cdef tuple QUESTION_WORDS = (
+    (b"claim", b"SELECT foreshard.claimed_bucket($1, $2)"),
+    (b"reserve", b"SELECT foreshard.reserve_key($1, $2, $3)"),
+    (b"own", b"SELECT foreshard.own_bucket($1, $2)"),
+)
 
 
 cdef class Away(Gather):
@@ -60,6 +71,8 @@ cdef class Away(Gather):
             return Gather.route_keyed(self, template, literals, params)
         self.begin_claimed()
         self.take_claimed()
+        if not self.ask_own(template, literals, params):
+            return ROUTE_WAIT
         if template.new_keys and template.key_count == 1 and template.rows == 1:
             return self.route_new(template, literals, params)
         if not self.resolve(template, literals, params):
@@ -89,12 +102,12 @@ cdef class Away(Gather):
         if found == NOT_ASKED and not reserves and not self.has_changed:
             return home_shard
         if found == NOT_ASKED and not (reserves and (self.explicit or template.new_keys != NEW_KEYS_CONFLICT)):
-            self.ask_home(template, literals, params, home_shard, [0], False)
+            self.ask_home(template, literals, params, home_shard, [0], QUESTION_CLAIM)
             return ROUTE_WAIT
         if found < 0 and reserves and not self.is_reserved:
             if self.open_for_reservation() == ROUTE_OPEN:
                 return ROUTE_OPEN
-            self.ask_home(template, literals, params, home_shard, [0], True)
+            self.ask_home(template, literals, params, home_shard, [0], QUESTION_RESERVE)
             return ROUTE_WAIT
         shard = self.goal if found < 0 else self.hub.state.shard_of_bucket(found)
         self.is_away = shard != home_shard
@@ -117,6 +130,29 @@ cdef class Away(Gather):
         self.decided_rows = 0 if self.decided_shard == home_shard else 1
         self.decided_cost = self.hub.placer.decision.cost if self.decided_rows else 0.0
         return self.decided_shard
+
+    cdef bint ask_own(self, Template template, Values literals, Values params) except -1:
+        """Learn of the rows that this transaction has made away from home; False: the message has to wait."""
+        cdef Backend backend
+        cdef int position
+        if not self.has_away:
+            return True
+        for backend in self.links:
+            if not backend.owes_claims or (self.own_shards is not None and backend.shard in self.own_shards):
+                continue
+            positions = []
+            for position in range(template.key_count):
+                if template.claims[position] is None or template.key_sources[position].flags & KEY_ARRAY or \
+                        position in self.claimed:
+                    continue
+                home = home_of(template, position, literals, params)
+                if home >= 0:
+                    self.key_homes[position] = home
+                    positions.append(position)
+            if positions:
+                self.ask_home(template, literals, params, backend.shard, positions, QUESTION_OWN)
+                return False
+        return True
 
     cdef int open_for_reservation(self) except -1:
         """A reservation holds until the transaction's end: see that there is one. ROUTE_OPEN: run in one, and again."""
@@ -144,7 +180,7 @@ cdef class Away(Gather):
         for shard, positions in sorted(shards.items()):
             if reserves and self.open_for_reservation() == ROUTE_OPEN:
                 reserves = False    # what is there already is found as well; a race with another INSERT is an error
-            self.ask_home(template, literals, params, shard, positions, reserves)
+            self.ask_home(template, literals, params, shard, positions, QUESTION_RESERVE if reserves else QUESTION_CLAIM)
             return False
         return True
 
@@ -221,7 +257,7 @@ cdef class Away(Gather):
 
     cdef bint look_up(self, Template template, Values literals, Values params) except -1:
         """For EXPLAIN (FORESHARD): learn what claims say, changing nothing; False: the message has to wait."""
-        cdef int position, home
+        cdef int position, home, shard
         if not template.is_claimed or self.hub.shard_count == 1:
             return True
         if self.claimed is None:
@@ -234,7 +270,8 @@ cdef class Away(Gather):
             home = home_of(template, position, literals, params)
             if home >= 0 and position not in self.claimed:
                 self.key_homes[position] = home
-                self.ask_home(template, literals, params, self.hub.state.shard_of_bucket(home), [position], False)
+                shard = self.hub.state.shard_of_bucket(home)
+                self.ask_home(template, literals, params, shard, [position], QUESTION_CLAIM)
                 return False
         return True
 
@@ -243,19 +280,19 @@ cdef class Away(Gather):
         if template.is_write and template.operation != OPERATION_INSERT:
             self.has_changed = True
         if template.owes_away and (self.is_away or template.kind == ROUTE_SCATTER):
-            backend.owes_claims = self.hub.shard_count > 1
+            backend.owes_claims = self.has_away = self.hub.shard_count > 1
         return 0
 
     cdef int release_links(self) except -1:
-        self.has_changed = False
+        self.has_changed = self.has_away = False
         return Gather.release_links(self)
 
     # -- asking --------------------------------------------------------------------------------------------------
 
     cdef int ask_home(
-        self, Template template, Values literals, Values params, int shard, list positions, bint reserves
+        self, Template template, Values literals, Values params, int shard, list positions, int what
     ) except -1:
-        """Ask a home shard about some keys. The message has to wait, for that or for a backend."""
+        """Ask a shard about some keys. The message has to wait, for that or for a backend."""
         cdef Backend backend = self.attach(shard, False, False)
         cdef Statement statement
         cdef bint was_unsynced
@@ -265,17 +302,18 @@ cdef class Away(Gather):
         was_unsynced = backend.unsynced
         backend.collected = []
         for position in positions:
-            statement = question(reserves, type_of(template.key_sources[position].flags))
+            statement = question(what, type_of(template.key_sources[position].flags))
             value, is_binary = key_of(template, position, literals, params)
             values = [(<str> template.claims[position]).encode(), value]
-            if reserves:
+            if what == QUESTION_RESERVE:
                 values.append(b"%d" % <int> self.key_homes[position])
             formats = b"".join([b"\0\1" if is_binary and each is value else b"\0\0" for each in values])
             self.send_question(backend, statement, values, len(values).to_bytes(2, "big") + formats)
         self.end_question(backend, was_unsynced)
         self.asked_keys = positions
         self.asked_home = backend
-        self.is_reserved = self.is_reserved or reserves
+        self.is_reserved = self.is_reserved or what == QUESTION_RESERVE
+        self.asks_own = what == QUESTION_OWN
         backend.flush()
         control_point("away-asked")
         self.wait_until_drained()
@@ -321,14 +359,17 @@ cdef class Away(Gather):
             raise error
         if self.is_reserved:
             control_point("away-reserved")
+        if self.asks_own:
+            self.own_shards = (self.own_shards or set()) | {backend.shard}
         for position, row in zip(positions, rows, strict=True):
             size = int.from_bytes(row[2:6], "big", signed=True)
-            self.claimed[position] = NO_ROW if size < 0 else int(row[6:6 + size])
+            if size >= 0 or not self.asks_own:
+                self.claimed[position] = NO_ROW if size < 0 else int(row[6:6 + size])
         return 0
 
     cdef int forget_claimed(self) except -1:
         """The message, or the statement of a string, is done: the next one asks anew."""
-        self.claimed = None
+        self.claimed = self.own_shards = None
         self.is_away = False
         if self.asked_keys is not None:
             self.asked_keys = None
@@ -374,17 +415,17 @@ cdef tuple key_of(Template template, int position, Values literals, Values param
     return data, False
 
 
-cdef Statement question(bint reserves, int key_type):
-    """Our statement that asks for, or reserves, a key of a type."""
-    cdef Statement statement = QUESTIONS.get((reserves, key_type))
+cdef Statement question(int what, int key_type):
+    """Our statement that asks for a key of a type."""
+    cdef Statement statement = QUESTIONS.get((what, key_type))
     if statement is not None:
         return statement
     statement = Statement.__new__(Statement)
-    text = b"SELECT foreshard.reserve_key($1, $2, $3)" if reserves else b"SELECT foreshard.claimed_bucket($1, $2)"
-    oids = [TEXT_OID, SCALAR_OIDS[key_type][0], INT4_OID] if reserves else [TEXT_OID, SCALAR_OIDS[key_type][0]]
+    word, text = QUESTION_WORDS[what]
+    oids = [TEXT_OID, SCALAR_OIDS[key_type][0], INT4_OID][:3 if what == QUESTION_RESERVE else 2]
     statement.body = text + b"\0" + len(oids).to_bytes(2, "big") + b"".join([oid.to_bytes(4, "big") for oid in oids])
     statement.query_size = len(text)
-    statement.id = f"{'reserve' if reserves else 'claim'} {key_type}"
-    statement.server_name = b"foreshard_%s_%d" % (b"reserve" if reserves else b"claim", key_type)
-    QUESTIONS[reserves, key_type] = statement
+    statement.id = f"{word.decode()} {key_type}"
+    statement.server_name = b"foreshard_%s_%d" % (word, key_type)
+    QUESTIONS[what, key_type] = statement
     return statement

@@ -287,7 +287,7 @@ cdef class Backend(Requests):
         cdef int head = self.replies.peek(), kind = head & REPLY_KIND_MASK
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
-        if class_ == CLASS_ROW:
+        if class_ == CLASS_ROW or (type == b"T" and self.holds_tag and self.kept is not None and kind == REPLY_QUERY):
             if self.collected is not None and type == b"D" and is_ours:
                 self.collected.append(body[:size])
             return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP
@@ -336,8 +336,6 @@ cdef class Backend(Requests):
             if (kind == REPLY_DESCRIBE_MERGED or (kind == REPLY_QUERY and self.filter == FILTER_MERGE)) and \
                     type == b"T" and self.owner is not None:
                 return ACTION_MERGE
-            if self.holds_tag and self.kept is not None and kind == REPLY_QUERY:
-                return row_action(self, type, body, size)
         elif class_ == CLASS_COPY_IN:
             return ACTION_DROP if self.filter == FILTER_COPY or self.filter == FILTER_MUTE else ACTION_COPY_IN
         elif class_ == CLASS_ASYNC:

@@ -14,6 +14,7 @@ from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.replies cimport REPLY_QUERY
 from foreshard._core.template cimport ROUTE_COPY, Template
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
+from foreshard.proxy.wire.commit cimport owe_claims
 from foreshard.proxy.wire.shadowing cimport Shadowing
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.pool cimport Pool
@@ -41,6 +42,9 @@ cdef class Copying(Shadowing):
     cdef int begin_copy(self, Template template, bytes text) except -1:
         """Send the statement to its first shard, inside a transaction."""
         cdef Backend backend
+        if template.is_claimed and self.has_away and owe_claims(self.links):
+            raise not_built("COPY FROM STDIN into a table placed by cost behind writes of rows away from home",
+                            "COMMIT first, or INSERT the rows.", "Their claims are settled at COMMIT.")
         if self.wait_until_drained():
             return RETRY
         if self.simple and not self.explicit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from tests.integration.test_key_types import KEYS, REFUSED, SCHEMA, ask, draw
@@ -91,6 +92,45 @@ def test_random_transactions_answer_as_one_postgres(world: AwayWorld, name: str)
             assert ends[0] == ends[1], statements
         left = [side.execute(f"SELECT * FROM root{number}".encode()).fetchall() for side in (reference, proxied)]
         assert sorted(map(repr, left[0])) == sorted(map(repr, left[1]))
+
+
+OWN_ROWS = (
+    "INSERT INTO {t} VALUES ({a}, 1)",
+    "INSERT INTO {t} VALUES ({a}, 1)",
+    "INSERT INTO {t} VALUES ({a}, 1), ({b}, 2)",
+    "INSERT INTO {t} VALUES ({a}, 1) ON CONFLICT DO NOTHING",
+    "INSERT INTO {t} VALUES ({a}, 1) ON CONFLICT (id) DO UPDATE SET n = {t}.n + 10 RETURNING n",
+    "INSERT INTO {t} SELECT id + 1, n FROM {t} WHERE id = {a}",
+    "UPDATE {t} SET n = n + 1 WHERE id = {a} RETURNING n",
+    "DELETE FROM {t} WHERE id = {a} RETURNING n",
+    "SELECT n FROM {t} WHERE id IN ({a}, {b}) ORDER BY id",
+)
+
+
+def test_a_transaction_finds_the_rows_that_it_has_made(world: AwayWorld) -> None:
+    table, chance = f"root{list(KEYS).index('bigint')}", random.Random(905)
+    with world.connect_direct() as reference, world.connect() as proxied:
+        for _ in range(100):
+            texts = ["BEGIN", *(chance.choice(OWN_ROWS) for _ in range(chance.randrange(2, 6)))]
+            for text in [*texts, chance.choice(["COMMIT", "COMMIT", "ROLLBACK"])]:
+                sql = text.format(t=table, a=9000 + chance.randrange(9), b=9010 + chance.randrange(3))
+                assert ask(proxied, "text", sql, []) == ask(reference, "text", sql, []), (sql, texts)
+        for side in (reference, proxied):
+            side.execute(f"DELETE FROM {table} WHERE id BETWEEN 9000 AND 9020".encode())
+
+
+def test_copy_behind_rows_away_is_refused(world: AwayWorld) -> None:
+    table = f"root{list(KEYS).index('bigint')}"
+    with world.connect() as proxied:
+        for key in range(9030, 9040):
+            proxied.execute(f"INSERT INTO {table} VALUES ({key}, 1)".encode())
+        proxied.execute("BEGIN")
+        proxied.execute(f"DELETE FROM {table} WHERE id BETWEEN 9030 AND 9040".encode())
+        with pytest.raises(psycopg.errors.FeatureNotSupported), proxied.cursor() as cursor:
+            with cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
+                copy.write_row((9035, 1))
+        proxied.execute("ROLLBACK")
+        proxied.execute(f"DELETE FROM {table} WHERE id BETWEEN 9030 AND 9040".encode())
 
 
 def test_two_of_three_new_rows_are_away(world: AwayWorld) -> None:
