@@ -9,7 +9,8 @@ what the home shards said, until the message is done. Rules (ARCHITECTURE.md, "A
    in the same transaction: nobody else can claim it before that ends.
 3. A row never changes its bucket within a transaction: after writes other than INSERT new rows stay at home (or where
    a claim still says), so between two places there is always a moment without the row, and a miss is an answer.
-4. What a transaction has made away from home has no claim before its end: the shards where it owes claims are asked first.
+4. What a transaction has made away from home has no claim before its end: the shards where it owes claims are asked
+   first.
 5. An INSERT or DELETE away from home owes the claim to another shard: it needs a transaction, settled by commit.pyx.
 """
 
@@ -180,7 +181,8 @@ cdef class Away(Gather):
         for shard, positions in sorted(shards.items()):
             if reserves and self.open_for_reservation() == ROUTE_OPEN:
                 reserves = False    # what is there already is found as well; a race with another INSERT is an error
-            self.ask_home(template, literals, params, shard, positions, QUESTION_RESERVE if reserves else QUESTION_CLAIM)
+            self.ask_home(
+                template, literals, params, shard, positions, QUESTION_RESERVE if reserves else QUESTION_CLAIM)
             return False
         return True
 

@@ -271,7 +271,8 @@ cdef class Extended(Parsing):
         if portal is None or (self.deferred is not None and self.settle_deferred() == RETRY):
             return RETRY
         if portal.parts is not None:
-            self.may_sync = self.ends_segment = rows <= 0 and self.is_sync_next(body + size)
+            self.may_sync = rows <= 0 and self.is_sync_next(body + size)
+            self.ends_segment = self.may_sync and owes(portal.statement.template)
             return self.execute_many(portal, max(rows, 0))
         if portal.backend is None:
             if self.wait_until_drained():
@@ -280,12 +281,15 @@ cdef class Extended(Parsing):
         backend = portal.backend
         if self.attach(backend.shard, False, False) is not backend:
             return RETRY
+        if self.is_implicit and rows <= 0 and portal.statement is not None and \
+                owes(portal.statement.template) and self.is_sync_next(body + size):
+            if backend.executed and self.wait_until_drained():
+                return RETRY        # what it owes for statements before is not held
+            self.hold_end(backend, portal.statement.template)
         backend.write_message(b"E", body, size)
         backend.replies.push(REPLY_EXECUTE)
         backend.unsynced = True
         backend.executed = True
-        if self.is_implicit and rows <= 0 and portal.statement is not None and self.is_sync_next(body + size):
-            self.hold_end(backend, portal.statement.template)
         return HANDLED
 
     cdef bint ends_own(self) noexcept:
@@ -459,3 +463,8 @@ cdef class Extended(Parsing):
     cdef int fatal(self, object error) except -1:
         """Tell the client and close. Overridden by the frontend."""
         return 0
+
+
+cdef inline bint owes(Template template) noexcept:
+    """A write that may fail when its claims are settled."""
+    return template.owes_claims or template.owes_away

@@ -126,9 +126,12 @@ def test_copy_behind_rows_away_is_refused(world: AwayWorld) -> None:
             proxied.execute(f"INSERT INTO {table} VALUES ({key}, 1)".encode())
         proxied.execute("BEGIN")
         proxied.execute(f"DELETE FROM {table} WHERE id BETWEEN 9030 AND 9040".encode())
-        with pytest.raises(psycopg.errors.FeatureNotSupported), proxied.cursor() as cursor:
-            with cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
-                copy.write_row((9035, 1))
+        with (
+            pytest.raises(psycopg.errors.FeatureNotSupported),
+            proxied.cursor() as cursor,
+            cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy,
+        ):
+            copy.write_row((9035, 1))
         proxied.execute("ROLLBACK")
         proxied.execute(f"DELETE FROM {table} WHERE id BETWEEN 9030 AND 9040".encode())
 

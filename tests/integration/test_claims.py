@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.support.messages import SYNC, extended
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import kinds
@@ -264,6 +265,21 @@ def test_a_string_whose_commit_fails_says_only_so(world: World) -> None:
             one = f"INSERT INTO person (email) VALUES ('twice{number}')"
             found = [kinds(raw.query(text)) for text in (one, one, one, f"SELECT 1; {one}")]
             assert found == ["CZ", "EZ", "EZ", "TDCEZ"]
+
+
+def test_a_segment_whose_commit_fails_tells_of_no_row(world: World) -> None:
+    """The last statement before Sync is answered when the transaction of its own has committed."""
+    with world.server.connect() as raw:
+        for number in range(6):
+            one = f"INSERT INTO person (email) VALUES ('last{number}')"
+            many = f"INSERT INTO account VALUES ('a{number}', '{uuid.UUID(int=number)}'), ('b{number}', NULL)"
+            both = f"UPDATE account SET code = '{uuid.UUID(int=9)}' WHERE name IN ('a{number}', 'b{number}')"
+            returned = " RETURNING 1"
+            texts = (one + returned, one + returned, one, many + returned, many, both + returned)
+            found = [kinds(raw.ask(extended(text), SYNC)) for text in texts]
+            assert found == ["12TDCZ", "12TEZ", "12nEZ", "12TDDCZ", "12nEZ", "12TEZ"]
+            piped = [extended(text) for text in ("SELECT 1", one.replace("last", "next") + returned, one)]
+            assert kinds(raw.ask(*piped, SYNC)) == "12TDC12TDC12nEZ"
 
 
 def test_triggers_of_users_may_change_what_is_claimed(world: World) -> None:
