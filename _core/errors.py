@@ -14,11 +14,12 @@ class SqlError(ForeshardError):
 
     sqlstate is the five-character code of PostgreSQL's appendix A; 0A000 for what is not built yet. position counts
     characters of the statement from 1; 0: none. names are the fields that name objects, by their code letters.
+    is_passing: the query node would answer the statement, and is about to follow a change of the schema.
     """
 
     def __init__(
         self, sqlstate: str, message: str, detail: str = "", hint: str = "", position: int = 0,
-        names: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None, is_passing: bool = False,
     ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
@@ -27,6 +28,7 @@ class SqlError(ForeshardError):
         self.hint = hint
         self.position = position
         self.names = names or {}
+        self.is_passing = is_passing
 
     def encode(self, severity: str = "ERROR") -> bytes:
         """The whole ErrorResponse message ('E', length, fields)."""

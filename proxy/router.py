@@ -387,6 +387,7 @@ class Router:
         self._take_catalog(msgspec.structs.replace(self.catalog, query_node=seen.node))
         self.hub.query_types = seen.types
         self.hub.has_query_node = seen.node is not None
+        self.hub.retry_behind()
 
     def doubt_schema(self) -> None:
         """A client changes the schema, or has just done so."""

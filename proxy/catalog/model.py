@@ -222,6 +222,7 @@ class QueryNode(msgspec.Struct, frozen=True, kw_only=True):
     relations: frozenset[str] = frozenset()  # qualified names of tables and views
     functions: frozenset[str] = frozenset()  # qualified names of users' functions that only read
     is_only_shard: bool = False  # there is one shard, which has everything and is asked itself
+    is_behind: bool = False  # the schema has changed, and the node is about to follow
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True, dict=True):

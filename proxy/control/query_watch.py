@@ -3,7 +3,8 @@
 Plain tables change while Foreshard runs. A foreign table that is not as its table is would answer wrongly, so a router
 asks the node only about relations whose SQL, made now from the default shard, has the digest that the node was made
 with. Both sides are looked at each second, by one cheap query as long as nothing changes; what a client of the router
-itself changes is in doubt from that moment on.
+itself changes is in doubt from that moment on. Routers and controllers tell each other on NODE_CHANNEL of the first
+shard when the node is behind and when it has been made anew, so that statements need not wait for the next second.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from foreshard.proxy.catalog import Catalog, QueryNode
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.derive import build_catalog
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.query_node import database_of, left_out, make_query_node, plan_query_node, query_node_dsn
 from foreshard.proxy.control.query_schema import query_node_steps, read_function_names
-from foreshard.proxy.control.retry import LOST, connect, pause
+from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.control.steps import read_applied
 from foreshard.proxy.errors import ForeshardError
 
+NODE_CHANNEL = "foreshard_node"
 LOOK_INTERVAL_S = 1.0
+BEHIND_MAX_S = 5.0  # a node that has not followed by then will not soon: nobody waits for it; chosen, not measured
 DOUBT_INTERVAL_S = 0.05  # at least between a doubt and the look that follows it; chosen, not measured
 SHOWN_MAX = 5  # objects named when the node was made anew
 USER_OID_MIN = 16384  # PostgreSQL's FirstNormalObjectId
@@ -80,6 +85,7 @@ class QueryWatch:
         self._state: tuple[str, str] | None = None
         self._doubts = 0
         self._is_doubted = asyncio.Event()
+        self._behind_since: float | None = None
         self._shard: Connection | None = None
         self._node: Connection | None = None
 
@@ -98,8 +104,8 @@ class QueryWatch:
         self._is_doubted.set()
         self._state = None
         if self._seen.node is not None and not self._seen.node.is_only_shard:
-            sure = QueryNode(relations=self._seen.node.relations & self.catalog.tables.keys())
-            self._report(Seen(sure, self._seen.types))
+            sure = self._seen.node.relations & self.catalog.tables.keys()
+            self._report(Seen(QueryNode(relations=sure, is_behind=True), self._seen.types))
 
     def follow(self, catalog: Catalog) -> None:
         """Declared tables have changed: nothing on the node is sure to be as it was before the next look."""
@@ -108,7 +114,7 @@ class QueryWatch:
         self._is_doubted.set()
         self._state = None
         if self._seen.node is not None and not self._seen.node.is_only_shard:
-            self._report(Seen(QueryNode(), self._seen.types))
+            self._report(Seen(QueryNode(is_behind=True), self._seen.types))
 
     async def look(self) -> None:
         """Look once. What cannot be reached is not there."""
@@ -145,10 +151,11 @@ class QueryWatch:
         if self._shard is None or self._node is None:
             self.close()
             self._shard = await connect(self.config.shards[0].dsn)
+            await self._shard.add_listener(NODE_CHANNEL, lambda *_: self._is_doubted.set())
             self._node = await connect(dsn)
         state = await self._shard.fetchval(STATE), await self._node.fetchval(NODE_STATE)
         if state == self._state:
-            return None
+            return self._give_up()
         async with self._shard.transaction(readonly=True, isolation="repeatable_read"):
             steps = await query_node_steps(self.config, self.catalog, self._shard, database_of(dsn))
             functions = await read_function_names(self._shard)
@@ -161,10 +168,22 @@ class QueryWatch:
         current = {step.object for step in steps if applied.get(step.object) == step.digest}
         relations = frozenset(name for name in present if f"relation {name}" in current)
         if len(current) < len(steps):  # what a view or function reads may have changed, although it did not itself
-            return Seen(QueryNode(relations=relations - self.catalog.views.keys()), oids)
+            self._behind_since = asyncio.get_running_loop().time()
+            await self._shard.execute(f"NOTIFY {NODE_CHANNEL}")
+            return Seen(QueryNode(relations=relations - self.catalog.views.keys(), is_behind=True), oids)
+        self._behind_since = None
         made = current - set(left_out(applied))
         safe = frozenset(name for name, labels in functions.items() if labels <= made)
         return Seen(QueryNode(relations=relations, functions=safe), oids)
+
+
+    def _give_up(self) -> Seen | None:
+        """The node stays as it is for too long: it is not behind any more, but without what it lacks."""
+        node, since = self._seen.node, self._behind_since
+        if node is None or since is None or asyncio.get_running_loop().time() < since + BEHIND_MAX_S:
+            return None
+        self._behind_since = None
+        return Seen(msgspec.structs.replace(node, is_behind=False), self._seen.types)
 
 
 class QueryKeeper:
@@ -176,6 +195,7 @@ class QueryKeeper:
         self._report = report
         self._state = ""
         self._said = ""
+        self._is_wanted = asyncio.Event()
         self._shard: Connection | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -189,8 +209,16 @@ class QueryKeeper:
                 if str(error) != self._said:
                     self._said = str(error)
                     self._report(f"the query node is not kept current: {self._said}")
-            await pause(stopping, LOOK_INTERVAL_S)
+            await self._pause(stopping)
         self._lose()
+
+    async def _pause(self, stopping: asyncio.Event) -> None:
+        """Until the next look, which is at once when a router tells that the node is behind."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (stopping, self._is_wanted)]
+        _, left = await asyncio.wait(waiting, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        self._is_wanted.clear()
 
     def _lose(self) -> None:
         if self._shard is not None:
@@ -200,6 +228,7 @@ class QueryKeeper:
     async def _keep(self) -> None:
         if self._shard is None:
             self._shard = await connect(self.config.shards[0].dsn)
+            await self._shard.add_listener(NODE_CHANNEL, lambda *_: self._is_wanted.set())
         state = await self._shard.fetchval(STATE)
         if state == self._state:
             return
@@ -211,5 +240,6 @@ class QueryKeeper:
             await make_query_node(work, self._report)
             changed = [step.object for step in work.all_lacking]
             more = f" and {len(changed) - SHOWN_MAX} more" if len(changed) > SHOWN_MAX else ""
+            await self._shard.execute(f"NOTIFY {NODE_CHANNEL}")
             self._report(f"the query node has been made anew: {', '.join(changed[:SHOWN_MAX])}{more}")
         self._state = state

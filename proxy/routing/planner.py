@@ -20,13 +20,13 @@ from foreshard.proxy.routing.inserts import plan_insert
 from foreshard.proxy.routing.merge import plan_of_shards
 from foreshard.proxy.routing.only_shard import stay
 from foreshard.proxy.routing.parameters import parameter_types
-from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable, shadow_of
+from foreshard.proxy.routing.query import REFUSED, fall_back, is_queryable, shadow_of, until_node_follows
 from foreshard.proxy.routing.reads import route_read
 from foreshard.proxy.routing.references import plan_written_within
 from foreshard.proxy.routing.session import HANDLED, plan_called_setting, plan_session, plan_setval
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tree import Node, Parsed, ParseFailure, parse, unwrap
-from foreshard.proxy.routing.utility import STATE_WORDS, plan_utility
+from foreshard.proxy.routing.utility import STATE_WORDS, is_temporary, plan_utility
 from foreshard.proxy.routing.words import words_of
 from foreshard.proxy.routing.writes import plan_write
 
@@ -104,7 +104,10 @@ class Planner:
             return plan_session(self.catalog, text, own, kind, node)
         if kind == "CopyStmt" and not node.get("is_from") and not node.get("filename"):
             return self.plan_copy_out(collector, node)
-        return plan_utility(collector, kind, node)
+        found = plan_utility(collector, kind, node)
+        if kind == "CreateTableAsStmt" and not found.alters and not is_temporary(node):
+            return copy_of(found, alters=True)
+        return found
 
     def plan_carried(self, found: Template) -> Template:
         """An INSERT; the statements of the router's own that carry its rows must have routes, too."""
@@ -141,8 +144,11 @@ class Planner:
             found = route_read(collector)
         except SqlError as refusal:
             return fall_back(self.catalog, node, refusal, collector.text.is_exact)
-        if found.one_shard_refusal is None or found.is_write or not is_queryable(self.catalog, node):
+        if found.one_shard_refusal is None or found.is_write:
             return found
+        if not is_queryable(self.catalog, node):
+            problem = until_node_follows(self.catalog, node, found.one_shard_refusal)
+            return copy_of(found, one_shard_refusal=problem) if problem.is_passing else found
         return copy_of(found, can_query=True, shadow=shadow_of(self.catalog, node))
 
     def plan_copy_out(self, collector: Collector, node: Node) -> Template:
@@ -225,6 +231,7 @@ class Planner:
             refusal = not_built("a cursor over rows of several shards", "Restrict its query to a key.")
             inner = fall_back(self.catalog, query, refusal, text.is_exact)
         problem = not_built("a cursor over rows of several shards", "Restrict its query to keys of one shard.")
+        problem = until_node_follows(self.catalog, query, problem)
         is_keyed = not inner.is_write and inner.kind == RouteKind.ROUTE_KEYED
         can_query = is_keyed and is_queryable(self.catalog, query)
         return Template(

@@ -53,7 +53,7 @@ SAFE = frozenset(
 def fall_back(catalog: Catalog, query: Node, refusal: SqlError, is_exact: bool) -> Template:
     """The route over the query node of a SelectStmt that was refused, or the refusal raised again."""
     if refusal.sqlstate != REFUSED or not is_queryable(catalog, query):
-        raise refusal
+        raise until_node_follows(catalog, query, refusal)
     late = SqlError(
         REFUSED,
         f"{refusal.message} in a transaction that has written",
@@ -68,6 +68,18 @@ def fall_back(catalog: Catalog, query: Node, refusal: SqlError, is_exact: bool) 
         is_exact=is_exact,
         reason=f"the query node answers it: {refusal.message}",
     )
+
+
+def until_node_follows(catalog: Catalog, query: Node, refusal: SqlError) -> SqlError:
+    """A refusal that the router waits with, where the node may answer when it has followed a change of the schema."""
+    node = catalog.query_node
+    if refusal.sqlstate != REFUSED or node is None or not node.is_behind:
+        return refusal
+    found = Findings()
+    found.read(query)
+    if found.is_forbidden:
+        return refusal
+    return SqlError(refusal.sqlstate, refusal.message, refusal.detail, refusal.hint, is_passing=True)
 
 
 def may_run_there(body: str) -> bool:

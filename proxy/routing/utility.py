@@ -82,7 +82,7 @@ def plan_utility(collector: Collector, kind: str, node: Node) -> Template:
     return Template(
         RouteKind.ROUTE_DEFAULT,
         is_write=is_write,
-        alters=kind.startswith(ALTERING),
+        alters=kind.startswith(ALTERING) or (kind in NEW_RELATIONS and not is_temporary(node)),
         pin=pin,
         is_exact=True,
         reason="no declared table",
@@ -105,12 +105,16 @@ def new_relation(node: Node) -> Node:
     return found or node.get("base", {}).get("relation") or {}
 
 
+def is_temporary(node: Node) -> bool:
+    """Whether a statement makes a relation for its own session."""
+    relation = new_relation(node)
+    return relation.get("relpersistence") == "t" or relation.get("schemaname", "").startswith("pg_temp")
+
+
 def new_relation_pin(node: Node) -> str | None:
     """Why making this relation ties the session to its backend."""
-    relation = new_relation(node)
-    is_temporary = relation.get("relpersistence") == "t" or relation.get("schemaname", "").startswith("pg_temp")
     drops = "ONCOMMIT_DROP" in (node.get("oncommit"), node.get("into", {}).get("onCommit"))
-    return "temporary table" if is_temporary and not drops else None
+    return "temporary table" if is_temporary(node) and not drops else None
 
 
 def do_pin(node: Node) -> str | None:

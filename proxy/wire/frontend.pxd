@@ -17,6 +17,7 @@ cdef class Frontend(Simple):
     cdef readonly object pid            # cancel key given to the client
     cdef readonly bytes secret
     cdef bint reading_paused
+    cdef double node_deadline           # loop time: how long the message at hand waits for the query node
 
     cdef int on_startup(self, const char* data, Py_ssize_t size) except -1
     cdef int on_startup_message(self, const char* body, Py_ssize_t size) except -1
@@ -25,6 +26,7 @@ cdef class Frontend(Simple):
     cdef int finish_login(self) except -1
     cdef int handle(self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef bint begins(self, char type) noexcept
+    cdef bint wait_for_node(self) except -1
     cdef int on_message(
         self, char type, const char* body, Py_ssize_t size, const char* message, Py_ssize_t total) except -1
     cdef int on_copy_message(self, char type, const char* message, Py_ssize_t total) except -1

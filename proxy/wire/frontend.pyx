@@ -47,6 +47,7 @@ cdef enum:
 CHANGES_MEANING = {"standard_conforming_strings": ("on", "true", "1"), "session_replication_role": ("origin", "local")}
 ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the shards read it
 CONSOLE_DATABASE = "foreshard"
+NODE_WAIT_S = 5.0   # for the query node to follow a change of the schema, which takes tenths of a second; chosen
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
 WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 8)
 
@@ -268,11 +269,14 @@ cdef class Frontend(Simple):
                 return RETRY
             if self.on_message(type, body, size, message, total) == RETRY:
                 return RETRY
+            self.node_deadline = 0.0
             if self.claimed is not None:
                 self.forget_claimed()
             return 0
         except SqlError as error:
             self.decided_shard = -1
+            if error.is_passing and self.wait_for_node():
+                return RETRY
             if self.wait_until_drained():
                 return RETRY
             self.forget_claimed()
@@ -286,6 +290,18 @@ cdef class Frontend(Simple):
         """A message with which something is sent to shards that wait for nothing of this client's."""
         return (type in (b"Q", b"P", b"B", b"D", b"E") and self.phase == FRONTEND_READY and not self.copying
                 and not self.skipping and self.carry is None and not self.is_unsynced())
+
+    cdef bint wait_for_node(self) except -1:
+        """Whether the message is to be handled again, when the query node may have followed a change of the schema."""
+        now = self.hub.loop.time()
+        if self.node_deadline == 0.0:
+            self.node_deadline = now + NODE_WAIT_S
+        if self.several is not None or self.alters or self.hub.is_stopping or now >= self.node_deadline:
+            self.node_deadline = 0.0
+            return False
+        self.waiting = WAIT_SCHEMA
+        self.hub.behind.append(self)
+        return True
 
     def go_on_planning(self) -> None:
         """Nothing holds statements back any more."""

@@ -44,6 +44,7 @@ cdef class Hub:
     cdef readonly bint is_stopping
     cdef readonly bint is_held              # a change of the schema is being committed: no statement begins
     cdef list held                          # sessions whose next message waits for that
+    cdef list behind                        # those of which it waits for the query node to follow a change
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query
     cdef Values literals
     cdef Buckets buckets

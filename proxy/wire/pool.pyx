@@ -81,6 +81,7 @@ cdef class Hub:
         self.query_types = {}
         self.pools = {}
         self.held = []
+        self.behind = []
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
@@ -111,6 +112,7 @@ cdef class Hub:
         """Deadlines of waiting clients and idle backends; called every second or oftener."""
         cdef Pool pool
         now = self.loop.time()
+        self.retry_behind()
         for key, pool in list(self.pools.items()):
             pool.expire(now)
             if pool.session_count == 0 and not pool.backends and not pool.waiters and not pool.joiners:
@@ -125,6 +127,12 @@ cdef class Hub:
         self.is_held = False
         held, self.held = self.held, []
         for session in held:
+            session.go_on_planning()
+
+    def retry_behind(self) -> None:
+        """The query node may have followed a change of the schema, or those who waited for it have waited enough."""
+        behind, self.behind = self.behind, []
+        for session in behind:
             session.go_on_planning()
 
     def drain(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.test_differential import REFUSED, comparable
 from tests.support.messages import SYNC, bind, describe_portal, describe_statement, execute, extended, parse, query
@@ -422,39 +423,47 @@ def test_nothing_can_be_written_there(sides: Pair) -> None:
         assert error_of(connection.query("INSERT INTO author (id) VALUES (1)"))["C"] == "23514"
 
 
-@pytest.fixture
-def own_proxy(test_instances: TestInstances, tmp_path: Path) -> Iterator[Proxy]:
-    """A deployment of one test, whose schema it may change, with nothing in it."""
+@pytest.fixture(scope="module")
+def own_proxy(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A deployment whose schema may be changed, with nothing in it."""
     shards = test_instances.create(3)
     shards.execute(SCHEMA)
-    with Proxy(shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}) as proxy:
+    with Proxy(shards.dsns, tmp_path_factory.mktemp("own"), tables=TABLES, workers={"per_shard": 0}) as proxy:
         yield proxy
     test_instances.drop(shards)
 
 
-def test_plain_tables_that_change_are_never_read_as_they_were(own_proxy: Proxy) -> None:
-    with own_proxy.server.connect() as connection:
+def test_reads_wait_for_the_node_to_follow_a_change_of_the_schema(own_proxy: Proxy) -> None:
+    both = "SELECT n.* FROM note n JOIN author a USING (score)"
+    with own_proxy.server.connect() as connection, own_proxy.server.connect() as other:
         connection.rows("INSERT INTO note (body, score) VALUES ('x', 1)")
         connection.rows("INSERT INTO author (name, score) VALUES ('a', 1)")
-        both = "SELECT n.* FROM note n JOIN author a USING (score)"
         assert len(connection.rows(both)[0]) == 3
-        connection.rows("ALTER TABLE note ADD COLUMN more integer DEFAULT 7")
-
-        def is_current() -> bool:
-            answer = connection.query(both)
-            if "E" in kinds(answer):
-                assert error_of(answer)["C"] == REFUSED
-                return False
-            (row,) = (message.values for message in answer if message.kind == b"D")
-            assert row[3] == b"7"
-            return True
-
-        wait_until(is_current)
+        for number in range(3):
+            connection.rows(f"ALTER TABLE note ADD COLUMN more_{number} integer DEFAULT 7")
+            reader = other if number else connection
+            assert reader.rows(both)[0][3:] == [b"7"] * (number + 1)
         connection.rows("CREATE TABLE later AS SELECT 1 AS score")
-        wait_until(lambda: "E" not in kinds(connection.query("SELECT * FROM later JOIN author USING (score)")))
+        other.rows("BEGIN")
+        assert len(other.rows("SELECT * FROM later JOIN author USING (score)")) == 1
+        other.rows("COMMIT")
         connection.rows("DROP TABLE later")
         found = error_of(connection.query("SELECT * FROM later JOIN author USING (score)"))["C"]
         assert found in (REFUSED, "42P01")
+
+
+def test_a_node_that_cannot_follow_lets_reads_wait_for_a_bounded_time(own_proxy: Proxy) -> None:
+    first = Server.of_dsn(yaml.safe_load(own_proxy.configuration.read_text())["shards"][0]["dsn"])
+    node = first._replace(database=f"{first.database}_foreshard_query")
+    both = "SELECT n.* FROM note n JOIN author a USING (score)"
+    with own_proxy.server.connect() as connection, node.connect() as lock:
+        assert len(connection.rows(both)) == 1
+        lock.rows("BEGIN")
+        lock.rows("LOCK TABLE foreshard.applied IN ACCESS EXCLUSIVE MODE")
+        connection.rows("ALTER TABLE note ADD COLUMN more integer")
+        assert error_of(connection.query(both))["C"] == REFUSED
+        lock.rows("ROLLBACK")
+        wait_until(lambda: "E" not in kinds(connection.query(both)))
 
 
 def test_whole_rows_are_read_from_copies_of_the_tables(sides: Pair) -> None:
