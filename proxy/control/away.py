@@ -168,7 +168,7 @@ BEGIN
       place := home;
     END IF;
   END IF;
-  IF TG_OP <> 'DELETE' THEN
+  IF TG_OP <> 'DELETE'{still_there} THEN
     home := foreshard.bucket_of(NEW.{key});
     IF foreshard.owns(home) THEN
       INSERT INTO foreshard.claim VALUES ({name}, NEW.{key}::text, home) ON CONFLICT DO NOTHING;
@@ -178,7 +178,7 @@ BEGIN
           SCHEMA = {schema}, TABLE = {table}, CONSTRAINT = {constraint};
       END IF;
     ELSE
-      place := coalesce(place, foreshard.bucket_here());
+      place := foreshard.bucket_near(coalesce(place, foreshard.bucket_here()));
       INSERT INTO foreshard.away VALUES ({name}, NEW.{key}::text, place);
       PERFORM foreshard.claim_row({name}, NEW.{key}::text, home, place);
     END IF;
@@ -236,7 +236,10 @@ def safe_options(key_type: KeyType) -> str:
 def _triggers_step(table: Table, facts: TableFacts) -> Step:
     key, rows, function = quote_name(table.key), quote_table(table), _function(table)
     constraint = _constraint(facts)
+    # Triggers of users run before this one where their names say so, and may have taken the row away.
+    still_there = f" AND EXISTS (SELECT FROM {rows} AS present WHERE present.{key} = NEW.{key})"
     body = TRIGGER_FUNCTION.format(
+        still_there=still_there if table.has_triggers else "",
         function=function,
         safe=safe_options(table.type_of(table.key) or KeyType.TYPE_TEXT),
         name=quote_text(table.claim),

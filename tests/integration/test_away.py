@@ -119,6 +119,24 @@ def test_a_transaction_finds_the_rows_that_it_has_made(world: AwayWorld) -> None
             side.execute(f"DELETE FROM {table} WHERE id BETWEEN 9000 AND 9020".encode())
 
 
+def test_a_row_that_its_own_trigger_takes_away_leaves_no_claim(world: AwayWorld) -> None:
+    table = f"root{list(KEYS).index('bigint')}"
+    with world.connect() as proxied:
+        proxied.execute(
+            "CREATE FUNCTION take_away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " EXECUTE format('DELETE FROM %I WHERE id = $1 AND n = 99', TG_TABLE_NAME) USING NEW.id;"
+            " RETURN NULL; END $$"
+        )
+        create = f"CREATE TRIGGER a_first AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION take_away()"
+        proxied.execute(create.encode())
+        for key in range(9050, 9060):
+            for n in (99, 1):
+                assert ask(proxied, "text", f"INSERT INTO {table} VALUES ({key}, {n})", [])[0] == ""
+        proxied.execute(f"DELETE FROM {table} WHERE id BETWEEN 9050 AND 9060".encode())
+        proxied.execute(f"DROP TRIGGER a_first ON {table}".encode())
+        proxied.execute(b"DROP FUNCTION take_away()")
+
+
 def test_copy_behind_rows_away_is_refused(world: AwayWorld) -> None:
     table = f"root{list(KEYS).index('bigint')}"
     with world.connect() as proxied:
