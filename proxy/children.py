@@ -14,7 +14,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 LOG_TAIL_LINES = 5
@@ -45,8 +45,11 @@ def describe_end(status: int) -> str:
 class Child:
     """One child process, kept alive by `keep` until `stop`. Made by the supervisor, which reaps it on SIGCHLD."""
 
-    def __init__(self, name: str, command: list[str], log: Path, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, command: list[str], log: Path, report: Callable[[str], None], shard: str = ""
+    ) -> None:
         self.name = name
+        self.shard = shard  # that it works for alone; empty: none
         self.log = log
         self.restarts = 0
         self._command = command
@@ -61,6 +64,10 @@ class Child:
     def pid(self) -> int | None:
         """Process id while it lives."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    def add_words(self, words: Iterable[str]) -> None:
+        """More of the command line, before it is started."""
+        self._command = [*self._command, *words]
 
     def start(self) -> None:
         """Start the process; its output is appended to the log."""

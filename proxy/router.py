@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
+from foreshard.proxy.control.absent import UNCHECKED_HELP, Arrivals
 from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
@@ -153,6 +154,7 @@ class Router:
         self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema, self)
+        self.arrivals = Arrivals(config, self.state, self.hub.unchecked, self._take_in)
         self.versions = itertools.count(catalog.version + 1)
         self.stopped = loop.create_future()
 
@@ -172,10 +174,10 @@ class Router:
         self.listener = listener
         self.reading = Listener(self.reactor, os.dup(listener.fileno()), self.accept)
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
-        if self.config.tables:
-            self._keep(self.deadlocks.run())
-            self._keep(self.schema_watch.run())
+        for work in (self.deadlocks.run, self.schema_watch.run) if self.config.tables else ():
+            self._keep(work())
         self._keep(self.query_watch.run())
+        self._keep(self.arrivals.run())
 
     def accept(self) -> None:
         """Take every connection that waits."""
@@ -220,6 +222,11 @@ class Router:
             elif now > deadline:
                 del self.starting[frontend]
                 frontend.terminate(SqlError("08P01", "start-up took too long", "", "limits.startup_timeout bounds it."))
+
+    def _take_in(self, can_prepare: bool) -> None:
+        """A shard that was down at the start is in use."""
+        self.hub.two_phase = can_prepare
+        self.doubt_schema()
 
     async def stop(self) -> None:
         """Accept no more, let transactions end within DRAIN_S, close everything."""
@@ -385,8 +392,7 @@ class Router:
     def follow_query_node(self, seen: Seen) -> None:
         """From now on the query node is asked what it has now."""
         self._take_catalog(msgspec.structs.replace(self.catalog, query_node=seen.node))
-        self.hub.query_types = seen.types
-        self.hub.has_query_node = seen.node is not None
+        self.hub.query_types, self.hub.has_query_node = seen.types, seen.node is not None
         self.hub.retry_behind()
 
     def doubt_schema(self) -> None:
@@ -421,8 +427,8 @@ class Router:
 
     def list_working(self) -> set[Place]:
         """Backends that owe clients answers."""
-        sessions = self.hub.sessions.values()
-        return {(backend.shard, backend.pid) for session in sessions for backend in session.busy_backends()}
+        busy = (session.busy_backends() for session in self.hub.sessions.values())
+        return {(backend.shard, backend.pid) for backends in busy for backend in backends}
 
     def cancel_stale(self, places: Iterable[Place]) -> None:
         """Cancel statements that were planned by a catalog that is about to be another's."""
@@ -437,9 +443,8 @@ class Router:
     def plan_by(self, cache: StatementCache, catalog: Catalog) -> None:
         """A cache of its own for a transaction that has changed the schema: the query node is not asked in it."""
         node = self.catalog.query_node if len(self.config.shards) == 1 else None
-        version = next(self.versions)
-        own = msgspec.structs.replace(catalog, query_node=node, version=version)
-        cache.invalidate(Planner(own).plan, version)
+        own = msgspec.structs.replace(catalog, query_node=node, version=next(self.versions))
+        cache.invalidate(Planner(own).plan, own.version)
 
     def complete_alone(self, text: bytes) -> Any:
         """The script of a statement that every shard runs by itself; its result is the catalog from then on."""
@@ -560,11 +565,12 @@ def stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S+00", time.gmtime(seconds))
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     """Route until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     catalog = await read_catalog(config)
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
+    router.arrivals.leave_out(unchecked)
     await router.query_watch.look()
     if config.tables:
         with contextlib.suppress(*LOST):  # it looks again soon
@@ -582,6 +588,7 @@ async def serve(config: Config) -> int:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard router`."""
     parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE", help="configuration (YAML)")
+    parser.add_argument("--unchecked", action="append", default=[], metavar="NAME", help=UNCHECKED_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -590,4 +597,4 @@ def run(arguments: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = resolve_shards(load_config(arguments.config, os.environ))
-    return uvloop.run(serve(config))
+    return uvloop.run(serve(config, arguments.unchecked))

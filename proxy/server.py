@@ -10,7 +10,8 @@ killed its children end with it, embedded shards survive and are adopted by the 
 
 Invariants
 1. One supervisor per run directory: it holds a lock on `supervisor.pid` that the kernel drops when it dies.
-2. It never serves from shards that `foreshard apply` has not prepared.
+2. It never serves from shards that `foreshard apply` has not prepared. One that is down at the start, and is not the
+   first, is looked at when it comes (control/absent.py); until then its statements are refused.
 """
 
 from __future__ import annotations
@@ -24,28 +25,34 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from foreshard.proxy.children import Child
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import is_applied
+from foreshard.proxy.control.absent import find_down
 from foreshard.proxy.embedded import running_shards
 from foreshard.proxy.errors import ForeshardError
-from foreshard.proxy.placement import attach_state
+from foreshard.proxy.placement import SharedState, attach_state
 
 ROUTER_STOP_S = 12.0  # the router itself ends open transactions after 10 s
 WORKER_STOP_S = 10.0
 CONTROLLER_STOP_S = 5.0
 READY_S = 30.0
 READY_POLL_S = 0.02
+LATE_POLL_S = 0.25
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard serve`."""
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="configuration (YAML)")
-    parser.epilog = "SIGTERM or Ctrl-C lets open transactions finish; a second one does not. Logs: the run directory."
+    parser.epilog = (
+        "SIGTERM or Ctrl-C lets open transactions finish; a second one does not. Logs: the run directory. "
+        "The first shard and the control database must be up (exit code 1 otherwise: have your service manager try "
+        "again); any other shard may be down, and is taken in when it comes."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,10 +106,12 @@ class Supervisor:
         self.router = self._make_child("router", ["router"])
         self.controller = self._make_child("controller", ["controller"])
         self.workers = [
-            self._make_child(f"worker-{shard.name}-{number}", ["worker", "--shard", shard.name])
+            self._make_child(f"worker-{shard.name}-{number}", ["worker", "--shard", shard.name], shard.name)
             for shard in config.shards
             for number in range(config.workers.per_shard)
         ]
+        self._late: dict[int, list[Child]] = {}  # workers that wait for their shard, by its index
+        self._keepers: list[asyncio.Task[None]] = []
         self._signals = 0
         self._asked_to_stop = asyncio.Event()
 
@@ -115,27 +124,57 @@ class Supervisor:
         """Start everything, keep it running until a signal, stop everything."""
         self._watch_signals()
         self._check_port()
-        if not await is_applied(self.config):
+        down = await find_down(self.config)
+        for reason in down.values():
+            report(f"{reason}; serving without it until it comes and has been checked")
+        if not await is_applied(self.config, down):
             raise ForeshardError(
                 f"the shards are not prepared for {self.config.path}: run "
                 f"`foreshard apply -c {self.config.path}` (`foreshard plan` shows what it would do)"
             )
         self._remove_stale_sockets()
-        attach_state(self.config)
+        state = attach_state(self.config)
+        self._leave_out(state, down)
         for child in self.children:
-            child.start()
-        keepers = [asyncio.create_task(child.keep(self._on_death)) for child in self.children]
+            self._start_child(child)
+        late = asyncio.create_task(self._start_late(state))
         try:
             if await self._wait_ready():
                 self._say_ready()
             await self._asked_to_stop.wait()
         finally:
+            late.cancel()
             await self._stop()
-            await asyncio.gather(*keepers)
+            await asyncio.gather(*self._keepers)
 
-    def _make_child(self, name: str, arguments: list[str]) -> Child:
+    def _leave_out(self, state: SharedState, down: Collection[str]) -> None:
+        """Nothing is placed on these shards, or asked of them, before the controller has looked at them."""
+        for index, shard in enumerate(self.config.shards):
+            if shard.name in down:
+                state.set_up(index, False)
+                self._late[index] = [worker for worker in self.workers if worker.shard == shard.name]
+                self.workers = [worker for worker in self.workers if worker.shard != shard.name]
+        words = [word for name in down for word in ("--unchecked", name)]
+        self.controller.add_words(words)
+        self.router.add_words(words)
+
+    def _start_child(self, child: Child) -> None:
+        child.start()
+        self._keepers.append(asyncio.create_task(child.keep(self._on_death)))
+
+    async def _start_late(self, state: SharedState) -> None:
+        """Start the workers of shards that were down once the controller calls them up."""
+        while self._late:
+            await asyncio.sleep(LATE_POLL_S)
+            for index in [index for index in self._late if state.shard(index).up]:
+                report(f"shard {self.config.shards[index].name}: is there and has been checked")
+                for worker in self._late.pop(index):
+                    self.workers.append(worker)
+                    self._start_child(worker)
+
+    def _make_child(self, name: str, arguments: list[str], shard: str = "") -> Child:
         command = [sys.executable, "-m", "foreshard.proxy", arguments[0], "-c", str(self.config.path), *arguments[1:]]
-        return Child(name, command, self.folder / f"{name}.log", report)
+        return Child(name, command, self.folder / f"{name}.log", report, shard)
 
     def _check_port(self) -> None:
         """ForeshardError when somebody listens where the router shall."""
@@ -201,9 +240,13 @@ class Supervisor:
         config = self.config
         print(
             f"foreshard: listening on {config.listen_host}:{config.listen_port}, "
-            f"{count(len(config.shards), 'shard')}, {count(len(self.workers), 'worker')}",
+            f"{count(len(config.shards), 'shard')}, {count(len(self.workers), 'worker')}" + self._left_out(),
             flush=True,
         )
+
+    def _left_out(self) -> str:
+        names = ", ".join(self.config.shards[index].name for index in self._late)
+        return f", without {names}, down" if names else ""
 
     async def _stop(self) -> None:
         """Stop in the order that loses nothing; each kind has its deadline."""

@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import signal
 import sys
+from collections.abc import Collection
 
 import uvloop
 
 from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.control.absent import UNCHECKED_HELP, check_shard
 from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.feed import ShardFeed
 from foreshard.proxy.control.learning import Learning
@@ -35,32 +38,42 @@ STOP_TIMEOUT_S = 5.0  # for keeping profiles at the end
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `foreshard controller`."""
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="configuration (YAML)")
+    parser.add_argument("--unchecked", action="append", default=[], metavar="NAME", help=UNCHECKED_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     config = resolve_shards(load_config(arguments.config))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, open_state(config)))
+        runner.run(serve(config, open_state(config), arguments.unchecked))
     return 0
 
 
-async def serve(config: Config, state: SharedState) -> None:
+async def serve(config: Config, state: SharedState, unchecked: Collection[str] = ()) -> None:
     """Run a controller until a signal asks for its end."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await Controller(config, state).run(stopping)
+    await Controller(config, state, unchecked).run(stopping)
 
 
 class Controller:
     """Owns what is learned and every connection the learning needs."""
 
-    def __init__(self, config: Config, state: SharedState) -> None:
+    def __init__(self, config: Config, state: SharedState, unchecked: Collection[str] = ()) -> None:
         self.learning = Learning(config, state)
         self.store = ProfileStore(control_dsn(config), report)
-        self.feeds = [ShardFeed(index, shard, self.learning, report) for index, shard in enumerate(config.shards)]
+        self.feeds = [
+            ShardFeed(
+                index,
+                shard,
+                self.learning,
+                report,
+                functools.partial(check_shard, config, shard.name) if shard.name in unchecked else None,
+            )
+            for index, shard in enumerate(config.shards)
+        ]
         self.recovery = Recovery(config, report)
         self.query_keeper = QueryKeeper(config, report)
         self._unknown_reported: set[tuple[str, str]] = set()

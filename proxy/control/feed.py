@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.control.connect import described
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.learning import Learning, Measurement, Waiting
 from foreshard.proxy.control.retry import BACKOFF_FIRST_S, BACKOFF_MAX_S, LOST, connect, pause
+from foreshard.proxy.errors import ForeshardError
 
 BATCH_MAX = 2000
 POLL_INTERVAL_S = 0.1
@@ -39,11 +40,20 @@ IS_IDLE = "SELECT NOT EXISTS (SELECT FROM foreshard.outbox) AND NOT EXISTS (SELE
 class ShardFeed:
     """Owns one connection to one shard. Made by the controller; runs until that stops."""
 
-    def __init__(self, index: int, shard: ShardConfig, learning: Learning, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        index: int,
+        shard: ShardConfig,
+        learning: Learning,
+        report: Callable[[str], None],
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`check` is asked before the shard is first called up: one that was down when Foreshard started."""
         self.index = index
         self.shard = shard
         self._learning = learning
         self._report = report
+        self._check = check
         self._trouble: str | None = None  # what was reported and is not over yet
         self._backoff_s = BACKOFF_FIRST_S
         self._settled_placed = -1.0  # what had been placed when nothing waited any more
@@ -55,13 +65,19 @@ class ShardFeed:
             connection = None
             try:
                 connection = await connect(self.shard.dsn)
+                if self._check is not None:
+                    await self._check()
+                    self._check = None
                 self._learning.set_up(self.index, True)
                 while not stopping.is_set():
                     await self.take(connection)
                     self._note_end_of_trouble()
                     await pause(stopping, POLL_INTERVAL_S)
             except LOST as error:
-                self._note_trouble(error, is_down=connection is None)
+                self._note_trouble(error, is_down=connection is None or self._check is not None)
+            except ForeshardError as error:  # it is not what it has to be
+                self._trouble = self._trouble if self._trouble == described(error) else None
+                self._note_trouble(error, is_down=True)
             finally:
                 if connection is not None:
                     connection.terminate()

@@ -10,7 +10,7 @@ The control database is written before the shards: a shard that knows its cluste
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -96,8 +96,12 @@ async def read_catalog(config: Config, version: int = 1) -> Catalog:
     build_catalog(config, facts)
     names = []
     for each in config.shards:
-        async with connected(f"shard {each.name}", each.dsn) as connection:
-            names.append(await connection.fetchval(NAMES))
+        try:
+            async with connected(f"shard {each.name}", each.dsn) as connection:
+                names.append(await connection.fetchval(NAMES))
+        except ForeshardError:
+            if each is shard or each is config.shards[0]:
+                raise  # of any other that is down nothing is known: what changes the schema asks it, and fails
     return msgspec.structs.replace(derive_catalog(config, facts, version), local=local_names(names))
 
 
@@ -115,13 +119,15 @@ async def list_lacking(config: Config) -> list[str]:
         return [*steps, *(f"all shards: {moving.object}" for unit in plan.units for moving in unit.movings)]
 
 
-async def is_applied(config: Config) -> bool:
+async def is_applied(config: Config, left_out: Collection[str] = ()) -> bool:
     """Whether control database and shards have what the configuration asks for. ConfigError when that cannot be.
+
+    Shards that are `left_out` are not asked; the first one always is.
 
     The query node may lag behind: the controller keeps it current, and reads that it cannot answer are refused. Tables
     that have not been spread yet are served as the plain tables that they are.
     """
-    async with planned(config) as plan:
+    async with planned(config, left_out) as plan:
         return not plan.intakes and not any(work.all_lacking for work in plan.works)
 
 
@@ -169,12 +175,16 @@ async def _carry_out(work: Work | NodeWork, say: Callable[[str], None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def planned(config: Config) -> AsyncIterator[Plan]:
-    """The plan, with a transaction open on every database; what the caller does not commit is rolled back."""
-    await end_left(config)
+async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterator[Plan]:
+    """The plan, with a transaction open on every database; what the caller does not commit is rolled back.
+
+    A plan with shards `left_out` tells what the others lack, and is not one to carry out.
+    """
+    asked = [(index, shard) for index, shard in enumerate(config.shards) if shard.name not in left_out]
+    await end_left(config, left_out)
     async with contextlib.AsyncExitStack() as stack:
-        shards = [await stack.enter_async_context(opened(f"shard {shard.name}", shard.dsn)) for shard in config.shards]
-        for work, shard in zip(shards, config.shards, strict=True):
+        shards = [await stack.enter_async_context(opened(f"shard {shard.name}", shard.dsn)) for _, shard in asked]
+        for work, (_, shard) in zip(shards, asked, strict=True):
             await _run_schema_file(config, work)
             work.facts = await introspect(work.connection, config, shard.name)
         whole = build_catalog(config, _facts(shards[0]))
@@ -184,10 +194,10 @@ async def planned(config: Config) -> AsyncIterator[Plan]:
         declared, config = config, without(config, {name for unit in units for name in unit.names})
         compare_shards(declared, [_facts(work) for work in shards], {name for unit in units for name in unit.names})
         if config is not declared:
-            for work, shard in zip(shards, config.shards, strict=True):
+            for work, (_, shard) in zip(shards, asked, strict=True):
                 work.facts = await introspect(work.connection, config, shard.name)
         catalog = build_catalog(config, _facts(shards[0]))
-        for index, work in enumerate(shards):
+        for work, (index, _) in zip(shards, asked, strict=True):
             if await _check_identity(config, work, index, cluster):
                 await _check_names(config, index, shards, cluster)
             _check_stray(config, _facts(work))

@@ -35,19 +35,28 @@ LOOK_AGAIN_S = 0.1  # behind a lock, or a connection that broke: nothing tells w
 FAILURES_MAX = 10
 
 
-async def read_names(config: Config) -> frozenset[str] | None:
-    """The names that only the first shard has; None while a change is under way anywhere, prepared ones included."""
-    found = []
+async def read_names(config: Config) -> tuple[frozenset[str] | None, bool]:
+    """The names that only the first shard has, and whether all shards were there to be asked.
+
+    No names (None) while a change is under way anywhere, prepared ones included.
+    """
+    found, is_whole = [], True
     for shard in config.shards:
-        connection = await connect(shard.dsn)
+        try:
+            connection = await connect(shard.dsn)
+        except LOST:
+            if shard is config.shards[0]:
+                raise
+            is_whole = False  # nothing is changed everywhere without it
+            continue
         try:
             async with connection.transaction():
                 if not await connection.fetchval(TRY_LOCK):
-                    return None
+                    return None, is_whole
                 found.append(await connection.fetchval(NAMES))
         finally:
             await connection.close()
-    return local_names(found)
+    return local_names(found), is_whole
 
 
 class SchemaWatch:
@@ -171,10 +180,10 @@ class SchemaWatch:
             config = without(self.config, await read_plain(connection, self.config))
             facts = await introspect(connection, config, config.shards[0].name)
         found = derive_catalog(config, facts, known.version)
-        local = await read_names(self.config)
+        local, is_whole = await read_names(self.config)
         if known is not self.catalog:
             return  # changed by this router's own client meanwhile: look again
-        self._state = state if local is not None else ""  # else: look again
+        self._state = state if local is not None and is_whole else ""  # else: look again
         local = known.local if local is None else local
         found = msgspec.structs.replace(found, local=local, query_node=known.query_node)
         if found != known:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 import asyncpg
 
@@ -64,19 +64,21 @@ WHERE t.tgrelid IN (SELECT to_regclass($1) UNION SELECT relid FROM pg_partition_
 ENABLING = {"O": "ENABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
 
 
-async def end_left(config: Config) -> None:
+async def end_left(config: Config, left_out: Collection[str] = ()) -> None:
     """End what an `apply` that died has left prepared, as its decision says."""
     recovery = Recovery(config, lambda line: None)
     try:
-        while await _is_left(config):
+        while await _is_left(config, left_out):
             await recovery.run_round()
             await asyncio.sleep(END_INTERVAL_S)
     finally:
         recovery.close()
 
 
-async def _is_left(config: Config) -> bool:
+async def _is_left(config: Config, left_out: Collection[str]) -> bool:
     for shard in config.shards if len(config.shards) > 1 else ():
+        if shard.name in left_out:
+            continue
         async with connected(f"shard {shard.name}", shard.dsn) as connection:
             if await connection.fetchval(IS_LEFT):
                 return True

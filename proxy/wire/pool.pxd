@@ -26,7 +26,8 @@ cdef class Hub:
     cdef readonly int shard_count
     cdef readonly int query_shard           # the query node's place, behind the shards; a single shard is its own
     cdef readonly int default_shard
-    cdef readonly bint two_phase            # every shard can prepare transactions
+    cdef public set unchecked               # shards that were down at the start and have not been looked at since
+    cdef public bint two_phase              # every shard can prepare transactions
     cdef readonly str cluster               # its name, in the names of prepared transactions
     cdef readonly str database              # the one database that clients connect to
     cdef readonly bint is_sharded           # tables are declared

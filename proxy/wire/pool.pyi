@@ -19,6 +19,8 @@ class Hub:
     shard_names: list[str]
     has_query_node: bool
     query_types: dict[int, int]
+    unchecked: set[int]
+    two_phase: bool
     statements: dict[bytes, Any]
     sessions: dict[tuple[int, bytes], Any]
     pools: dict[tuple[int, tuple[tuple[str, str], ...]], Pool]

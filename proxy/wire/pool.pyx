@@ -79,6 +79,7 @@ cdef class Hub:
         self.is_sharded = is_sharded
         self.message_bytes_max = config.limits.message_bytes_max
         self.query_types = {}
+        self.unchecked = set()
         self.pools = {}
         self.held = []
         self.behind = []
@@ -328,6 +329,9 @@ cdef class Pool(BackendHome):
         """Begin one connection."""
         cdef Backend backend = Backend()
         address = self.hub.addresses[self.shard]
+        if self.shard in self.hub.unchecked:
+            self.hub.loop.call_soon(self.refuse_unchecked)
+            return
         try:
             connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         except OSError as error:    # out of descriptors: whoever waits is told when no other backend can come
@@ -353,6 +357,14 @@ cdef class Pool(BackendHome):
         if not self.backends:
             name = self.hub.shard_names[self.shard]
             self.deny(SqlError("53000", f"cannot connect to shard {name}: {reason}"))
+
+    def refuse_unchecked(self) -> None:
+        """The shard was down at the start: nobody has seen yet that it has what it must have."""
+        name = self.hub.shard_names[self.shard]
+        self.deny(SqlError(
+            "08006", f"cannot connect to shard {name}: it was down when Foreshard started, and is not in use yet",
+            "", "Is it running and reachable? `foreshard check` looks at shards, `foreshard plan` at what they lack.",
+        ))
 
     cdef int on_backend_ready(self, Backend backend) except -1:
         """Start-up or DISCARD ALL is complete."""
