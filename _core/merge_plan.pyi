@@ -38,6 +38,7 @@ class MergePlan:
     is_plan: bool
     finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None
     types: tuple[bytes, ...]
+    undated: MergePlan | None
     def __init__(
         self,
         pieces: tuple[bytes | int, ...],
@@ -55,5 +56,6 @@ class MergePlan:
         is_plan: bool = False,
         finish: tuple[tuple[bytes | int, ...], tuple[bytes | int, ...]] | None = None,
         types: tuple[bytes, ...] = (),
+        undated: MergePlan | None = None,
     ) -> None: ...
     def check_text(self, sql: bytes, literals: list[tuple[int, int, int]]) -> bytes: ...

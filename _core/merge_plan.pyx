@@ -21,7 +21,7 @@ cdef class MergePlan:
     def __cinit__(
         self, tuple pieces, *, int hidden=0, tuple keys=(), int group=-1, tuple combines=(), tuple order=(),
         tuple limit=(0, 0), tuple offset=(0, 0), tuple filters=(), bint is_text=False, bint is_float=False,
-        bint is_plan=False, tuple finish=None, tuple types=(),
+        bint is_plan=False, tuple finish=None, tuple types=(), MergePlan undated=None,
     ):
         self.pieces = pieces
         self.hidden = hidden
@@ -37,6 +37,7 @@ cdef class MergePlan:
         self.is_plan = is_plan
         self.finish = finish
         self.types = types
+        self.undated = undated
 
     cdef bytes text(self, Values literals):
         """The shards' text, with the literals of this very text."""

@@ -7,6 +7,9 @@ takes it from there.
 *Local groups*: when rows that GROUP BY or DISTINCT puts together have equal routing keys, each group is on one shard,
 which does all the work, whatever the aggregates. *Merged groups* else: the shards give partial results sorted by the
 group's columns. Every key of a sort or a group is a hidden column in front of the client's, so its type is the shard's.
+
+Dates are read as ISO writes them. Where a plan has any, it has a second one for sessions with another DateStyle, whose
+keys are seconds since 1970: numerics, exact and in the same order (*undated*).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from foreshard.proxy.routing.select_list import Expression, SelectList, is_star
 from foreshard.proxy.routing.text import Text
 from foreshard.proxy.routing.tokens import OddText, Piece, Tokens, joined
 from foreshard.proxy.routing.tree import Node, operator_name, unwrap
-from foreshard.proxy.routing.types import BOOL, FLOAT4, FLOAT8, INTEGERS, NAMES, NUMERIC, STRINGS, Type
+from foreshard.proxy.routing.types import BOOL, DATED, FLOAT4, FLOAT8, INTEGERS, NAMES, NUMERIC, STRINGS, Type
 
 COMBINES = {
     "count": Combine.COMBINE_SUM,
@@ -75,11 +78,25 @@ def plan_merge(collector: Collector) -> MergePlan:
         raise refusal from None
 
 
+def undated_of(collector: Collector) -> MergePlan | None:
+    """The plan for a session whose dates are not ISO; None: there is none."""
+    try:
+        return Merger(collector, is_undated=True).plan()
+    except (NotMergeable, OddText):
+        pass
+    try:
+        return plan_finish(collector)
+    except (NotFinishable, OddText):
+        return None
+
+
 class Merger:
     """Makes one plan."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: Collector, *, is_undated: bool = False) -> None:
         self.collector = collector
+        self.is_undated = is_undated
+        self.is_dated = False  # it compares dates
         self.select = SelectList(collector, collector.levels[0])
         self.node = self.select.node
         self.tokens = self.select.tokens
@@ -118,6 +135,7 @@ class Merger:
         hidden = len(self.hidden)
         return MergePlan(
             self.text(limit, offset),
+            undated=undated_of(self.collector) if self.is_dated and not self.is_undated else None,
             hidden=hidden,
             keys=tuple(self.keys),
             group=self.group,
@@ -143,15 +161,25 @@ class Merger:
         """Note what the comparison of a type's values asks of the session's settings."""
         self.is_text = self.is_text or (known is not None and known.oid in STRINGS)
         self.is_float = self.is_float or (known is not None and known.oid in (FLOAT4, FLOAT8))
+        if known is not None and known.oid in DATED:
+            self.is_dated = True
+            if self.is_undated:
+                raise NotMergeable("dates in another style than ISO")
+
+    def key_of(self, pieces: list[Piece], known: Type) -> list[Piece]:
+        """A key that the router can compare."""
+        if known.oid in DATED and self.is_undated and not self.select.distinct_on:
+            return [b"EXTRACT(epoch FROM (", *pieces, b"))"]
+        self.caution(known)
+        return pieces
 
     def add_key(self, expression: Expression, down: bool = False, nulls_first: bool = False) -> Type:
         """Add a key that the shards sort by, and that the client asked for."""
         known = self.select.type_of(expression.node)
         if known is None or not known.is_sortable:
             raise NotMergeable("ORDER BY of values whose order only a shard knows")
-        self.hide(self.select.pieces(expression))
+        self.hide(self.key_of(self.select.pieces(expression), known))
         self.keys.append((down, nulls_first))
-        self.caution(known)
         return known
 
     def add_group_key(self, expression: Expression) -> None:
@@ -162,9 +190,8 @@ class Merger:
         pieces = self.select.pieces(expression)
         if known.oid in STRINGS and not known.is_sortable:
             pieces = [b"(", *pieces, b') COLLATE pg_catalog."C"']
-        self.hide(pieces)
+        self.hide(self.key_of(pieces, known))
         self.keys.append((False, False))
-        self.caution(known)
 
     def sort_by_items(self) -> None:
         """The client's ORDER BY, and nothing to put together."""
@@ -256,8 +283,9 @@ class Merger:
         known = self.select.type_of(item.node)
         if known is None or not known.is_sortable:
             raise NotMergeable("ORDER BY of values whose order only a shard knows")
-        column = self.hide(self.select.pieces(item))
-        self.caution(known)
+        if self.select.has_aggregate(item.node):
+            self.caution(known)
+        column = self.hide(self.key_of(self.select.pieces(item), known))
         self.order.append((column, down, nulls_first))
         if self.select.has_aggregate(item.node):
             self.combine(item, column)
@@ -275,6 +303,7 @@ class Merger:
             known = self.select.type_of(left.node)
             if known is None or not known.is_sortable or not fits(right.node, known):
                 raise NotMergeable("HAVING of such values")
+            self.caution(known)
             column = self.hide(self.select.pieces(left))
             self.combine(left, column)
             cast = b")::pg_catalog." + TYPE_NAMES[known.oid].encode()

@@ -118,18 +118,19 @@ cdef class Finishing(Merging):
     cdef int bind_merged(self, Portal portal, Statement statement, BindParts* parts) except -1:
         """The shards' rows are text whatever the client wants; the formats are for the second text."""
         cdef bytes rest
+        cdef MergePlan plan = self.plan_for(statement.template.merge)
         portal.client = None
-        if statement.template.merge.finish is None:
+        if plan.finish is None:
             return Merging.bind_merged(self, portal, statement, parts)
         rest, portal.formats = split_formats(parts)
         rest += b"\0\0"        # text for all columns
         parts.rest = <const char*> rest
         parts.rest_size = len(rest)
         Merging.bind_merged(self, portal, statement, parts)
-        portal.merger.expect(<int> len(statement.template.merge.types))
+        portal.merger.expect(<int> len(plan.types))
         portal.client = statement
         portal.columns = -1
-        portal.finish = statement.template.merge.finish_texts(statement.literals)
+        portal.finish = plan.finish_texts(statement.literals)
         return 0
 
     cdef int describe_merged(self, Portal portal, bint is_shown) except -1:

@@ -33,6 +33,7 @@ cdef class MergedQuery(Finishing):
         cdef bytes text
         if not self.attach_all(self.shards, template.is_write):
             return RETRY
+        plan = self.plan_for(plan)
         text = plan.text(self.hub.literals)
         parts = [self.find_link(shard) for shard in self.shards]
         self.check_encoding(plan, parts[0])

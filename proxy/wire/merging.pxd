@@ -42,7 +42,8 @@ cdef class Merging(Segment):
     cdef int mute(self, Backend current) except -1
     cdef int settle_merge(self, Merger merger) except -1
     cdef int finish_merge(self) except -1
-    cdef Statement statement_for_shards(self, Statement statement)
+    cdef MergePlan plan_for(self, MergePlan plan)
+    cdef Statement statement_for_shards(self, Statement statement, MergePlan plan)
     cdef int bind_merged(self, Portal portal, Statement statement, BindParts* parts) except -1
     cdef int push_bound(self, Backend first, int failed) except -1
     cdef bint waits_for_others(self, Portal portal) except -1

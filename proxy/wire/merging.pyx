@@ -267,8 +267,23 @@ cdef class Merging(Segment):
 
     # -- extended query ------------------------------------------------------------------------------------------
 
-    cdef Statement statement_for_shards(self, Statement statement):
+    cdef MergePlan plan_for(self, MergePlan plan):
+        """The plan for the session's DateStyle, as the shards have told it."""
+        cdef Backend backend
+        if plan.undated is None:
+            return plan
+        backend = self.find_link(self.shards[0])
+        if backend.changed is not None and "DateStyle" in backend.changed:
+            return plan.undated
+        return plan if str(backend.parameters.get("DateStyle")).startswith("ISO") else plan.undated
+
+    cdef Statement statement_for_shards(self, Statement statement, MergePlan plan):
         """The statement with the shards' text, made once."""
+        if plan is not statement.template.merge:
+            if statement.undated is None:
+                self.hub.statement_ids += 1
+                statement.undated = statement.with_text(self.hub.statement_ids, plan.text(statement.literals))
+            return statement.undated
         if statement.merged is None:
             self.hub.statement_ids += 1
             statement.merged = statement.with_text(
@@ -283,7 +298,7 @@ cdef class Merging(Segment):
 
     cdef int bind_merged(self, Portal portal, Statement statement, BindParts* parts) except -1:
         """Bind the shards' statement on the first of them; the client's own is only parsed there, for its errors."""
-        cdef MergePlan plan = statement.template.merge
+        cdef MergePlan plan = self.plan_for(statement.template.merge)
         cdef list backends = [self.find_link(shard) for shard in self.shards]
         self.check_encoding(plan, backends[0])
         portal.merger = Merger(
@@ -292,7 +307,7 @@ cdef class Merging(Segment):
         portal.states = None
         portal.texts = None
         portal.row_order = None
-        portal.statement = self.statement_for_shards(statement)
+        portal.statement = self.statement_for_shards(statement, plan)
         portal.backend = None
         portal.part = 0
         portal.bound = 1

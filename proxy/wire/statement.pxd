@@ -13,6 +13,7 @@ cdef class Statement:
     cdef tuple text_parameters          # indexes of those that are texts in whatever format
     cdef Values literals                # of the query text, which `body` holds
     cdef Statement merged               # with the text that the shards of a merge run; None: not made yet
+    cdef Statement undated              # the same for sessions whose dates are not ISO
     cdef bint has_merged            # of such a statement: the shards have answered it before
     cdef public bint is_validated       # some backend has parsed it without error
 

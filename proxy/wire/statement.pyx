@@ -35,7 +35,7 @@ cdef class Statement:
         self.template = cache.get(<const char*> self.body, self.query_size, literals)
         self.literals = literals
         self.version = cache.catalog_version
-        self.merged = None
+        self.merged = self.undated = None
         self.text_parameters = ()
         refusal = None
         if self.template.keys or self.template.merge is not None:
