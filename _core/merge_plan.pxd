@@ -43,7 +43,7 @@ cdef class MergePlan:
     cdef readonly tuple finish      # pieces before and behind the rows in the text that one shard finishes; or None
     cdef readonly tuple types       # of the shards' columns, as casts, where there is such a text
     cdef readonly bint is_plan      # of EXPLAIN: rows shard by shard, each under its name
-    cdef readonly MergePlan undated # for sessions whose dates are not ISO, where this one compares dates; or None
+    cdef readonly MergePlan undated  # for sessions whose dates are not ISO, where this one compares dates; or None
 
     cdef bytes text(self, Values literals)
     cdef tuple finish_texts(self, Values literals)
