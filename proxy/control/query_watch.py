@@ -93,7 +93,8 @@ class QueryWatch:
         """Look until cancelled: each second, and soon after somebody here has changed the schema."""
         while self.dsn is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_doubted.wait(), LOOK_INTERVAL_S)
+                async with asyncio.timeout(LOOK_INTERVAL_S):  # wait_for may lose a cancellation that meets the event
+                    await self._is_doubted.wait()
                 await asyncio.sleep(DOUBT_INTERVAL_S)
             self._is_doubted.clear()
             await self.look()
@@ -215,9 +216,11 @@ class QueryKeeper:
     async def _pause(self, stopping: asyncio.Event) -> None:
         """Until the next look, which is at once when a router tells that the node is behind."""
         waiting = [asyncio.ensure_future(event.wait()) for event in (stopping, self._is_wanted)]
-        _, left = await asyncio.wait(waiting, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
-        for task in left:
-            task.cancel()
+        try:
+            await asyncio.wait(waiting, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
         self._is_wanted.clear()
 
     def _lose(self) -> None:

@@ -34,4 +34,5 @@ async def connect(dsn: str, settings: Mapping[str, str] = MappingProxyType({})) 
 async def pause(stopping: asyncio.Event, seconds: float) -> None:
     """Sleep, at most until `stopping` is set."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stopping.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await stopping.wait()

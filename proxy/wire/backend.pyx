@@ -315,7 +315,7 @@ cdef class Backend(Requests):
                 self.last_words = decode_error(body[:size])
             elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
                 self.muted_error = body[:size]
-            elif self.filter >= FILTER_MERGE and self.owner is not None:
+            elif self.filter >= FILTER_MERGE and self.owner is not None and not is_ours:
                 self.owner.on_merge_input(self, type, body, size)
                 return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
             elif self.collected is not None and head & REPLY_SWALLOW:

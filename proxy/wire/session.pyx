@@ -177,6 +177,11 @@ cdef class Session(Owner):
             if backend is None:
                 return None
         self.active = backend
+        if self.pinned is not None and self.script and not backend.is_tainted:
+            self.join(backend, places)      # nothing may run without the settings, a role least of all
+            backend.flush()
+            self.wait_until_drained()
+            return None
         if places or (self.explicit and not backend.begun) or self.pinned is not None:
             self.join(backend, places)
         return backend

@@ -66,9 +66,15 @@ PARCELS = [f"p{number}" for number in range(6)]
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
 
+UNKNOWN = -1
+
+
 def prepared_count(shards: Shards) -> int:
-    """What is prepared on all shards."""
-    return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
+    """What is prepared on all shards; UNKNOWN while one is down."""
+    try:
+        return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
+    except psycopg.OperationalError:  # a shard that was killed is not back yet
+        return UNKNOWN
 
 
 class World(Routers):

@@ -22,7 +22,7 @@ from tests.support.messages import (
     startup,
 )
 from tests.support.postgres import TestInstances
-from tests.support.raw import RawConnection, error_of, kinds, send_cancel
+from tests.support.raw import Closed, RawConnection, error_of, kinds, send_cancel
 from tests.support.sharded import ROOTS, Deployment, deployment
 from tests.support.waiting import wait_until
 
@@ -327,3 +327,21 @@ def test_an_encoding_that_keys_are_not_read_in_is_refused(deployed: Deployment, 
     for encoding in ("UTF8", "'utf-8'", "SQL_ASCII"):
         with deployed.server.connect(client_encoding=encoding) as connection:
             assert len(connection.rows("SELECT id FROM root")) == ROOTS
+
+
+@pytest.mark.parametrize("sql", ["UPDATE root SET n = n + 1 WHERE id = {key}", "SELECT count(*) FROM root"])
+def test_nothing_runs_on_a_shard_that_lacks_the_role_of_a_session(deployed: Deployment, sql: str) -> None:
+    key = deployed.keys[1][0]
+    seen = f"SELECT n FROM root WHERE id = {key}"
+    deployed.shards.execute("CREATE ROLE only_here", on=0)
+    try:
+        with deployed.server.connect() as client:
+            before = client.value(seen)
+            client.rows("SET ROLE only_here")
+            with pytest.raises(Closed):
+                client.query(sql.format(key=key))
+            with deployed.server.connect() as other:
+                assert other.value(seen) == before
+    finally:
+        deployed.come_to_rest()
+        deployed.shards.execute("DROP ROLE only_here", on=0)
