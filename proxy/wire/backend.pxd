@@ -32,6 +32,7 @@ cdef class Owner(Endpoint):
     cdef int on_drained(self, Backend backend) except -1
     cdef int on_copy_in(self, Backend backend) except -1
     cdef int on_failed(self, Backend backend) except -1
+    cdef bint keeps_error(self, Backend backend, bytes body) except -1
     cdef int on_part(self, Backend backend, bint suspended) except -1
     cdef int on_merge_input(self, Backend backend, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_merge_pause(self, Backend backend) except -1
@@ -114,6 +115,7 @@ cdef class Backend(Requests):
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1
+    cdef int on_statement_failed(self, int head, bytes body) except -1
     cdef int on_question_failed(self, int head, bytes body) except -1
     cdef int on_deadlock(self, int head, bytes body) except -1
     cdef int note_parameter(self, bytes body) except -1

@@ -12,7 +12,6 @@ Rules:
 """
 
 cimport cython
-from libc.string cimport memchr
 
 from foreshard._core.descriptions cimport translate_oids
 from foreshard._core.frames cimport FRAME_MALFORMED, FRAME_NONE, FRAME_PARTIAL, read_uint32, scan_frame
@@ -101,6 +100,10 @@ cdef class Owner(Endpoint):
     cdef int on_failed(self, Backend backend) except -1:
         """An ErrorResponse went by."""
         return 0
+
+    cdef bint keeps_error(self, Backend backend, bytes body) except -1:
+        """Whether the owner tells the client of an ErrorResponse, or does not, when it has heard of all shards."""
+        return False
 
     cdef int on_part(self, Backend backend, bint suspended) except -1:
         """The backend's part of a concatenated result is complete (or its row limit was reached)."""
@@ -320,9 +323,7 @@ cdef class Backend(Requests):
                 return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
             elif self.collected is not None and head & REPLY_SWALLOW:
                 return self.on_question_failed(head, body[:size])
-            if self.deadlock is not None:
-                return self.on_deadlock(head, body[:size])
-            return self.on_error_reply(head)
+            return self.on_statement_failed(head, body[:size])
         elif class_ == CLASS_COMPLETE:
             if kind == REPLY_PARSE and self.parsing:
                 statement = self.parsing.pop(0)
@@ -393,6 +394,12 @@ cdef class Backend(Requests):
         if kind == REPLY_POISON or kind == REPLY_NONE:
             return ACTION_DROP      # unasked: it ends the connection, not a statement
         return ACTION_ERROR_DROP if self.filter == FILTER_MUTE else ACTION_ERROR
+
+    cdef int on_statement_failed(self, int head, bytes body) except -1:
+        """ErrorResponse to a statement: the owner may want to hear of other shards' first."""
+        cdef int action = self.on_error_reply(head) if self.deadlock is None else self.on_deadlock(head, body)
+        cdef bint is_told = action == ACTION_ERROR or action == ACTION_ERROR_DROP
+        return ACTION_ERROR_DROP if is_told and self.owner.keeps_error(self, body) else action
 
     cdef int on_question_failed(self, int head, bytes body) except -1:
         """ErrorResponse to a question of the owner's, who tells the client."""
@@ -470,7 +477,6 @@ cdef class Backend(Requests):
 
     cdef int on_startup_message(self, char type, const char* body, Py_ssize_t size) except -1:
         """Authentication, parameters, key, errors."""
-        cdef const char* end
         if type == b"R":
             if size < 4 or read_uint32(body) != 0:
                 self.lose(SqlError(
@@ -478,10 +484,8 @@ cdef class Backend(Requests):
                     hint="Let the shard trust the address Foreshard connects from (pg_hba.conf).",
                 ))
         elif type == b"S":
-            end = <const char*> memchr(body, 0, size)
-            if end != NULL and size - (end - body) >= 2:
-                name = body[:end - body].decode()
-                self.parameters[name] = body[end - body + 1:size - 1].decode("utf-8", "replace")
+            name, _, value = body[:size - 1].decode("utf-8", "replace").partition("\0")
+            self.parameters[name] = value
         elif type == b"K":
             if size >= 8:
                 self.pid = <int> read_uint32(body)

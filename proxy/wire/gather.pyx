@@ -43,6 +43,8 @@ from foreshard.proxy.wire.asking cimport Asking
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.snapshots import late_for_node
 
+cdef bytes LATE = b"\0C23503\0"
+
 
 cdef class Gather(Asking):
     """The part of a frontend that finds shards and concatenates their rows."""
@@ -245,6 +247,7 @@ cdef class Gather(Asking):
         self.parts = parts
         self.part = first
         self.parts_failed = False
+        self.late_error = None
         self.waiting = WAIT_PARTS
         for index in range(len(parts)):
             backend = parts[index]
@@ -302,6 +305,9 @@ cdef class Gather(Asking):
         cdef long long rows = 0
         cdef bytes word = b"SELECT"
         cdef bint is_counted = True
+        if self.late_error is not None:
+            body, self.late_error = self.late_error, None
+            self.push_bytes(b"E" + (len(body) + 4).to_bytes(4, "big") + body)
         if self.row_order is not None:
             self.push_kept()
         if self.lock is not None:
@@ -433,6 +439,16 @@ cdef class Gather(Asking):
             backend.kept = None
         self.row_order = None
         return 0
+
+    cdef bint keeps_error(self, Backend backend, bytes body) except -1:
+        """Foreign keys are looked at when all rows are written: what fails before that on any shard is told instead."""
+        if self.waiting != WAIT_PARTS or (self.parts_failed and self.late_error is None):
+            return False
+        if self.late_error is None and (LATE not in body or self.asks_in_turn()):
+            return False
+        if self.late_error is None or LATE in self.late_error:
+            self.late_error = body
+        return True
 
     cdef int on_failed(self, Backend backend) except -1:
         """A shard answered with an error."""

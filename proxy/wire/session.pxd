@@ -54,6 +54,7 @@ cdef class Session(Owner):
     cdef list parts                     # backends of the concatenation, in shard order
     cdef long long rows_left            # of Execute's row limit; 0: none
     cdef bint parts_failed
+    cdef bytes late_error               # of a part, told unless a later one has another that PostgreSQL meets earlier
 
     cdef char transaction_status(self) noexcept
     cdef int push_bytes(self, bytes data) except -1

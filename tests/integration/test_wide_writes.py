@@ -82,6 +82,12 @@ CONVERSATIONS: dict[str, Sequence[str]] = {
         "SELECT id FROM root WHERE id > 1000",
     ],
     "a parent that is not there": ["INSERT INTO child (root_id, tag) VALUES ({a}, 'x'), ({b}, 'x'), (77777, 'x')"],
+    "no parents, and a value twice": [
+        "INSERT INTO child (root_id, tag) VALUES (77777, 'x'), (77778, 'x'), (77779, 'x'), ({a}, 'x'), ({a}, 'x')",
+        "INSERT INTO child (root_id, tag) VALUES (77777, 'x'), (77778, 'x'), (77779, 'x'), ({b}, 'x'), ({b}, 'x')"
+        " RETURNING root_id",
+        "INSERT INTO child (root_id, tag) VALUES (77777, 'x'), (77778, 'x'), (77779, 'x'), ({b}, 'y')", "SELECT 1",
+    ],
     "a value that is none": ["INSERT INTO root (id, n) VALUES (1001, 1), (1002, 2), (1003, 'three'), (1004, 4)"],
     "split in a transaction": [
         *("BEGIN", "INSERT INTO root (id) VALUES (1001), (1002), (1003), (1004)", "SAVEPOINT s"),
