@@ -71,7 +71,10 @@ def list_of(finisher: Finisher, call: Call, bracket: int, stop: int) -> tuple[Pi
         if found is not None:
             return found
     expressions = {tokens.joined(*place) for node, place in arguments if not is_constant(node)}
-    if is_distinct and len(expressions | {tokens.joined(*place) for _, place, _ in sorts}) == 1:
+    orders = {tokens.joined(*place) for _, place, _ in sorts}
+    if is_distinct and not orders <= expressions:
+        raise NotListed  # an argument with literals may be the same, but its text does not tell
+    if is_distinct and len(expressions) == 1:
         lists.head = b"DISTINCT "
     given: list[Piece] = []
     for index, (node, place) in enumerate(arguments):

@@ -108,6 +108,8 @@ READS = """
 SELECT a.name, s.name FROM author a JOIN shop s ON s.name = a.name ORDER BY a.id, s.id
 SELECT a.id, s.id FROM author a LEFT JOIN shop s ON s.name = a.name AND s.size > 1 ORDER BY a.id, s.id
 SELECT a.id, s.id FROM author a FULL JOIN shop s ON s.name = a.name ORDER BY a.id NULLS FIRST, s.id DESC NULLS LAST
+SELECT array_agg(DISTINCT left(name, 2) ORDER BY left(name, 2)) FROM author
+SELECT string_agg(DISTINCT left(name, 1), ',' ORDER BY left(name, 1)) FROM author
 SELECT a.id, n.id FROM author a CROSS JOIN note n WHERE n.score = a.score ORDER BY 1, 2
 SELECT a.id, n.id FROM note n LEFT JOIN author a ON n.score = a.score ORDER BY 2, 1
 SELECT n.*, b.title FROM note n JOIN book b ON b.title = n.body ORDER BY n.id, b.id
