@@ -31,7 +31,7 @@ from pathlib import Path
 from foreshard.proxy.children import Child
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import is_applied
-from foreshard.proxy.control.absent import find_down
+from foreshard.proxy.control.absent import ARRIVAL_POLL_S, find_down
 from foreshard.proxy.embedded import running_shards
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.placement import SharedState, attach_state
@@ -41,7 +41,6 @@ WORKER_STOP_S = 10.0
 CONTROLLER_STOP_S = 5.0
 READY_S = 30.0
 READY_POLL_S = 0.02
-LATE_POLL_S = 0.25
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
@@ -165,7 +164,7 @@ class Supervisor:
     async def _start_late(self, state: SharedState) -> None:
         """Start the workers of shards that were down once the controller calls them up."""
         while self._late:
-            await asyncio.sleep(LATE_POLL_S)
+            await asyncio.sleep(ARRIVAL_POLL_S)
             for index in [index for index in self._late if state.shard(index).up]:
                 report(f"shard {self.config.shards[index].name}: is there and has been checked")
                 for worker in self._late.pop(index):

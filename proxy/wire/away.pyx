@@ -380,7 +380,7 @@ cdef class Away(Gather):
         return 0
 
 
-cdef inline int type_of(int flags) noexcept:
+cdef int type_of(int flags) noexcept:
     """The KeyType in a KeySource's flags."""
     return flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1)
 

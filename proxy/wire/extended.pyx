@@ -33,7 +33,7 @@ from foreshard._core.template cimport (
 )
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.away cimport ROUTE_WAIT
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows, owes
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -463,8 +463,3 @@ cdef class Extended(Parsing):
     cdef int fatal(self, object error) except -1:
         """Tell the client and close. Overridden by the frontend."""
         return 0
-
-
-cdef inline bint owes(Template template) noexcept:
-    """A write that may fail when its claims are settled."""
-    return template.owes_claims or template.owes_away

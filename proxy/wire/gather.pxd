@@ -55,3 +55,4 @@ cdef class Gather(Asking):
 
 
 cdef bint locks_rows(Template template) noexcept
+cdef bint owes(Template template) noexcept

@@ -375,7 +375,7 @@ cdef class Gather(Asking):
         """Hold what the shard answers to that statement; rows, too, of one that may fail by claims of other shards."""
         backend.holds_tag = True
         backend.part_tag = None
-        backend.kept = [] if template.returns and (template.owes_claims or template.owes_away) else None
+        backend.kept = [] if template.returns and owes(template) else None
         self.last_asked = backend
         return 0
 
@@ -484,3 +484,8 @@ cdef int copy_out_of(Template template) noexcept:
 cdef bint locks_rows(Template template) noexcept:
     """A SELECT that locks: shards are asked in their order, so that two such statements do not wait for each other."""
     return template.is_write and template.operation == OPERATION_SELECT
+
+
+cdef bint owes(Template template) noexcept:
+    """A write that may fail when its claims are settled."""
+    return template.owes_claims or template.owes_away

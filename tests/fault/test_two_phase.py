@@ -26,7 +26,7 @@ from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy, command_line
 from tests.support.raw import Closed, RawConnection, error_of, kinds
 from tests.support.routers import Routers
-from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
+from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES, prepared_count
 from tests.support.verified import assert_verified
 from tests.support.waiting import process_state, wait_until
 
@@ -64,17 +64,6 @@ TRUNCATE ticket, parcel, wrap, foreshard.claim, foreshard.claim_pending, foresha
 CLAIMED = "SELECT 'public.ticket.code', code FROM ticket UNION ALL SELECT 'public.parcel.code', code FROM parcel"
 PARCELS = [f"p{number}" for number in range(6)]
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
-
-
-UNKNOWN = -1
-
-
-def prepared_count(shards: Shards) -> int:
-    """What is prepared on all shards; UNKNOWN while one is down."""
-    try:
-        return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
-    except psycopg.OperationalError:  # a shard that was killed is not back yet
-        return UNKNOWN
 
 
 class World(Routers):

@@ -25,7 +25,7 @@ from tests.support.messages import query
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, error_of, kinds
-from tests.support.sharded import PREPARED, SCHEMA, SHARD_COUNT, TABLES
+from tests.support.sharded import SCHEMA, SHARD_COUNT, TABLES, prepared_count
 from tests.support.two_phase import TwoPhaseWorld
 from tests.support.two_proxies import hurt, two_proxies
 from tests.support.verified import assert_verified
@@ -65,10 +65,6 @@ def fill(proxy: Proxy, shards: Shards) -> list[list[int]]:
             client.rows(f"INSERT INTO root (id, n) VALUES ({key}, {OPENING})")
     shards.execute("CHECKPOINT")
     return [[int(str(row[0])) for row in shards.query(FIRST_KEYS, on=shard)] for shard in range(SHARD_COUNT)]
-
-
-def prepared_count(shards: Shards) -> int:
-    return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
 
 
 def update(key: int) -> str:

@@ -14,8 +14,8 @@ from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.placement import attach_state
 from tests.support.postgres import Shards
 from tests.support.proxy import Proxy
+from tests.support.sharded import PREPARED
 
-PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
 WRITING = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND backend_type = 'client backend' AND backend_xid IS NOT NULL"""
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
+
 from foreshard.proxy.admin.simple_query import ask
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
@@ -24,6 +26,17 @@ TABLES = {"root": {"key": "id"}, "child": {"key": "id", "parent": "root", "via":
 PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
 OPEN = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND backend_type = 'client backend' AND (xact_start IS NOT NULL OR state LIKE 'idle in transaction%')"""
+
+
+UNKNOWN = -1
+
+
+def prepared_count(shards: Shards) -> int:
+    """What is prepared on all shards; UNKNOWN while one is down."""
+    try:
+        return sum(int(str(shards.query(PREPARED, on=shard)[0][0])) for shard in range(SHARD_COUNT))
+    except psycopg.OperationalError:  # one that was killed is not back yet
+        return UNKNOWN
 
 
 class Deployment(NamedTuple):
