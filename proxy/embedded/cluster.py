@@ -11,6 +11,8 @@ What lies there:
 Invariants
 1. A folder instances/NAME is complete: it is made under another name and renamed.
 2. At most one starter acts on a data directory at a time (the lock); instances that run already are adopted.
+3. An instance keeps its port while any process uses it: a proxy that found someone else's PostgreSQL there would
+   write into it. With nobody using it, one whose port was taken meanwhile gets another.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from foreshard.proxy.embedded.instance import (
     Instance,
     choose_port,
     copy_template,
-    is_free,
     make_template,
+    wait_free,
 )
 from foreshard.proxy.errors import ForeshardError
 
@@ -148,14 +150,37 @@ class EmbeddedCluster:
         shutil.rmtree(template)
 
     def _launch(self, waiting: list[Instance], ports: dict[str, int]) -> None:
-        """Start all at once, then wait for each; who lost its port to someone else gets another."""
+        """Start all at once, then wait for each; who loses a port just chosen to someone else gets another."""
+        for instance in waiting:
+            instance.clear_remains()
+        kept = {instance.name: self._keep_port(instance.name, ports) for instance in waiting}
         for _ in range(LAUNCH_ATTEMPTS_MAX):
             for instance in waiting:
-                port = ports.pop(instance.name, 0)
-                instance.launch(port if port and is_free(port) else choose_port(), self.durable)
+                instance.launch(kept[instance.name] or choose_port(), self.durable)
             waiting = [instance for instance in waiting if not instance.wait_ready()]
         for instance in waiting:
             raise ForeshardError(f"embedded shard {instance.name} did not start: {instance.log_tail()}")
+
+    def _keep_port(self, name: str, ports: dict[str, int]) -> int:
+        """The instance's remembered port; 0 when it has none, or has lost it while nobody knew it by that address."""
+        port = ports.get(name, 0)
+        if not port or wait_free(port):
+            return port
+        if not self._is_used():
+            return 0
+        raise ForeshardError(
+            f"port {port} of embedded shard {name} is taken by another program, and running proxies or workers know "
+            f"the shard by it: end that program, or stop all that use {self.data} to have another port chosen"
+        )
+
+    def _is_used(self) -> bool:
+        """Whether a process has started or adopted the instances and lives, this one included."""
+        with (self.data / "users").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
 LOG_TAIL_LINES = 5
 ANSWER_TIMEOUT_S = 2.0
+PORT_TIMEOUT_S = 2.0
 PORTS = (10240, 32000)  # below Linux's ports for outgoing connections (net.ipv4.ip_local_port_range)
 PORT_DRAWS_MAX = 100
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
@@ -100,10 +101,22 @@ class Instance:
             time.sleep(POLL_S)
         raise ForeshardError(f"embedded shard {self.name} neither starts nor stops; see {self.log}")
 
+    def clear_remains(self) -> None:
+        """After a kill -9 of the postmaster: let its children end, and forget a pid that is only a zombie.
+
+        PostgreSQL takes a zombie for a running postmaster, and refuses to start beside children of the old one. A
+        child that was just forked holds the port, too.
+        """
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while processes_in(self.folder) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        lock = self.folder / "postmaster.pid"
+        if lock.exists() and self.read_postmaster() is None and not processes_in(self.folder):
+            lock.unlink()
+
     def launch(self, port: int, durable: bool) -> None:
-        """Start the process on the port; `wait_ready` waits for it."""
+        """Start the process on the port, after `clear_remains`; `wait_ready` waits for it."""
         self.port = port
-        self._clear_remains()
         self._write_settings(durable)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -163,18 +176,6 @@ class Instance:
             if how is not None:
                 self.signal_stop(how)
         raise ForeshardError(f"embedded shard {self.name} does not stop; see {self.log}")
-
-    def _clear_remains(self) -> None:
-        """After a kill -9 of the postmaster: let its children end, and forget a pid that is only a zombie.
-
-        PostgreSQL takes a zombie for a running postmaster, and refuses to start beside children of the old one.
-        """
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while processes_in(self.folder) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        lock = self.folder / "postmaster.pid"
-        if lock.exists() and self.read_postmaster() is None and not processes_in(self.folder):
-            lock.unlink()
 
     def _reap(self) -> None:
         """Take the end of a process that we launched, so that it does not stay as a zombie."""
@@ -276,6 +277,16 @@ def is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
+    return True
+
+
+def wait_free(port: int) -> bool:
+    """Whether a server could listen on the port; a dying process is given time to let go of it."""
+    deadline = time.monotonic() + PORT_TIMEOUT_S
+    while not is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
     return True
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +122,38 @@ def test_a_port_taken_by_someone_else_is_replaced(cluster: EmbeddedCluster, thre
     shards = cluster.start()
     assert f":{taken}/" not in shards[1].dsn
     assert f":{ports['s0']}/" in shards[0].dsn
+
+
+def test_a_port_taken_by_someone_else_is_not_replaced_while_others_know_it(cluster: EmbeddedCluster) -> None:
+    first = cluster.start()
+    other = EmbeddedCluster(cluster.data, 2)
+    other.start()
+    cluster.stop()
+    port = int(str(psycopg.conninfo.conninfo_to_dict(first[1].dsn)["port"]))
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(ForeshardError, match=f"port {port} of embedded shard s1 is taken by another program"):
+            cluster.start()
+        assert cluster.pids() == {}
+    assert cluster.start() == first
+    other.stop()
+
+
+def test_a_port_that_a_child_of_the_killed_process_holds_is_waited_for(cluster: EmbeddedCluster) -> None:
+    first = cluster.start()
+    cluster.stop()
+    port = int(str(psycopg.conninfo.conninfo_to_dict(first[1].dsn)["port"]))
+    holder = f"import socket; held = socket.create_server(('127.0.0.1', {port})); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder],
+        cwd=(cluster.data / "instances").resolve() / "s1",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        threading.Timer(0.5, child.stdin.close).start()
+        assert cluster.start() == first
 
 
 def test_a_data_directory_below_a_private_one_works(folder: Path) -> None:
