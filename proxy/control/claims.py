@@ -112,9 +112,12 @@ $trigger$;
 OWNED = """\
 CREATE TABLE IF NOT EXISTS foreshard.owned_buckets (
   is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
-  buckets bit(4096) NOT NULL
+  buckets bit(4096) NOT NULL,
+  moves bigint NOT NULL DEFAULT 0
 );
-COMMENT ON TABLE foreshard.owned_buckets IS 'bit n: this shard owns bucket n';
+ALTER TABLE foreshard.owned_buckets ADD COLUMN IF NOT EXISTS moves bigint NOT NULL DEFAULT 0;
+COMMENT ON TABLE foreshard.owned_buckets IS
+  'bit n: this shard owns bucket n; moves: how many buckets have left it';
 """
 
 OWNS = f"""\

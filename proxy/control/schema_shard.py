@@ -22,6 +22,7 @@ from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.leaving import leaving_steps
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
+from foreshard.proxy.control.moves import move_steps
 from foreshard.proxy.control.outcome import outcome_steps
 from foreshard.proxy.control.place_guard import place_guard_steps, refuse_place_step
 from foreshard.proxy.control.spread_facts import spread_step
@@ -151,6 +152,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
         *claim_steps(initial_map(len(config.shards)), index),
+        *move_steps(),
         *away_steps(),
         *leaving_steps(),
         *arbiter_steps(),

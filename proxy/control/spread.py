@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import asyncpg
 
 from foreshard._core.buckets import initial_map
-from foreshard._core.two_phase import make_gid, new_id
 from foreshard.proxy.catalog import Catalog, Table, TableKind
 from foreshard.proxy.config import Config
+from foreshard.proxy.control.commit_over import commit_over
 from foreshard.proxy.control.connect import connected, control_dsn, described
 from foreshard.proxy.control.derive import build_catalog, compare_shards
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.opened import APPLY_LOCK, opened
+from foreshard.proxy.control.pipe import pipe
 from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.control.schema_barrier import take_barrier_with
 from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
@@ -35,12 +36,12 @@ from foreshard.proxy.control.spread_table import Structure, Unlike, read_structu
 from foreshard.proxy.control.steps import find_lacking, run_steps
 from foreshard.proxy.errors import ConfigError, ForeshardError, SqlError
 from foreshard.proxy.routing.ddl import LOCK
-from foreshard.proxy.triggers.capture import quote_name, quote_table, quote_text
+from foreshard.proxy.triggers.capture import quote_name, quote_table
 from foreshard.proxy.triggers.points import control_point
 
 CHANNEL = "foreshard_schema"  # routers listen to it on the first shard
 LOCK_SEED = 7  # of the hash that makes a lock of a name: no DDL through Foreshard meanwhile (proxy/wire/session.pyx)
-CHUNKS_MAX = 8  # of a COPY between two shards, in memory
+POINTS = ("spread-prepared", "spread-decided", "spread-finished")
 END_INTERVAL_S = 0.2  # between tries to end what a killed apply left; chosen, not measured
 # Values are copied as text: binary forms hold type oids, which differ between servers.
 SETTINGS = (
@@ -48,7 +49,6 @@ SETTINGS = (
     "SET LOCAL extra_float_digits = 1; SET LOCAL TimeZone = 'UTC'; SET LOCAL xmloption = 'content'; "
     "SET LOCAL row_security = off; SET LOCAL check_function_bodies = off"
 )
-DURABLE = "SELECT set_config('synchronous_commit', 'local', true) WHERE current_setting('synchronous_commit') = 'off'"
 CAN_PREPARE = "SELECT current_setting('max_prepared_transactions')::int > 0"
 # What an `apply` that died has prepared keeps the lock of whoever plans or applies.
 IS_LEFT = f"""
@@ -203,7 +203,7 @@ class _Spreading:
                     continue
                 condition = "true"
             query = f"SELECT {listed} FROM {quote_table(table)} AS held WHERE {condition}"
-            count = await _pipe(self.shards[0], query, self.shards[index], table, columns)
+            count = await pipe(self.shards[0], query, self.shards[index], (table.schema, table.name), columns)
             if count:
                 moved[index] = count
         return moved
@@ -231,24 +231,9 @@ class _Spreading:
 
     async def commit(self) -> None:
         """On every shard, or on none; recovery ends what is left when this ends in between."""
-        names, id = [shard.name for shard in self.config.shards], new_id()
-        gids = {index: make_gid(self.cluster, names[0], id, names[index]) for index in range(1, len(names))}
-        prepared: list[int] = []
-        try:
-            for index, gid in gids.items():
-                await self.shards[index].execute(f"PREPARE TRANSACTION {quote_text(gid)}")
-                prepared.append(index)
-                control_point("spread-prepared")
-        except (asyncpg.PostgresError, OSError):
-            for index in prepared:
-                await self.shards[index].execute(f"ROLLBACK PREPARED {quote_text(gids[index])}")
-            raise
-        decision = f"INSERT INTO foreshard.decision (id, outcome) VALUES ({quote_text(id)}, 'commit')"
-        await self.shards[0].execute(f"{DURABLE}; {decision}; NOTIFY {CHANNEL}; COMMIT")
-        control_point("spread-decided")
-        for index, gid in gids.items():
-            await self.shards[index].execute(f"COMMIT PREPARED {quote_text(gid)}")
-            control_point("spread-finished")
+        names = [shard.name for shard in self.config.shards]
+        others = dict(zip(names[1:], self.shards[1:], strict=True))
+        await commit_over(self.cluster, (names[0], self.shards[0]), others, POINTS, f"NOTIFY {CHANNEL}; ")
 
 
 def _after(structure: Structure, kind: int) -> Sequence[str]:
@@ -263,31 +248,3 @@ async def _quiet(connection: Connection, table: Table) -> list[str]:
     if found:
         await connection.execute(f"ALTER TABLE {name} DISABLE TRIGGER USER")
     return [f"ALTER TABLE {row['relation']} {ENABLING[row['enabled']]} TRIGGER {row['name']}" for row in found]
-
-
-async def _pipe(source: Connection, query: str, target: Connection, table: Table, columns: list[str]) -> int:
-    """The rows of a query into a table of another shard; how many there were."""
-    chunks: asyncio.Queue[bytes | None] = asyncio.Queue(CHUNKS_MAX)
-
-    async def read() -> str:
-        try:
-            return str(await source.copy_from_query(query, output=chunks.put, format="text"))
-        finally:
-            await chunks.put(None)
-
-    async def given() -> AsyncIterator[bytes]:
-        while (chunk := await chunks.get()) is not None:
-            yield chunk
-
-    reading = asyncio.create_task(read())
-    try:
-        written = await target.copy_to_table(
-            table.name, schema_name=table.schema, columns=columns, source=given(), format="text"
-        )
-    except BaseException:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        raise
-    if await reading != written:
-        raise ForeshardError(f"{table.qualified}: {await reading} was read, {written} written")
-    return int(written.split()[-1])

@@ -156,7 +156,7 @@ class Caller:
         else:
             event = Event()
             event._loop = self._loop
-        event.id = str(entry.id)
+        event.id = entry.name
         event.function = entry.function
         event.table = entry.table_name
         event.operation = entry.operation

@@ -54,13 +54,17 @@ CREATE TABLE IF NOT EXISTS foreshard.outbox (
   error text,
   image integer,
   size integer,
+  origin text,
   PRIMARY KEY (lane, lsn, xid, ordinal)
 ) WITH ({QUEUE_STORAGE});
+ALTER TABLE foreshard.outbox ADD COLUMN IF NOT EXISTS origin text;
 CREATE INDEX IF NOT EXISTS outbox_waiting ON foreshard.outbox (lane, row_key) WHERE not_before IS NOT NULL;
 CREATE INDEX IF NOT EXISTS outbox_retry ON foreshard.outbox (not_before) WHERE not_before IS NOT NULL;
 COMMENT ON TABLE foreshard.outbox IS 'events not yet handled: one row per change and trigger function';
 COMMENT ON COLUMN foreshard.outbox.image IS 'NULL: old and new are here; else the number of their row in outbox_image';
 COMMENT ON COLUMN foreshard.outbox.size IS 'bytes of the row, by which the cost of what waits is predicted';
+COMMENT ON COLUMN foreshard.outbox.origin IS
+  'the id of an event that has come from another shard with its row; lsn, xid and ordinal give its place here';
 COMMENT ON COLUMN foreshard.outbox.attempt IS 'failed attempts so far';
 COMMENT ON COLUMN foreshard.outbox.not_before IS 'the next attempt waits until then; NULL: has not failed';
 """
@@ -98,8 +102,10 @@ CREATE TABLE IF NOT EXISTS foreshard.dead_letter (
   captured_at timestamptz NOT NULL,
   attempt integer NOT NULL,
   error text NOT NULL,
-  failed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+  failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  origin text
 );
+ALTER TABLE foreshard.dead_letter ADD COLUMN IF NOT EXISTS origin text;
 COMMENT ON TABLE foreshard.dead_letter IS 'events whose last attempt failed; foreshard triggers replay puts them back';
 """
 

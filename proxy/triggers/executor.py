@@ -160,7 +160,7 @@ class Executor:
         is_complete = len(lanes) < lane_count and len(entries) < count
         batch = BatchContext(connection, self._backend, self._shard.name)
         handled, failures = self._call_all(batch, outbox, entries)
-        if not self._finish(connection, outbox, handled, failures):
+        if not self._finish(batch, outbox, handled, failures):
             return None
         self._adapt_lanes(count, len(entries), len(handled) + len(failures), len(lanes))
         # All there was is handled: whoever commits more sends a datagram, except our own effects.
@@ -227,15 +227,12 @@ class Executor:
         return handled, failures
 
     def _finish(
-        self,
-        connection: asyncpg.Connection[Any],
-        outbox: Outbox,
-        handled: list[Handled],
-        failures: list[Failure],
+        self, batch: BatchContext, outbox: Outbox, handled: list[Handled], failures: list[Failure]
     ) -> bool:
         """Remove, record and commit; False when the batch had to be undone."""
+        connection = batch.connection
         try:
-            return self._await(self._commit(connection, outbox, handled, failures))
+            return self._await(self._commit(batch, outbox, handled, failures))
         except asyncpg.PostgresError as error:
             if connection.is_closed():
                 raise
@@ -245,13 +242,14 @@ class Executor:
             return False
 
     async def _commit(
-        self,
-        connection: asyncpg.Connection[Any],
-        outbox: Outbox,
-        handled: list[Handled],
-        failures: list[Failure],
+        self, batch: BatchContext, outbox: Outbox, handled: list[Handled], failures: list[Failure]
     ) -> bool:
-        """End the transaction; False when it had to be rolled back because events were not there any more."""
+        """End the transaction; False when it had to be rolled back: events, or the place of rows, were gone."""
+        connection = batch.connection
+        if batch.has_effects and not await outbox.is_still_placed():
+            log.info("shard %s: a bucket has left it meanwhile: batch undone", self._shard.name)
+            await connection.execute("ROLLBACK")
+            return False
         if handled and not await outbox.remove(handled):
             log.error("shard %s: events vanished from lanes held here: batch undone", self._shard.name)
             await connection.execute("ROLLBACK")

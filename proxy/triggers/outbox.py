@@ -23,7 +23,7 @@ from foreshard.proxy.triggers.slot import EventId
 
 LANE_LOCK_CLASS = 1718579813  # first half of the advisory key, "foreshard" in ASCII as far as it fits
 EVENT_COLUMNS = (
-    "lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, volume, depth, captured_at"
+    "lane, lsn, xid, ordinal, function, operation, table_name, row_key, old, new, volume, depth, captured_at, origin"
 )
 MATCH = "lane = $1 AND lsn = $2::text::pg_lsn AND xid = $3::text::xid8 AND ordinal = $4"
 
@@ -52,7 +52,8 @@ WITH RECURSIVE ahead(lane) AS (
     (SELECT o.lane FROM foreshard.outbox AS o WHERE o.lane > behind.lane AND o.lane < $1
      ORDER BY o.lane LIMIT 1) AS later
 )
-SELECT lane FROM (SELECT lane FROM ahead UNION ALL SELECT lane FROM behind) AS found
+SELECT lane, (SELECT moves FROM foreshard.owned_buckets) AS moves
+FROM (SELECT lane FROM ahead UNION ALL SELECT lane FROM behind) AS found
 WHERE pg_try_advisory_xact_lock($3, lane) LIMIT $2
 """
 
@@ -60,7 +61,7 @@ READ_EVENTS = """\
 SELECT picked.ctid, picked.lane, picked.lsn::text, picked.xid::text, picked.ordinal, picked.function, picked.operation,
        picked.table_name, picked.row_key, coalesce(picked.old, kept.old)::text AS old,
        coalesce(picked.new, kept.new)::text AS new, picked.volume, picked.depth, picked.captured_at, picked.attempt,
-       extract(epoch FROM clock_timestamp() - picked.captured_at)::double precision AS queue_s
+       picked.origin, extract(epoch FROM clock_timestamp() - picked.captured_at)::double precision AS queue_s
 FROM (
   SELECT o.* FROM unnest($1::smallint[]) AS held(lane) CROSS JOIN LATERAL (
     SELECT e.ctid, e.* FROM foreshard.outbox AS e
@@ -117,10 +118,11 @@ BURY_EVENT = f"""\
 WITH removed AS (DELETE FROM foreshard.outbox WHERE {MATCH} AND attempt = $5 - 1 RETURNING ctid, *), {UNUSED_IMAGES}
 INSERT INTO foreshard.dead_letter ({EVENT_COLUMNS}, attempt, error)
 SELECT lane, lsn, xid, ordinal, function, operation, table_name, row_key, coalesce(removed.old, kept.old),
-       coalesce(removed.new, kept.new), volume, depth, captured_at, $5, $6
+       coalesce(removed.new, kept.new), volume, depth, captured_at, origin, $5, $6
 FROM removed LEFT JOIN foreshard.outbox_image AS kept USING (lane, lsn, xid, image)
 """
 
+STILL_PLACED = "SELECT foreshard.still_placed($1)"
 LOCK_LANE = "SELECT pg_advisory_xact_lock($1, $2)"
 
 TABLE_TYPES = """\
@@ -157,6 +159,12 @@ class Entry(msgspec.Struct):
     captured_at: datetime.datetime
     attempt: int  # failed so far
     queue_s: float  # from capture to the read, by the shard's clock
+    origin: str | None = None  # its id, where it has come from another shard with its row
+
+    @property
+    def name(self) -> str:
+        """What functions know the event by, wherever it is handled."""
+        return self.origin or str(self.id)
 
     @property
     def order_key(self) -> tuple[str, str, str]:
@@ -190,11 +198,20 @@ class Outbox:
 
     def __init__(self, connection: asyncpg.Connection[Any]) -> None:
         self._connection = connection
+        self._moves = 0  # buckets that had left the shard when the lanes were taken
 
     async def take_lanes(self, start: int, count: int) -> list[int]:
         """Lock up to `count` lanes that have events and that nobody holds, from lane `start` on and around."""
         rows = await self._connection.fetch(TAKE_LANES, start % LANES, count, LANE_LOCK_CLASS)
+        self._moves = rows[0]["moves"] if rows else 0
         return [row["lane"] for row in rows]
+
+    async def is_still_placed(self) -> bool:
+        """Whether no bucket has left the shard since the lanes were taken, and none will before the transaction ends.
+
+        Rows that the batch has written here would stay behind.
+        """
+        return bool(await self._connection.fetchval(STILL_PLACED, self._moves))
 
     async def read_events(self, lanes: Sequence[int], count: int, paused: Sequence[str] = ()) -> list[Entry]:
         """The first events of the held lanes that may run now, in order; none of paused functions."""
@@ -276,4 +293,5 @@ def _make_entry(row: asyncpg.Record) -> Entry:
         captured_at=row["captured_at"],
         attempt=row["attempt"],
         queue_s=row["queue_s"],
+        origin=row["origin"],
     )

@@ -31,10 +31,21 @@ SPREAD_NAMES = ("spread-moved", "spread-prepared", "spread-decided", "spread-fin
 SCHEMA_NAMES = ("schema-ran", "schema-read", "schema-made", "schema-followed", "schema-alone", "schema-noticed")
 # In the router, while it keeps commits over several shards out; its other places are in proxy/wire/commit.
 GATE_NAMES = ("gate-held", "gate-opened")
+# In whoever moves a bucket.
+MOVE_NAMES = (
+    "move-begun",
+    "move-copied",
+    "move-caught-up",
+    "move-locked",
+    "move-taken",
+    "move-prepared",
+    "move-decided",
+    "move-finished",
+)
 # In `foreshard apply`, as it claims for older rows.
 INTAKE_NAMES = ("intake-locked", "intake-claimed", "intake-ended")
 # In processes that run no functions.
-ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "intake-", "schema-", "snapshots-", "spread-")
+ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "intake-", "move-", "schema-", "snapshots-", "spread-")
 
 _armed = os.environ.get("FORESHARD_CRASH_AT", "")
 _stopping = os.environ.get("FORESHARD_STOP_AT", "")

@@ -17,6 +17,7 @@ DECLARED = {
     "RECOVERY_NAMES": (points.RECOVERY_NAMES, "test_recovery_killed.py"),
     "SPREAD_NAMES": (points.SPREAD_NAMES, "test_spread_killed.py"),
     "SCHEMA_NAMES": (points.SCHEMA_NAMES, "test_ddl_killed.py"),
+    "MOVE_NAMES": (points.MOVE_NAMES, "test_move_killed.py"),
     "INTAKE_NAMES": (points.INTAKE_NAMES, "test_intake_killed.py"),
     "GATE_NAMES": (points.GATE_NAMES, "test_gate_killed.py"),
     "SNAPSHOT_POINTS": (commit.SNAPSHOT_POINTS, "test_gate_killed.py"),
@@ -25,10 +26,12 @@ DECLARED = {
 
 
 def named_in_code() -> set[str]:
-    """The names with which the code calls control_point."""
+    """The names with which the code calls control_point, and those in tuples called POINTS, which it hands on."""
     sources = [path for folder in ("_core", "proxy") for path in (ROOT / folder).rglob("*.py*")]
     texts = [path.read_text() for path in sources if path.suffix in (".py", ".pyx")]
-    return {name for text in texts for name in re.findall(r'control_point\(\s*"([^"]+)"', text)}
+    handed_on = [found for text in texts for found in re.findall(r"^POINTS = \((.*)\)$", text, re.MULTILINE)]
+    called = {name for text in texts for name in re.findall(r'control_point\(\s*"([^"]+)"', text)}
+    return called | {name for found in handed_on for name in re.findall(r'"([^"]+)"', found)}
 
 
 def test_every_control_point_is_declared_and_every_declared_one_is_there() -> None:

@@ -1,0 +1,31 @@
+"""What moves of buckets need on every shard: the lock that a flip takes, and what workers ask before they commit.
+
+MOVE_LOCK of a shard is held shared by everybody who may write or read there by the map that they know, and exclusively
+by the transaction that takes a bucket away from it, until that has ended (a prepared transaction keeps it, too). So
+whoever has it again, and then reads foreshard.owned_buckets, knows what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from foreshard.proxy.control.key_sql import function_step
+from foreshard.proxy.control.steps import Step
+
+MOVE_LOCK = 0x6D6F7665  # the bytes of "move"
+
+STILL_PLACED = f"""\
+CREATE OR REPLACE FUNCTION foreshard.still_placed(moves bigint) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $body$
+-- Whether no bucket has left this shard since `moves` was read there; none leaves it before this transaction has ended.
+BEGIN
+  PERFORM pg_catalog.pg_advisory_xact_lock_shared({MOVE_LOCK});
+  RETURN (SELECT owned.moves OPERATOR(pg_catalog.=) still_placed.moves FROM foreshard.owned_buckets AS owned);
+END
+$body$;
+REVOKE EXECUTE ON FUNCTION foreshard.still_placed(bigint) FROM PUBLIC;
+"""
+
+
+def move_steps() -> Iterator[Step]:
+    """What every shard needs for moves."""
+    yield function_step("foreshard.still_placed(bigint)", STILL_PLACED)

@@ -1,0 +1,61 @@
+"""COPY between two shards: the rows of a query on one into a table of the other, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.errors import ForeshardError
+
+CHUNKS_MAX = 8  # in memory
+
+
+class _Broken(Exception):
+    """The source failed: its own error says how."""
+
+
+async def pipe(
+    source: Connection, query: str, target: Connection, table: tuple[str, str], columns: Sequence[str]
+) -> int:
+    """The rows of a query, as text, into (schema, table); how many there were.
+
+    The query may be a DELETE ... RETURNING. Values are copied as text: binary forms hold type oids, which differ
+    between servers; what text means is up to the two sessions' settings. Whichever end fails, its error is raised.
+    """
+    chunks: asyncio.Queue[bytes | None] = asyncio.Queue(CHUNKS_MAX)
+    is_broken = False
+
+    async def read() -> str:
+        nonlocal is_broken
+        try:
+            status = str(await source.copy_from_query(query, output=chunks.put, format="text"))
+            await chunks.put(None)
+        except BaseException:
+            is_broken = True
+            while chunks.full():
+                chunks.get_nowait()
+            chunks.put_nowait(None)
+            raise
+        return status
+
+    async def given() -> AsyncIterator[bytes]:
+        while (chunk := await chunks.get()) is not None:
+            yield chunk
+        if is_broken:
+            raise _Broken
+
+    reading = asyncio.create_task(read())
+    try:
+        written = await target.copy_to_table(
+            table[1], schema_name=table[0], columns=list(columns), source=given(), format="text"
+        )
+    except BaseException as error:
+        reading.cancel()
+        (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+        if isinstance(error, _Broken) and isinstance(outcome, Exception):
+            raise outcome from None
+        raise
+    if await reading != written:
+        raise ForeshardError(f"{'.'.join(table)}: {await reading} was read, {written} written")
+    return int(written.split()[-1])

@@ -1,0 +1,56 @@
+"""The target's sequences go on behind the source's: keys that they make have never been a row's that has come.
+
+Counters are brought near before the flip by setval, which nobody notices; what the source has counted beyond by then
+is made good in the flip, where ALTER SEQUENCE blocks nextval, and is undone with it.
+"""
+
+from __future__ import annotations
+
+from foreshard.proxy.catalog import Catalog
+from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.move.rows import moving_tables
+from foreshard.proxy.triggers.capture import quote_table, quote_text
+
+MARGIN = 1000  # how far ahead of the source's: what it may count until the flip; chosen, not measured
+# Of the columns of these tables, by ownership or default; and those that keys are known to come from.
+OF_TABLES = """
+SELECT DISTINCT quote_ident(n.nspname) || '.' || quote_ident(s.relname) AS name
+FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace
+WHERE s.relkind = 'S' AND (
+  EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY ($1::text[]::regclass[]))
+  OR EXISTS (SELECT FROM pg_depend d JOIN pg_attrdef a ON a.oid = d.objid
+             WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
+             AND d.refobjid = s.oid AND a.adrelid = ANY ($1::text[]::regclass[]))
+  OR n.nspname || '.' || s.relname = ANY ($2::text[]))
+ORDER BY 1
+"""
+LAST = "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name}"
+
+
+async def raise_early(catalog: Catalog, source: Connection, target: Connection) -> None:
+    """Bring the target's counters beyond the source's, outside of any transaction."""
+    for name, last in await _behind(catalog, source, target):
+        raised = f"setval({quote_text(name)}, {last + MARGIN})"
+        await target.execute(f"SELECT {raised} FROM {name} WHERE last_value <= {last}")
+
+
+async def raise_behind(catalog: Catalog, source: Connection, target: Connection) -> None:
+    """The same inside the flip, for those that the source has overtaken meanwhile."""
+    for name, last in await _behind(catalog, source, target):
+        await target.execute(f"ALTER SEQUENCE {name} RESTART WITH {last + 1}")
+
+
+async def _behind(catalog: Catalog, source: Connection, target: Connection) -> list[tuple[str, int]]:
+    """Sequences of the target that are behind the source's, and how far those are."""
+    tables = [quote_table(table) for table in moving_tables(catalog)]
+    known = [name for name in catalog.all_sequences if name]
+    asked = [row["name"] for row in await source.fetch(OF_TABLES, tables, known)]
+    there = {row["name"] for row in await target.fetch(OF_TABLES, tables, known)}
+    names = [name for name in asked if name in there]
+    if not names:
+        return []
+    everything = " UNION ALL ".join(f"({LAST.format(name=name)})" for name in names)
+    ours = [row[0] for row in await source.fetch(everything)]
+    theirs = [row[0] for row in await target.fetch(everything)]
+    return [(name, mine) for name, mine, its in zip(names, ours, theirs, strict=True) if its < mine]

@@ -1,0 +1,274 @@
+"""One bucket from one shard to another: its rows, their events, and who owns it, in one distributed transaction.
+
+    begin -> [copy -> catch up ...] -> flip -> commit          abandon at any time before the decision: nothing happened
+
+The target's transaction is opened first and decides. A large bucket is copied into it while writers go on (the rows
+are invisible until the end), then the changes since, round by round; the flip, for which writers of the bucket have to
+wait, brings the last of them. A small bucket has the flip alone.
+
+1. What has changed since a round began is told by row versions: their xmin is not older than everything that ran then.
+   Subtransactions, and frozen rows that look young, make that too much, never too little. Rows that have gone are told
+   by their keys, when count or hash say that there are any.
+2. The source's part takes MOVE_LOCK of the source, and has it until it has ended: nobody who may have written there by
+   the map goes on before he knows (control/moves).
+3. Rows leave only if as many, of the same hash, have come. Nothing of the bucket may be on the target before.
+4. Users' triggers, ours and foreign keys keep quiet (session_replication_role); so no function is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import asyncpg
+import msgspec
+
+from foreshard.proxy.catalog import Catalog, Table
+from foreshard.proxy.control.commit_over import commit_over
+from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.pipe import pipe
+from foreshard.proxy.errors import ForeshardError
+from foreshard.proxy.move.events import carry_events
+from foreshard.proxy.move.rows import SETTINGS, digest_sql, in_bucket, moving_tables
+from foreshard.proxy.move.sequences import raise_behind, raise_early
+from foreshard.proxy.triggers.capture import quote_name, quote_table
+from foreshard.proxy.triggers.points import control_point
+
+LOCK_TIMEOUT_MS = 50  # of a flip, for rows and locks that others have: writers of the bucket wait meanwhile
+POINTS = ("move-prepared", "move-decided", "move-finished")
+ROUNDS_MAX = 10
+CAUGHT_UP_ROWS = 200  # a round with fewer leaves little enough to the flip; chosen, not measured
+COLUMNS = """
+SELECT attname::text FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
+"""
+HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
+OWNS = "SELECT get_bit(buckets, $1) = 1 FROM foreshard.owned_buckets"
+GIVE_UP = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 0), moves = moves + 1"
+TAKE_OVER = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 1)"
+
+
+class Busy(Exception):
+    """The flip has met somebody's lock, and nothing has happened: it can be tried again."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """One of the two shards, and a connection to it that is this transfer's alone."""
+
+    name: str
+    connection: Connection
+
+
+class Moved(msgspec.Struct):
+    """What has been moved so far."""
+
+    rows: int = 0
+    events: int = 0
+    rounds: int = 0  # of copying, before the flip
+
+
+class Transfer:
+    """One attempt at one move. The caller owns the connections and sees to it that nobody begins to use the bucket
+    between `flip` and the end of `commit`."""
+
+    def __init__(self, catalog: Catalog, cluster: str, bucket: int, source: End, target: End) -> None:
+        self.catalog = catalog
+        self.bucket = bucket
+        self.moved = Moved()
+        self._cluster = cluster
+        self._source, self._target = source.connection, target.connection
+        self._source_name, self._target_name = source.name, target.name
+        self._tables = moving_tables(catalog)
+        self._columns: dict[str, list[str]] = {}
+        self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Open the target's transaction, see that nothing is in the way, and bring sequences near."""
+        for table in self._tables:
+            rows = await self._source.fetch(COLUMNS, quote_table(table))
+            self._columns[table.qualified] = [row["attname"] for row in rows]
+        await raise_early(self.catalog, self._source, self._target)
+        await self._target.execute(f"BEGIN; {SETTINGS}")
+        for table in self._tables:
+            strays, _ = await self._digest(self._target, table)
+            if strays:
+                raise ForeshardError(
+                    f"shard {self._target_name} has {strays} rows of {table.qualified} that belong to bucket "
+                    f"{self.bucket} of {self._source_name}: `foreshard verify` tells which; the bucket stays"
+                )
+        control_point("move-begun")
+
+    async def count_rows(self) -> int:
+        """Rows of the bucket on the source, by which the way of the move is chosen."""
+        await self._source.execute(f"BEGIN; {SETTINGS}")
+        try:
+            return sum([(await self._digest(self._source, table))[0] for table in self._tables])
+        finally:
+            await self._source.execute("ROLLBACK")
+
+    async def copy(self) -> None:
+        """Copy the rows, then what has changed since, until little is left; writers go on."""
+        for table in self._tables:
+            self.moved.rows += await self._copy_table(table)
+        control_point("move-copied")
+        changed = CAUGHT_UP_ROWS
+        while changed >= CAUGHT_UP_ROWS and self.moved.rounds < ROUNDS_MAX:
+            changed = sum([await self._catch_up(table) for table in self._tables])
+            self.moved.rounds += 1
+        control_point("move-caught-up")
+
+    async def flip(self) -> None:
+        """Take what is left, and ownership; both transactions are open then. Busy when somebody is in the way."""
+        try:
+            await self._source.execute(
+                f"BEGIN; {SETTINGS}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; "
+                f"SELECT pg_advisory_xact_lock({MOVE_LOCK})"
+            )
+            control_point("move-locked")
+            await self._check_owners()
+            await raise_behind(self.catalog, self._source, self._target)
+            self.moved.events = await carry_events(
+                self.catalog, self._tables, self.bucket, self._source, self._target
+            )
+            for table in reversed(self._tables):  # a child's bucket may be asked of its parent's row
+                await self._take_rest(table)
+            for table in reversed(self._tables):
+                await self._take_rows(table)
+            await self._source.execute(GIVE_UP, self.bucket)
+            await self._target.execute(TAKE_OVER, self.bucket)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            raise Busy(str(error)) from error
+        control_point("move-taken")
+
+    async def commit(self) -> None:
+        """On both shards, or on none."""
+        target = (self._target_name, self._target)
+        await commit_over(self._cluster, target, {self._source_name: self._source}, POINTS)
+
+    async def abandon(self) -> None:
+        """Nothing has happened."""
+        for connection in (self._source, self._target):
+            if not connection.is_closed() and connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def _condition(self, table: Table) -> str:
+        return in_bucket(self.catalog, table, "held", self.bucket)
+
+    async def _digest(self, connection: Connection, table: Table) -> tuple[int, str]:
+        row = await connection.fetchrow(digest_sql(table, self._condition(table)))
+        assert row is not None
+        return row["rows"], row["digest"]
+
+    def _listed(self, table: Table) -> str:
+        return ", ".join(f"held.{quote_name(name)}" for name in self._columns[table.qualified])
+
+    async def _pipe(self, query: str, table: Table, into: tuple[str, str] | None = None) -> int:
+        place = into or (table.schema, table.name)
+        return await pipe(self._source, query, self._target, place, self._columns[table.qualified])
+
+    async def _copy_table(self, table: Table) -> int:
+        """All rows of the bucket."""
+        async with self._snapshot(table):
+            query = f"SELECT {self._listed(table)} FROM {quote_table(table)} AS held WHERE {self._condition(table)}"
+            return await self._pipe(query, table)
+
+    async def _catch_up(self, table: Table) -> int:
+        """What has changed since the table's last round."""
+        since = self._since[table.qualified]
+        async with self._snapshot(table):
+            return await self._bring(table, since)
+
+    async def _bring(self, table: Table, since: int) -> int:
+        """Rows with versions since then, in place of those that the target has."""
+        place = quote_table(table)
+        stage = f"foreshard_changed_{self._tables.index(table)}"
+        await self._target.execute(
+            f"CREATE TEMP TABLE IF NOT EXISTS {stage} (LIKE {place}) ON COMMIT DROP; TRUNCATE pg_temp.{stage}"
+        )
+        is_new = f"((held.xmin::text::bigint - {since % 2**32} + {2**32}) % {2**32}) < {2**31}"
+        query = f"SELECT {self._listed(table)} FROM {place} AS held WHERE ({self._condition(table)}) AND {is_new}"
+        count = await self._pipe(query, table, ("pg_temp", stage))
+        if count:
+            names = ", ".join(map(quote_name, self._columns[table.qualified]))
+            same = " AND ".join(f"held.{key} = changed.{key}" for key in map(quote_name, table.row_key))
+            await self._target.execute(
+                f"DELETE FROM {place} AS held USING pg_temp.{stage} AS changed WHERE {same}; "
+                f"INSERT INTO {place} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}"
+            )
+        return count
+
+    def _snapshot(self, table: Table) -> _Round:
+        return _Round(self._source, self._since, table.qualified)
+
+    async def _take_rest(self, table: Table) -> None:
+        """What the target still lacks: all rows, or those changed since the last round; and none that has gone."""
+        if table.qualified not in self._since:
+            query = f"SELECT {self._listed(table)} FROM {quote_table(table)} AS held WHERE {self._condition(table)}"
+            self.moved.rows += await self._pipe(query, table)
+            return
+        await self._bring(table, self._since[table.qualified])
+
+    async def _take_rows(self, table: Table) -> None:
+        """The rows leave the source, if the target has the same."""
+        found, come = await self._digests(table)
+        if found != come:
+            await self._drop_gone(table)
+            found, come = await self._digests(table)
+        if found != come:
+            raise ForeshardError(
+                f"{table.qualified}: bucket {self.bucket} has {found[0]} rows on {self._source_name}, {come[0]} came "
+                f"to {self._target_name}, or not the same: is the table defined alike on both? The bucket stays"
+            )
+        tag = await self._source.execute(f"DELETE FROM {quote_table(table)} AS held WHERE {self._condition(table)}")
+        if int(tag.split()[-1]) != found[0]:
+            raise ForeshardError(f"{table.qualified}: {found[0]} rows counted, {tag.split()[-1]} would go; not done")
+
+    async def _digests(self, table: Table) -> Sequence[tuple[int, str]]:
+        return await asyncio.gather(self._digest(self._source, table), self._digest(self._target, table))
+
+    async def _drop_gone(self, table: Table) -> None:
+        """Rows that were copied and have been deleted since."""
+        keys = ", ".join(map(quote_name, table.row_key))
+        stage = f"foreshard_kept_{self._tables.index(table)}"
+        place = quote_table(table)
+        await self._target.execute(
+            f"CREATE TEMP TABLE {stage} ON COMMIT DROP AS SELECT {keys} FROM {place} WHERE false"
+        )
+        query = f"SELECT {keys} FROM {place} AS held WHERE {self._condition(table)}"
+        await pipe(self._source, query, self._target, ("pg_temp", stage), table.row_key)
+        same = " AND ".join(f"kept.{key} = held.{key}" for key in map(quote_name, table.row_key))
+        await self._target.execute(
+            f"DELETE FROM {place} AS held WHERE ({self._condition(table)}) "
+            f"AND NOT EXISTS (SELECT FROM pg_temp.{stage} AS kept WHERE {same})"
+        )
+
+    async def _check_owners(self) -> None:
+        if not await self._source.fetchval(OWNS, self.bucket):
+            raise ForeshardError(f"bucket {self.bucket} is not of shard {self._source_name} any more")
+        if await self._target.fetchval(OWNS, self.bucket):
+            raise ForeshardError(f"bucket {self.bucket} is of shard {self._target_name} already")
+
+
+class _Round:
+    """A transaction on the source for one round of one table; what changes from then on is for the next."""
+
+    def __init__(self, source: Connection, since: dict[str, int], name: str) -> None:
+        self._source = source
+        self._since = since
+        self._name = name
+        self._horizon = 0
+
+    async def __aenter__(self) -> None:
+        await self._source.execute(f"BEGIN; {SETTINGS}")
+        self._horizon = int(await self._source.fetchval(HORIZON))
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if not self._source.is_closed():
+            await self._source.execute("ROLLBACK")
+        if error is None:
+            self._since[self._name] = self._horizon
