@@ -19,6 +19,9 @@ from foreshard._core.values cimport VALUE_BINARY, Values
 import bisect
 
 cdef enum:
+    DATA_ROW_HEAD = 7           # of a DataRow or RowDescription: type, length, number of columns
+    FIELD_SIZE = 18             # of a RowDescription's field behind its name
+    FORMATS_ONE = 4             # bytes of result formats that are one for all columns: their count and the code
     PLACED_BYTES_MAX = 65536    # chosen, not measured: blanks for each shard cost less than a missing position
 
 
@@ -59,12 +62,19 @@ cdef class RowText:
             if at == literal:
                 at += literals.items[index].size
                 index += 1
+                self.end = at
                 continue
             if base[at] == b"-" and at + 1 < size and base[at + 1] == b"-":
                 at = end_of_line(base, at, size)
-            elif base[at] == b"/" and at + 1 < size and base[at + 1] == b"*":
+                continue
+            if base[at] == b"/" and at + 1 < size and base[at + 1] == b"*":
                 at = end_of_comment(base, at, size)
-            elif base[at] == b'"':
+                continue
+            if base[at] in b"; \t\n\r\f\v":
+                is_over = is_over or (in_values and base[at] == b";")
+                at += 1
+                continue
+            if base[at] == b'"':
                 at = self.sql.find(b'"', at + 1) + 1 or size
                 is_over = is_over or (in_values and depth == level)
             elif starts_identifier(base[at]):
@@ -92,13 +102,17 @@ cdef class RowText:
                     if depth == level and in_values and not is_over:
                         self.rows.append((row, at + 1))
                     is_over = is_over or (in_values and depth < level)
-                elif depth == level and in_values and base[at] not in b", \t\n\r\f\v":
+                elif depth == level and in_values and base[at] != b",":
                     is_over = True
                 at += 1
+            self.end = at
         return 0
 
-    def part(self, list chosen) -> tuple[bytes, list[int]]:
-        """The text with the chosen rows (ascending), and the parameters it has: `$1` of it is the first of these."""
+    def part(self, list chosen, bytes tail=b"") -> tuple[bytes, list[int]]:
+        """The text with the chosen rows (ascending), and the parameters it has: `$1` of it is the first of these.
+
+        `tail` stands behind the statement's last word.
+        """
         cdef Py_ssize_t index, start, stop, end
         cdef bint places = len(self.sql) <= PLACED_BYTES_MAX
         kept = set(chosen)
@@ -116,7 +130,7 @@ cdef class RowText:
                 pieces.append(b",")
                 stop += 1
             pieces.append(blanks(self.sql, stop, end) if places else b"")
-        pieces.append(self.copy_of(self.rows[-1][1], len(self.sql), ranks))
+        pieces += (self.copy_of(self.rows[-1][1], self.end, ranks), tail, self.copy_of(self.end, len(self.sql), ranks))
         return b"".join(pieces), [number - 1 for number in used]
 
     cdef bytes copy_of(self, Py_ssize_t start, Py_ssize_t stop, dict ranks):
@@ -177,8 +191,11 @@ cdef bytes blanks(bytes sql, Py_ssize_t start, Py_ssize_t stop):
     return b" " * count
 
 
-cdef bytes bind_rest(BindParts* parts, Values params, list used):
-    """What follows the names in a Bind that gives only the used parameters of another, whose values are in `params`."""
+cdef bytes bind_rest(BindParts* parts, Values params, list used, bint has_marks):
+    """What follows the names in a Bind that gives only the used parameters of another, whose values are in `params`.
+
+    With marks the result has one more column, in text unless all are binary.
+    """
     cdef Cursor cursor
     cdef int _, count
     cursor.at = parts.rest
@@ -199,8 +216,16 @@ cdef bytes bind_rest(BindParts* parts, Values params, list used):
         else:
             pieces.append(int(params.items[index].size).to_bytes(4, "big"))
             pieces.append(params.items[index].data[:params.items[index].size])
-    pieces.append(cursor.at[:cursor.end - cursor.at])
+    formats = cursor.at[:cursor.end - cursor.at]
+    if has_marks and len(formats) > FORMATS_ONE:
+        formats = (int.from_bytes(formats[:2], "big") + 1).to_bytes(2, "big") + formats[2:] + b"\0\0"
+    pieces.append(formats)
     return b"".join(pieces)
+
+
+cdef bint marks_are_binary(BindParts* parts) noexcept:
+    """Whether the Bind's result formats are one code for all columns: binary."""
+    return parts.rest_size >= FORMATS_ONE and parts.rest[parts.rest_size - FORMATS_ONE:parts.rest_size] == b"\0\1\0\1"
 
 
 cdef bytes parse_rest(bytes text, bytes declared, list used):
@@ -219,3 +244,58 @@ cdef list order_of(list split):
         for row in rows:
             order[row] = part
     return order
+
+
+cdef list unmark_rows(list kept, list marks, list order):
+    """What the shards gave, in the order of the statement's rows, without the marks in their last column.
+
+    `kept` are each part's messages: perhaps its RowDescription, and its rows, a part of the rows that it was sent in
+    their order; `marks` the marks of those, `order` as `order_of` gives it. A row that has none of the marks (a trigger
+    may have changed it) stays behind the one before it.
+    """
+    cdef list head = [], found = []
+    cdef Py_ssize_t part, at, place, number
+    cdef bytes message, mark
+    numbers = [[row for row, owner in enumerate(order) if owner == part] for part in range(len(marks))]
+    for part, messages in enumerate(kept):
+        at = number = 0
+        for message in messages:
+            if message[:1] == b"T":
+                head = head or [without_last_field(message)]
+                continue
+            message, mark = without_last_column(message)
+            for place in range(at, len(marks[part])):
+                if marks[part][place] == mark:
+                    number = numbers[part][place]
+                    at = place + 1
+                    break
+            found.append((number, message))
+    found.sort(key=first_of)
+    return head + [message for _, message in found]
+
+
+def first_of(pair: tuple[int, bytes]) -> int:
+    """What rows are sorted by."""
+    return pair[0]
+
+
+cdef tuple without_last_column(bytes message):
+    """A DataRow less its last column, and that; None for NULL."""
+    cdef Py_ssize_t at = DATA_ROW_HEAD, start = DATA_ROW_HEAD, count = int.from_bytes(message[5:7], "big"), _
+    cdef int size = 0
+    for _ in range(count):
+        start = at
+        size = int.from_bytes(message[at:at + 4], "big", signed=True)
+        at += 4 + max(size, 0)
+    row = (count - 1).to_bytes(2, "big") + message[DATA_ROW_HEAD:start]
+    return b"D" + (len(row) + 4).to_bytes(4, "big") + row, None if size < 0 else message[start + 4:at]
+
+
+cdef bytes without_last_field(bytes message):
+    """A RowDescription less its last field."""
+    cdef Py_ssize_t at = DATA_ROW_HEAD, start = DATA_ROW_HEAD, count = int.from_bytes(message[5:7], "big"), _
+    for _ in range(count):
+        start = at
+        at = message.index(b"\0", at) + 1 + FIELD_SIZE
+    fields = (count - 1).to_bytes(2, "big") + message[DATA_ROW_HEAD:start]
+    return b"T" + (len(fields) + 4).to_bytes(4, "big") + fields

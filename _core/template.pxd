@@ -132,6 +132,9 @@ cdef class Template:
     cdef readonly bint returns          # a write with RETURNING
     # An INSERT that may be split by row: for each row the position of its key among `keys`. Empty for all others.
     cdef readonly tuple row_keys
+    # Of such an INSERT that may leave rows out and returns the others: a Template whose keys mark its rows, and whose
+    # text is a column of the same marks (routing/row_marks). Else None.
+    cdef readonly Template marks
     # How an INSERT of a query's rows is carried out over the router (CarryPlan): always when kind is ROUTE_CARRY, else
     # where `one_shard_refusal` would be raised. None for all others.
     cdef readonly object carry
@@ -156,6 +159,7 @@ cdef class Template:
     cdef int read_features(self, Values literals, Values params, double* features) except -1
     # The same for each row of an INSERT with row_keys.
     cdef list locate_rows(self, Values literals, Values params)
+    cdef list hash_rows(self, Values literals, Values params)
     cdef int locate_at(self, int position, Values literals, Values params, Buckets found) except -1
     cdef int fill_arrays(self) except -1
     cdef int locate_array(self, const Value* value, int position, Buckets found) except -1

@@ -94,6 +94,7 @@ class Template:
     is_exact: bool
     returns: bool
     row_keys: tuple[int, ...]
+    marks: Template | None
     lock: bytes | None
     completion: int
     carry: CarryPlan | None
@@ -133,6 +134,7 @@ class Template:
         is_exact: bool = False,
         returns: bool = False,
         row_keys: tuple[int, ...] = (),
+        marks: Template | None = None,
         lock: bytes | None = None,
         owes_claims: bool = False,
         claim_homes: Template | None = None,

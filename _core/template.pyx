@@ -99,7 +99,7 @@ cdef class Template:
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
         tuple arbiters=(), object shadow=None, bint alters=False, bint keeps_bucket=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
-        bint returns=False, tuple row_keys=(),
+        bint returns=False, tuple row_keys=(), Template marks=None,
         bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False,
         bint owes_away=False, int new_keys=0, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
     ):
@@ -138,6 +138,7 @@ cdef class Template:
         self.is_exact = is_exact
         self.returns = returns
         self.row_keys = row_keys
+        self.marks = marks
         self.lock = lock
         self.completion = completion
         self.carry = carry
@@ -208,6 +209,28 @@ cdef class Template:
             self.locate_at(position, literals, params, found)
             buckets[position] = found.items[0]
         return [buckets[position] for position in self.row_keys]
+
+    cdef list hash_rows(self, Values literals, Values params):
+        """The hash of each row's key, as a signed integer; None for one with a NULL. Nothing where one is uncertain."""
+        cdef TypedKey key
+        cdef int position, flags, reading
+        cdef uint64_t seed
+        found = []
+        for position in self.row_keys:
+            seed = home_seed()
+            while True:
+                flags = self.key_sources[position].flags
+                reading = read_typed(
+                    self.read_source(position, literals, params), type_of(flags), flags & KEY_QUOTED,
+                    flags & KEY_NEGATIVE, flags // KEY_LIMIT_UNIT, seed, &key)
+                seed = key.hash
+                if reading != READ_KEY or not flags & KEY_PART:
+                    break
+                position += 1
+            if reading != READ_KEY and reading != READ_NULL:
+                return []
+            found.append(<int64_t> key.hash if reading == READ_KEY else None)
+        return found
 
     cdef const Value* read_source(self, int position, Values literals, Values params) except NULL:
         """The value of a source."""

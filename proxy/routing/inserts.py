@@ -25,6 +25,7 @@ from foreshard.proxy.routing.locate import (
 )
 from foreshard.proxy.routing.reads import check_no_plain
 from foreshard.proxy.routing.references import plan_reference, plan_written_within
+from foreshard.proxy.routing.row_marks import row_marks
 from foreshard.proxy.routing.rows import (
     GENERATED,
     Rows,
@@ -101,6 +102,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         values=inserted_values(collector.text, table, columns, rows),
         rows=len(rows),
         row_keys=split,
+        marks=row_marks(collector, table, columns, rows, node) if split else None,
         new_keys=new_keys(table, node, uses is not None),
         owes_claims=owes_claims,
         claim_homes=claim_homes,

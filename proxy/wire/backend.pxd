@@ -84,6 +84,7 @@ cdef class Backend(Requests):
     cdef double bucket_cost
     cdef bint bucket_tentative          # set inside the transaction: unknown after it
 
+    cdef bint has_marks                 # rows end with a column of ours, which the RowDescription has as well
     cdef object types                   # of the query node's backends: the hub, whose query_types translate oids
 
     cdef Py_ssize_t streaming           # bytes of a large message still to come

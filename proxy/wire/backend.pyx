@@ -290,7 +290,8 @@ cdef class Backend(Requests):
         cdef int head = self.replies.peek(), kind = head & REPLY_KIND_MASK
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
-        if class_ == CLASS_ROW or (type == b"T" and self.holds_tag and self.kept is not None and kind == REPLY_QUERY):
+        if class_ == CLASS_ROW or (
+                type == b"T" and (self.holds_tag or self.has_marks) and self.kept is not None and kind == REPLY_QUERY):
             if self.collected is not None and type == b"D" and is_ours:
                 self.collected.append(body[:size])
             return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP

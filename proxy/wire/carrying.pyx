@@ -89,7 +89,7 @@ cdef class Carrying(Copying):
         portal.backend = None
         portal.merger = None
         portal.texts = None
-        portal.row_order = None
+        portal.row_order = portal.row_marks = None
         portal.part = 0
         portal.bound = 1
         portal.name = parts.portal[:parts.portal_size]

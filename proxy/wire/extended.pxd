@@ -34,6 +34,7 @@ cdef class Extended(Parsing):
     cdef int execute_part(self, Portal portal, int index, long long rows) except -1
     cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1
     cdef int execute_many(self, Portal portal, long long rows) except -1
+    cdef int describe_unmarked(self, Portal portal, Backend backend) except -1
     cdef int describe_own(self, Statement statement, bint with_parameters) except -1
     cdef int explain_bound(self, Statement statement) except -1
     cdef int execute_own(self, Statement statement) except -1

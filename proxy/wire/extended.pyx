@@ -21,7 +21,7 @@ from foreshard._core.replies cimport (
     SYNTHETIC_BIND,
     SYNTHETIC_CLOSE,
 )
-from foreshard._core.row_split cimport RowText, bind_rest, order_of, parse_rest
+from foreshard._core.row_split cimport RowText, bind_rest, marks_are_binary, order_of, parse_rest
 from foreshard._core.template cimport (
     ROUTE_ALONE,
     ROUTE_DEFAULT,
@@ -44,6 +44,8 @@ from foreshard.proxy.wire.session import failed_transaction
 
 cdef enum:
     SYNC_SIZE = 5
+
+cdef bytes DESCRIBED = b"foreshard described"       # name of a portal of ours
 
 
 cdef class Extended(Parsing):
@@ -162,7 +164,7 @@ cdef class Extended(Parsing):
         portal.parts = self.completed_parts(statement.template)
         self.active = portal.parts[0]
         portal.texts = None
-        portal.row_order = None
+        portal.row_order = portal.row_marks = None
         if self.split is not None:
             return self.split_bind(portal, statement, parts)
         self.ensure(self.active, statement, portal.is_unnamed, True)
@@ -172,12 +174,16 @@ cdef class Extended(Parsing):
         """Bind an INSERT of which each shard gets some rows: every part has a text of its own."""
         cdef RowText whole = RowText(statement.body[:statement.query_size])
         cdef bytes declared = statement.body[statement.query_size + 1:]
+        cdef Template template = statement.template
         portal.texts = []
-        for rows in self.split:
-            text, used = whole.part(rows)
-            portal.texts.append((parse_rest(text, declared, used), bind_rest(parts, self.hub.params, used)))
-        if statement.template.returns:
+        if template.returns:
             portal.row_order = order_of(self.split)
+            portal.row_marks = self.marks_of(
+                template, statement.literals, self.hub.params, marks_are_binary(parts))
+        has_marks = portal.row_marks is not None
+        for rows in self.split:
+            text, used = whole.part(rows, template.marks.text if has_marks else b"")
+            portal.texts.append((parse_rest(text, declared, used), bind_rest(parts, self.hub.params, used, has_marks)))
         if self.deferred is statement and self.deferred_unnamed == portal.is_unnamed:
             self.ensure(self.active, statement, portal.is_unnamed, True)    # the client's own Parse has its answer
         return self.bind_split(portal, 0, True)
@@ -225,6 +231,8 @@ cdef class Extended(Parsing):
             backend = portal.backend if portal.backend is not None else portal.parts[0]
             if self.attach(backend.shard, False, False) is not backend:
                 return RETRY
+            if portal.row_marks is not None and portal.parts is not None:
+                return self.describe_unmarked(portal, backend)
             backend.write_message(b"D", body, size)
         else:
             statement = self.find_statement(body + 1, size - 2)
@@ -239,6 +247,21 @@ cdef class Extended(Parsing):
             message = b"S" + (b"" if size == 2 else statement.server_name) + b"\0"
             backend.write_message(b"D", <const char*> message, len(message))
         backend.replies.push(REPLY_DESCRIBE)
+        backend.unsynced = True
+        return HANDLED
+
+    cdef int describe_unmarked(self, Portal portal, Backend backend) except -1:
+        """Describe a split portal whose rows have marks as the client's own text, bound for that, would be."""
+        cdef bytes name = b"" if portal.is_unnamed else portal.statement.server_name
+        cdef bytes body = DESCRIBED + b"\0" + name + b"\0" + portal.rest
+        self.ensure(backend, portal.statement, portal.is_unnamed, False)
+        backend.write_message(b"B", <const char*> body, len(body))
+        backend.replies.push(REPLY_BIND | REPLY_SWALLOW)
+        body = b"P" + DESCRIBED + b"\0"
+        backend.write_message(b"D", <const char*> body, len(body))
+        backend.replies.push(REPLY_DESCRIBE)
+        backend.write_message(b"C", <const char*> body, len(body))
+        backend.replies.push(REPLY_CLOSE | REPLY_SWALLOW)
         backend.unsynced = True
         return HANDLED
 
@@ -321,14 +344,14 @@ cdef class Extended(Parsing):
                 raise not_built("a row limit on a write of several shards", "Fetch all its rows at once.")
             rows = 0        # there are none to limit
         self.asked = portal
-        self.row_order = portal.row_order
+        self.row_order, self.row_marks = portal.row_order, portal.row_marks
         self.rows_left = rows
         self.copy_out = copy_out_of(portal.statement.template)
         self.lock = portal.statement.template.lock
         self.in_turn = locks_rows(portal.statement.template)
         self.completing = portal.statement.template if portal.statement.template.completion else None
         if self.row_order is None and self.ends_own() and portal.statement.template.returns and \
-                portal.statement.template.owes_claims:
+                owes(portal.statement.template):
             self.row_order = []     # shard by shard, once the claims are settled
         if self.lock is not None:
             self.lock_on(self.active, self.lock)

@@ -16,6 +16,7 @@ cdef int copy_out_of(Template template) noexcept
 cdef class Gather(Asking):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
     cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
+    cdef list row_marks                 # for each part the marks of its rows, as its shard gives them; None: no marks
     cdef bint in_turn                   # each shard is asked when the one before has answered: row locks
     cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none
     cdef int copy_out                   # CopyOut of the statement whose parts are under way
@@ -38,6 +39,7 @@ cdef class Gather(Asking):
     cdef int next_any(self) noexcept
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
     cdef int route_rows(self, Template template, Values literals, Values params) except -3
+    cdef list marks_of(self, Template template, Values literals, Values params, bint is_binary)
     cdef int push_kept(self) except -1
     cdef bint holds_result(self) noexcept
     cdef bint ends_own(self) noexcept

@@ -24,6 +24,7 @@ from foreshard._core.template cimport (
     Buckets,
     Template,
 )
+from foreshard._core.row_split cimport unmark_rows
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
@@ -258,6 +259,7 @@ cdef class Gather(Asking):
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
             # The shards' rows are the same where there is a lock: the first's are enough.
             backend.kept = [] if self.row_order is not None or (self.lock is not None and index) else None
+            backend.has_marks = self.row_marks is not None
             if parallel and index > first:
                 backend.set_hold(True)
         self.active = parts[first]
@@ -421,12 +423,15 @@ cdef class Gather(Asking):
     cdef int push_kept(self) except -1:
         """Give the rows that RETURNING made on each shard in the order in which the client gave them.
 
-        Where a shard returned fewer (ON CONFLICT DO NOTHING), nobody can tell whose are missing: shard by shard.
+        Where a shard returned fewer (ON CONFLICT DO NOTHING), their marks tell whose are missing; without, nobody can:
+        shard by shard.
         """
         cdef Backend backend
         cdef list kept = [(<Backend> each).kept for each in self.parts]
         if not self.parts_failed:
-            if all(len(rows) == self.row_order.count(part) for part, rows in enumerate(kept)):
+            if self.row_marks is not None:
+                kept = [unmark_rows(kept, self.row_marks, self.row_order)]
+            elif all(len(rows) == self.row_order.count(part) for part, rows in enumerate(kept)):
                 turns = [iter(rows) for rows in kept]
                 kept = [[next(turns[part]) for part in self.row_order]]
             if self.ends_own():
@@ -437,8 +442,18 @@ cdef class Gather(Asking):
                     self.push_bytes(row)
         for backend in self.parts:
             backend.kept = None
-        self.row_order = None
+            backend.has_marks = False
+        self.row_order = self.row_marks = None
         return 0
+
+    cdef list marks_of(self, Template template, Values literals, Values params, bint is_binary):
+        """The marks of the rows of a split INSERT, by part; None where they are not needed, or not certain."""
+        hashes = [] if template.marks is None else template.marks.hash_rows(literals, params)
+        if not hashes:
+            return None
+        shown = [None if each is None else each.to_bytes(8, "big", signed=True) if is_binary else b"%d" % each
+                 for each in hashes]
+        return [[shown[row] for row in rows] for rows in self.split]
 
     cdef bint keeps_error(self, Backend backend, bytes body) except -1:
         """Foreign keys are looked at when all rows are written: what fails before that on any shard is told instead."""

@@ -306,7 +306,7 @@ cdef class Merging(Segment):
             plan.read_offset(statement.literals, self.hub.params), self.labels())
         portal.states = None
         portal.texts = None
-        portal.row_order = None
+        portal.row_order = portal.row_marks = None
         portal.statement = self.statement_for_shards(statement, plan)
         portal.backend = None
         portal.part = 0

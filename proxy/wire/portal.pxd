@@ -14,6 +14,7 @@ cdef class Portal:
     cdef bytes rest
     cdef list texts                 # of a split INSERT: each part's own (Parse, Bind) behind the names; None otherwise
     cdef list row_order             # of a split INSERT with RETURNING: Gather.row_order
+    cdef list row_marks             # and the marks of its rows: Gather.row_marks
     cdef bint is_unnamed            # its statement is the unnamed one
     cdef Carry carry                # of a portal with parts whose rows are carried, or held back; None otherwise
     cdef Merger merger              # of a merged result; None for a plain concatenation

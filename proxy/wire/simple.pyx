@@ -25,7 +25,7 @@ from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT
 from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows, owes
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -176,7 +176,11 @@ cdef class Simple(Carrying):
         self.completing = template if template.completion else None
         whole = None if self.split is None else RowText(message[5:total - 1])
         self.row_order = order_of(self.split) if template.returns else None
-        if self.row_order is None and template.returns and template.owes_claims and self.ends_own():
+        self.row_marks = None
+        if self.row_order is not None:
+            self.row_marks = self.marks_of(template, self.hub.literals, self.hub.params, False)
+        tail = b"" if self.row_marks is None else template.marks.text
+        if self.row_order is None and template.returns and owes(template) and self.ends_own():
             self.row_order = []     # shard by shard, once the claims are settled
         self.rows_left = 0
         self.copy_out = copy_out_of(template)
@@ -192,7 +196,7 @@ cdef class Simple(Carrying):
             if whole is None:
                 backend.outbox.append(message, total)
             else:
-                text, _ = whole.part(self.split[index])
+                text, _ = whole.part(self.split[index], tail)
                 backend.write_message(b"Q", <const char*> text, len(text) + 1)
             backend.unnamed = None
             backend.replies.push(REPLY_QUERY)

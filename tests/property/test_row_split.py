@@ -69,3 +69,16 @@ def test_the_parser_reads_the_same_rows_in_a_part(count: int, skipped: int) -> N
     lists = unwrap(statement.node["selectStmt"])[1]["valuesLists"]
     values = [unwrap(unwrap(row)[1]["items"][0])[1].get("ival", {}).get("ival", 0) for row in lists]
     assert (values, used) == (chosen, [0])
+
+
+ENDS = st.sampled_from(["*", "id", "'a;b'", "$1", '"c;"', "n /* ; */ + 1", "(1)", "id AS x", "x", "$$;$$", "E'\\';'"])
+AFTER = st.sampled_from(["", ";", " ; ", " -- ; end", "/* ; */;", ";\n-- end\n"])
+
+
+@given(st.lists(ENDS, min_size=1, max_size=3), AFTER)
+def test_what_stands_behind_the_last_word_is_returned_last(returned: list[str], after: str) -> None:
+    text = f"INSERT INTO t VALUES ($1, 'x'), (2, ';') ON CONFLICT DO NOTHING RETURNING {', '.join(returned)}{after}"
+    part, _ = RowText(text.encode()).part([0], b", 7 AS marked")
+    [statement] = parse(part)
+    names = [unwrap(column)[1].get("name") for column in statement.node["returningList"]]
+    assert (len(names), names[-1]) == (len(returned) + 1, "marked")
