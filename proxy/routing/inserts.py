@@ -70,7 +70,13 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     check_target(collector)
     if may_carry(table, rows, node):
         return carry(selected, conflict_in_query())
-    arbiters = conflict_arbiters(collector, table, columns, rows, node)
+    has_expressions = any(unwrap(cell)[0] not in CONSTANTS for row in rows or () for cell in row)
+    try:
+        arbiters = conflict_arbiters(collector, table, columns, rows, node)
+    except SqlError as problem:
+        if not has_expressions or problem.sqlstate != "0A000":
+            raise
+        return carry(selected, problem)
     try:
         check_no_plain(collector)
         check_shard_local(collector)
@@ -84,7 +90,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         uses = key_source(collector, table, columns, rows, node)
         keys = locate_rest(collector, target, uses)
     except SqlError as problem:
-        if not any(unwrap(cell)[0] not in CONSTANTS for row in rows for cell in row):
+        if not has_expressions:
             raise
         return carry(selected, problem)
     split = row_keys(collector, node, rows, uses, keys)

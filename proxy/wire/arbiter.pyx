@@ -16,6 +16,7 @@ from foreshard._core.typed_keys cimport TypedKey, read_typed
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT, Away, home_of, key_of, type_of
 from foreshard.proxy.wire.backend cimport Backend
+from foreshard.proxy.wire.commit cimport control_point
 from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.statement cimport Statement
 
@@ -182,6 +183,7 @@ cdef class Arbiter(Away):
         if backend.muted_error is not None:
             error, backend.muted_error = decode_error(backend.muted_error), None
             raise error
+        control_point("claims-met")
         for index, row in zip(asked, rows, strict=True):
             size = int.from_bytes(row[2:6], "big", signed=True)
             self.arbiters[index][shard] = NO_ROW if size < 0 else int(row[6:6 + size])

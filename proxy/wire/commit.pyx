@@ -28,7 +28,7 @@ from foreshard._core.errors import SqlError, not_built
 from foreshard._core.two_phase import make_gid, new_id
 
 CONTROL_POINTS = (
-    "away-asked", "away-reserved", "claims-trying", "claims-asked", "claims-taken",
+    "away-asked", "away-reserved", "claims-met", "claims-trying", "claims-asked", "claims-taken",
     "commit-voting", "commit-prepared", "commit-deciding", "commit-decided", "commit-finished", "commit-undoing",
 )
 SNAPSHOT_POINTS = ("snapshots-opening", "snapshots-opened")

@@ -46,7 +46,7 @@ END_WRITERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE da
   AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND usename = current_user"""
 # Codes of tickets are claimed wherever their homes are; parcels are away from home, two of three.
 CLAIMING_SCHEMA = f"""{SCHEMA}
-CREATE TABLE ticket (id bigserial PRIMARY KEY, code text UNIQUE);
+CREATE TABLE ticket (id bigserial PRIMARY KEY, code text UNIQUE, n integer NOT NULL DEFAULT 0);
 CREATE TABLE parcel (code text PRIMARY KEY);
 CREATE TABLE wrap (id bigserial PRIMARY KEY, code text NOT NULL REFERENCES parcel DEFERRABLE INITIALLY DEFERRED);
 """
@@ -59,9 +59,19 @@ CLAIMING_TABLES = {
 WEIGH = {"table": "parcel", "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
 SECTIONS: dict[str, Any] = {"placement": {"policy": "least-loaded"}, "triggers": {"weigh": WEIGH}}
 CLEAR = """SET session_replication_role = replica; UPDATE root SET tag = 'before' WHERE tag <> 'before';
-TRUNCATE ticket, parcel, wrap, foreshard.claim, foreshard.claim_pending, foreshard.away, foreshard.decision,
-  foreshard.outbox, foreshard.outbox_image"""
+DELETE FROM ticket WHERE code NOT LIKE 'kept%'; UPDATE ticket SET n = 0;
+DELETE FROM foreshard.claim WHERE key NOT LIKE 'kept%';
+TRUNCATE parcel, wrap, foreshard.claim_pending, foreshard.away, foreshard.decision, foreshard.outbox,
+  foreshard.outbox_image"""
+# They meet tickets that are there on other shards, and make new ones beside them.
+UPSERTS = (
+    "INSERT INTO ticket (code) VALUES ('kept 0'), ('code 0'), ('kept 1'), ('code 1'), ('kept 2')"
+    " ON CONFLICT (code) DO UPDATE SET n = ticket.n + 1 RETURNING code",
+    "INSERT INTO ticket (code) VALUES ('kept 1'), ('code 2'), ('code 1') ON CONFLICT DO NOTHING RETURNING code",
+)
+KEPT = 3
 CLAIMED = "SELECT 'public.ticket.code', code FROM ticket UNION ALL SELECT 'public.parcel.code', code FROM parcel"
+MET = "SELECT n FROM ticket WHERE code LIKE 'kept%'"
 PARCELS = [f"p{number}" for number in range(6)]
 UNDONE = {"40P01", "40001"}  # the client was told that nothing happened
 
@@ -81,6 +91,8 @@ def made(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
     with world.router() as proxy, proxy.server.connect() as client:
         for key in range(1, ACCOUNTS + 1):
             client.rows(f"INSERT INTO root (id, tag) VALUES ({key}, 'before')")
+        for number in range(KEPT):
+            client.rows(f"INSERT INTO ticket (code) VALUES ('kept {number}')")
     yield world
     test_instances.drop(shards)
 
@@ -92,12 +104,12 @@ def world(made: World) -> World:
 
 
 def script(shards: Shards, point: str) -> list[str]:
-    """A transaction that passes the point: it writes rows of each shard, claims values of several, and rows away."""
+    """A transaction that passes the point: rows of each shard, upserts by claims of several, and rows away."""
     texts = []
     for shard in range(SHARD_COUNT):
         key = shards.query(FIRST_KEY, on=shard)[0][0]
         texts.append(f"UPDATE root SET tag = 'after' WHERE id = {key}")
-        texts.append(f"INSERT INTO ticket (code) VALUES ('code {shard}')")
+    texts += UPSERTS
     texts[:0] = [f"INSERT INTO parcel (code) VALUES ('parcel {number}')" for number in range(4)]
     if point == "claims-trying":  # who writes one shard only
         texts = ["INSERT INTO ticket (code) VALUES ('code ' || 0)"]  # the text does not tell the claim's home
@@ -120,8 +132,11 @@ def changed(shards: Shards, point: str) -> list[object]:
     assert keys == claims
     sql = "SELECT count(*) FROM root WHERE tag = 'after'"
     counts = [shards.query(sql, on=shard)[0][0] for shard in range(SHARD_COUNT)]
-    assert len(keys) in ((0, 1) if point == "claims-trying" else (counts[0] and 7,))
-    return [len(keys)] if point == "claims-trying" else counts
+    made = len(keys) - KEPT
+    assert made in ((0, 1) if point == "claims-trying" else (counts[0] and 7,))
+    met = [int(str(row[0])) for shard in range(SHARD_COUNT) for row in shards.query(MET, on=shard)]
+    assert sum(met) == (0 if point == "claims-trying" else KEPT * int(str(counts[0])))
+    return [made] if point == "claims-trying" else counts
 
 
 def parcels_away(shards: Shards) -> int:
