@@ -153,6 +153,6 @@ def refused(table: Table, columns: tuple[str, ...]) -> SqlError:
     """The refusal of a conflict with a row that may be on another shard."""
     return not_built(
         f'this ON CONFLICT on {", ".join(columns)} of "{table.name}"',
-        f"Give constants or parameters, one row at a time, or name the key: ({', '.join(table.row_key)}).",
+        f"Send one row at a time, or name the key: ({', '.join(table.row_key)}).",
         "A row with equal values of those columns may be on another shard.",
     )

@@ -55,6 +55,7 @@ class Client:
             self.insert_wrap, self.delete_wraps, self.insert_account, self.delete_account, self.pass_handle_on,
             self.insert_part, self.delete_part, self.insert_unless_held, self.change_holder, self.move_value_of_holder,
             self.insert_unless_any, self.insert_or_mark_account, self.insert_part_unless_there,
+            self.insert_those_not_held,
         ]  # fmt: skip
         while not stopping.is_set():
             try:
@@ -244,6 +245,25 @@ class Client:
         root = self.draw.choice(HELD)
         row, values = self.new_row(root)
         self.try_to([row], [], f"{root.insert}{values} ON CONFLICT DO NOTHING")
+
+    def insert_those_not_held(self) -> None:
+        """The same for several rows in one statement: those that are returned are there, the others are not."""
+        root = self.draw.choice(HELD)
+        rows = [self.new_row(root, key) for key in root.sample_keys(self.draw, 3)]
+        listed = ", ".join(values for _, values in rows)
+        began_s, outcomes = time.monotonic(), [Outcome.UNKNOWN] * len(rows)
+        self.was_warned = False
+        try:
+            told = self.ask(f"{root.insert}{listed} ON CONFLICT ({root.other}) DO NOTHING RETURNING mark")
+            there = {mark for (mark,) in told}
+            outcomes = [Outcome.HAPPENED if row.mark in there else Outcome.REFUSED for row, _ in rows]
+        except Refused:
+            outcomes = [Outcome.REFUSED] * len(rows)
+        finally:
+            told_s = math.inf if self.was_warned else time.monotonic()
+            for (row, _), outcome in zip(rows, outcomes, strict=True):
+                self.counts[outcome.value] += 1
+                self.acts.append(Act((row,), (), outcome, began_s, told_s))
 
     def change_holder(self) -> None:
         """ON CONFLICT DO UPDATE by the unique column: the row that holds the value has another key, on any shard."""
