@@ -108,7 +108,8 @@ cdef class Template:
     # shards. None when the shards' rows may simply be concatenated.
     cdef readonly object one_shard_refusal
     # An INSERT with ON CONFLICT on claimed columns: a Template of one key for each value that another row may have, its
-    # `row_keys` the row's number alone; `keeps_bucket`: the row may not follow another one of the statement.
+    # `row_keys` the row's number alone; `keeps_bucket`: the row may not follow another one of the statement;
+    # `owes_away`: the row that is there may be away from the bucket that its claim names.
     cdef readonly tuple arbiters
     cdef readonly bint keeps_bucket     # keys of several buckets are as keys of several shards: rows may not leave one
     cdef readonly bint can_query        # the query node answers the read where `one_shard_refusal` would be raised

@@ -1,5 +1,8 @@
 """The SQL of ON CONFLICT on columns that are unique over all shards: where the row is that the new one may meet.
 
+`foreshard.meets(name, key)` looks for the row itself, on the shards of groups that are placed by cost: there a claim
+names the bucket of the root's key, and the row may be away from that.
+
 `foreshard.arbitrate(name, key, home)` is asked on the home of a claim and, for what the transaction at hand has written
 but not settled, on each of its shards that owes claims. It answers with the bucket of the row; RELEASED when this
 transaction gives the value up; NULL when there is none, and then nobody else can claim it before the transaction ends.
@@ -72,6 +75,28 @@ GRANT EXECUTE ON FUNCTION foreshard.arbitrate(text, {type}, integer) TO PUBLIC;
 """
 
 
+MEETS = """\
+CREATE OR REPLACE FUNCTION foreshard.meets(name text, key {type}) RETURNS boolean
+LANGUAGE plpgsql STABLE {safe} AS $body$
+-- Whether a row with the claimed value is on this shard.
+DECLARE
+  known foreshard.claim_set;
+  found boolean;
+BEGIN
+  SELECT * INTO known FROM foreshard.claim_set AS held WHERE held.name = meets.name;
+  EXECUTE (
+    SELECT format('SELECT EXISTS (SELECT FROM %s WHERE %s)', known.relation, string_agg(
+      format('%I = ({value})::%s', part.name, {place}format_type(a.atttypid, NULL)), ' AND '))
+    FROM unnest(known.columns) WITH ORDINALITY AS part(name, place)
+    JOIN pg_attribute a ON a.attrelid = to_regclass(known.relation) AND a.attname = part.name
+  ) INTO found USING key;
+  RETURN found;
+END
+$body$;
+GRANT EXECUTE ON FUNCTION foreshard.meets(text, {type}) TO PUBLIC;
+"""
+
+
 def home_of_key(key_type: KeyType) -> str:
     """The home of a claimed value, as an SQL expression over `key`."""
     found = re.sub(r"\bseed\b", str(HOME_SEED), HASH_SQL[key_family(key_type)])
@@ -90,6 +115,10 @@ def arbiter_steps() -> Iterator[Step]:
             "pending": BUCKET_COUNT,
         }
         yield function_step(f"foreshard.arbitrate(text, {TYPE_NAMES[key_type]}, integer)", ARBITRATE.format_map(words))
+        words |= {"value": "$1", "place": ""}
+        yield function_step(f"foreshard.meets(text, {TYPE_NAMES[key_type]})", MEETS.format_map(words))
     words = {"type": "text[]", "safe": safe_options(KeyType.TYPE_TEXT), "home": "home"}
     words |= {"released": RELEASED, "pending": BUCKET_COUNT}
     yield function_step("foreshard.arbitrate(text, text[], integer)", ARBITRATE.format_map(words))
+    words |= {"value": "$1[%s]", "place": "part.place, "}
+    yield function_step("foreshard.meets(text, text[])", MEETS.format_map(words))

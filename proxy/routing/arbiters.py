@@ -41,7 +41,7 @@ def conflict_arbiters(
     if not wanted:
         return ()
     refusal = refused(table, wanted[0])
-    if table.by_cost or table.has_triggers or rows is None or not all(printable(table, one) for one in wanted):
+    if table.has_triggers or rows is None or not all(printable(table, one) for one in wanted):
         raise refusal
     if len(rows) > 1 and (not may_split(collector, rows, node) or moves_value(clause, wanted)):
         raise refusal
@@ -127,6 +127,7 @@ def arbiter(
         can_query=is_own_key,
         row_keys=(row,),
         keeps_bucket="infer" not in clause,
+        owes_away=collector.catalog.root_of(table).by_cost,
         reason="an arbiter",
     )
 

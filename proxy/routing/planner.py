@@ -35,8 +35,8 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "keeps_bucket", "can_query", "shadow", "merge", "cursor", "parameters"),
-    *("is_reset", "is_exact", "returns", "row_keys", "lock", "carry", "alters", "owes_claims", "claim_homes"),
-    *("is_hashed", "owes_away", "new_keys", "arbiters", "completion", "copy", "reason"),
+    *("is_reset", "is_exact", "returns", "row_keys", "marks", "lock", "carry", "alters", "owes_claims"),
+    *("claim_homes", "is_hashed", "owes_away", "new_keys", "arbiters", "completion", "copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
     (
@@ -308,7 +308,12 @@ def within(template: Template, text: bytes, literals_before: int) -> Template:
     )
     parts = tuple(within(part, text, literals_before) for part in template.parts)
     arbiters = tuple(within(value, b"", literals_before) for value in template.arbiters)
-    return copy_of(template, text=text, keys=keys, values=values, parts=parts, arbiters=arbiters)
+    homes, marks = (
+        None if value is None else within(value, value.text or b"", literals_before)
+        for value in (template.claim_homes, template.marks)
+    )
+    changes = {"parts": parts, "arbiters": arbiters, "claim_homes": homes, "marks": marks}
+    return copy_of(template, text=text, keys=keys, values=values, **changes)
 
 
 def explained(inner: Template) -> Template:

@@ -20,7 +20,7 @@ from foreshard.proxy.wire.commit cimport control_point
 from foreshard.proxy.wire.gather cimport ROUTE_MANY
 from foreshard.proxy.wire.statement cimport Statement
 
-from foreshard._core.errors import decode_error
+from foreshard._core.errors import SqlError, decode_error
 from foreshard._core.typed_keys import SCALAR_OIDS
 
 cdef enum:
@@ -33,7 +33,7 @@ cdef enum:
     INT4_OID = 23
     SEVERAL = 255           # the key type of values of several columns
 
-cdef dict QUESTIONS = {}    # key type -> Statement
+cdef dict QUESTIONS = {}    # (key type, whether it asks for the row) -> Statement
 
 
 cdef class Arbiter(Away):
@@ -56,8 +56,10 @@ cdef class Arbiter(Away):
         self.begin_claimed()
         if self.arbiters is None:
             self.arbiters = {}
+            self.meetings = {}
         self.take_arbiter()
-        if self.ask_arbiters(template, literals, params) == ROUTE_WAIT:
+        if self.ask_arbiters(template, literals, params) == ROUTE_WAIT or \
+                self.ask_meetings(template, literals, params) == ROUTE_WAIT:
             return ROUTE_WAIT
         met = self.met_shards(template)
         if template.rows > 1:
@@ -78,11 +80,16 @@ cdef class Arbiter(Away):
         cdef int index
         found = {}
         for index, value in enumerate(template.arbiters):
-            answers = self.arbiters.get(index, {}).values()
-            bucket = max(answers, default=NO_ROW)
-            if bucket < 0 or (bucket < PENDING and RELEASED in answers):
+            answers = self.arbiters.get(index, {})
+            bucket = met_bucket(answers)
+            if bucket == NO_ROW:
                 continue
-            found.setdefault(value.row_keys[0], self.hub.state.shard_of_bucket(bucket % PENDING))
+            shard = self.hub.state.shard_of_bucket(bucket % PENDING)
+            if value.owes_away:     # the transaction's own is where it is pending
+                shard = next((shard for shard, answer in answers.items() if answer == bucket), NO_ROW)
+                if bucket < PENDING:
+                    shard = next(shard for shard, has_row in self.meetings[index].items() if has_row)
+            found.setdefault(value.row_keys[0], shard)
         return found
 
     cdef int spread_rows(self, Template template, Values literals, Values params, dict met) except -3:
@@ -92,6 +99,11 @@ cdef class Arbiter(Away):
             shard = Away.route(self, template, literals, params, -1) if len(met) < template.rows else NO_ROW
             goals = [met.get(row, shard) for row in range(template.rows)]
         else:
+            if template.is_claimed:     # keys that may be away from home, too
+                self.take_claimed()
+                if not self.ask_own(template, literals, params) or not self.resolve(template, literals, params):
+                    return ROUTE_WAIT
+                self.is_away = True
             homes = self.row_buckets(template, literals, params)
             goals = [met.get(row, self.hub.state.shard_of_bucket(bucket)) for row, bucket in enumerate(homes)]
             self.keep_together(template, literals, params, goals)
@@ -147,10 +159,36 @@ cdef class Arbiter(Away):
                     due.setdefault(shard, []).append((home, index))
         if not due:
             return 0
-        self.ask_shard(template, literals, params, min(due), sorted(due[min(due)]))
+        self.ask_shard(template, literals, params, min(due), sorted(due[min(due)]), False)
         return ROUTE_WAIT
 
-    cdef int ask_shard(self, Template template, Values literals, Values params, int shard, list due) except -1:
+    cdef int ask_meetings(self, Template template, Values literals, Values params) except -3:
+        """Ask where rows are that may be away from the bucket of their claims, that bucket's shard first."""
+        cdef Template value
+        cdef int index, bucket, shard
+        due = {}
+        for index, value in enumerate(template.arbiters):
+            bucket = met_bucket(self.arbiters.get(index, {}))
+            if not value.owes_away or bucket == NO_ROW or bucket >= PENDING:
+                continue
+            known = self.meetings.setdefault(index, {})
+            if True in known.values():
+                continue
+            first = self.hub.state.shard_of_bucket(bucket)
+            left = [shard for shard in (first, *range(self.hub.shard_count)) if shard not in known]
+            if not left:
+                raise SqlError(
+                    "40001", "the row that the new one meets is being moved, or is newer than the snapshot",
+                    hint="Run the transaction again.")
+            due.setdefault(left[0], []).append((bucket, index))
+        if not due:
+            return 0
+        self.ask_shard(template, literals, params, min(due), sorted(due[min(due)]), True)
+        return ROUTE_WAIT
+
+    cdef int ask_shard(
+        self, Template template, Values literals, Values params, int shard, list due, bint meets
+    ) except -1:
         """Ask one shard about values with these homes. The message has to wait, for that or for a backend."""
         cdef Backend backend = self.attach(shard, False, False)
         cdef Template value
@@ -162,10 +200,15 @@ cdef class Arbiter(Away):
         for home, index in due:
             value = template.arbiters[index]
             key, is_binary = value_of(value, literals, params)
-            values = [(<str> value.claims[0]).encode(), key, b"%d" % home]
-            formats = b"\0\3\0\0" + (b"\0\1" if is_binary else b"\0\0") + b"\0\0"
-            self.send_question(backend, question(value.key_sources[0].flags), values, formats)
+            values = [(<str> value.claims[0]).encode(), key]
+            formats = b"\0\0" + (b"\0\1" if is_binary else b"\0\0")
+            if not meets:
+                values.append(b"%d" % home)
+                formats += b"\0\0"
+            formats = len(values).to_bytes(2, "big") + formats
+            self.send_question(backend, question(value.key_sources[0].flags, meets), values, formats)
         self.end_question(backend, was_unsynced)
+        self.asks_meetings = meets
         self.asked_arbiters = (shard, [index for _, index in due])
         backend.flush()
         self.wait_until_drained()
@@ -186,7 +229,10 @@ cdef class Arbiter(Away):
         control_point("claims-met")
         for index, row in zip(asked, rows, strict=True):
             size = int.from_bytes(row[2:6], "big", signed=True)
-            self.arbiters[index][shard] = NO_ROW if size < 0 else int(row[6:6 + size])
+            if self.asks_meetings:
+                self.meetings[index][shard] = row[6:] == b"t"
+            else:
+                self.arbiters[index][shard] = NO_ROW if size < 0 else int(row[6:6 + size])
         return 0
 
     cdef int forget_claimed(self) except -1:
@@ -196,8 +242,14 @@ cdef class Arbiter(Away):
             if backend is not None:
                 backend.collected = None
             self.asked_arbiters = None
-        self.arbiters = None
+        self.arbiters = self.meetings = None
         return Away.forget_claimed(self)
+
+
+cdef int met_bucket(dict answers) except -2:
+    """The bucket of the row that a value is on, and PENDING more for one of this transaction's; NO_ROW for none."""
+    bucket = max(answers.values(), default=NO_ROW)
+    return NO_ROW if bucket < 0 or (bucket < PENDING and RELEASED in answers.values()) else bucket
 
 
 cdef tuple value_of(Template value, Values literals, Values params):
@@ -230,18 +282,19 @@ cdef object hash_of(Template value, Values literals, Values params):
         position += 1
 
 
-cdef Statement question(int flags):
-    """Our statement that asks for a value of a type."""
+cdef Statement question(int flags, bint meets):
+    """Our statement that asks for a value of a type: who has it, or whether its row is there."""
     cdef int key_type = SEVERAL if flags & KEY_PART else type_of(flags)
-    cdef Statement statement = QUESTIONS.get(key_type)
+    cdef Statement statement = QUESTIONS.get((key_type, meets))
     if statement is not None:
         return statement
     statement = Statement.__new__(Statement)
-    text = b"SELECT foreshard.arbitrate($1, $2, $3)"
-    oids = [TEXT_OID, TEXTS_OID if key_type == SEVERAL else SCALAR_OIDS[key_type][0], INT4_OID]
-    statement.body = text + b"\0\0\3" + b"".join([oid.to_bytes(4, "big") for oid in oids])
+    text = b"SELECT foreshard.meets($1, $2)" if meets else b"SELECT foreshard.arbitrate($1, $2, $3)"
+    oids = [TEXT_OID, TEXTS_OID if key_type == SEVERAL else SCALAR_OIDS[key_type][0], INT4_OID][:2 if meets else 3]
+    statement.body = text + b"\0" + len(oids).to_bytes(2, "big") + b"".join([oid.to_bytes(4, "big") for oid in oids])
     statement.query_size = len(text)
-    statement.id = f"arbiter {key_type}"
-    statement.server_name = b"foreshard_arbiter_%d" % key_type
-    QUESTIONS[key_type] = statement
+    word = "meets" if meets else "arbiter"
+    statement.id = f"{word} {key_type}"
+    statement.server_name = b"foreshard_%s_%d" % (word.encode(), key_type)
+    QUESTIONS[key_type, meets] = statement
     return statement

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import datetime
 import random
+import re
 from collections.abc import Iterator
 from typing import LiteralString, NamedTuple, cast
 
@@ -19,6 +20,10 @@ SCHEMA = """
 CREATE TABLE account (name text PRIMARY KEY, code integer UNIQUE, note text, UNIQUE (note, name));
 CREATE TABLE member (id bigserial PRIMARY KEY, email varchar(12) UNIQUE, day date UNIQUE, n integer DEFAULT 0);
 CREATE TABLE seat (id bigserial PRIMARY KEY, hall varchar(8), place integer, n integer DEFAULT 0, UNIQUE (hall, place));
+CREATE TABLE parcel (code text PRIMARY KEY, label text UNIQUE, place integer, row integer, n integer DEFAULT 0,
+  UNIQUE (place, row));
+CREATE TABLE wrap (id bigserial PRIMARY KEY, code text NOT NULL REFERENCES parcel ON DELETE CASCADE, tag text UNIQUE,
+  n integer DEFAULT 0);
 CREATE TABLE letter (code text PRIMARY KEY, name text NOT NULL REFERENCES account, n integer DEFAULT 0);
 """
 TABLES = {
@@ -26,6 +31,15 @@ TABLES = {
     "member": {"key": "id", "unique": ["email", "day"]},
     "seat": {"key": "id", "unique": ["hall, place"]},
     "letter": {"key": "code", "unique": ["code"]},
+    "parcel": {"key": "code", "placement": "cost", "unique": ["label", "place, row"]},
+    "wrap": {"key": "id", "parent": "parcel", "via": "code", "unique": ["tag"]},
+}
+# Sends parcels to each shard in turn: two of three away from home.
+SECTIONS = {
+    "placement": {"policy": "least-loaded"},
+    "triggers": {
+        "weigh": {"table": "parcel", "on": ["insert"], "function": "functions:weigh", "profile": {"cpu": "5ms"}}
+    },
 }
 STATEMENTS = [
     "INSERT INTO account (name, code) VALUES ('{n}', {c}) ON CONFLICT (name) DO NOTHING",
@@ -69,6 +83,25 @@ STATEMENTS = [
     " ON CONFLICT (hall, place) DO UPDATE SET n = seat.n + 1 RETURNING hall, place, n",
     "INSERT INTO seat (hall, place) VALUES ('h\"\\ {x}', {c}) ON CONFLICT DO NOTHING",
     "INSERT INTO seat (hall, place) SELECT email, n FROM member WHERE length(email) < 8 ON CONFLICT DO NOTHING",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}')",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}', {d}, {x}) ON CONFLICT (code) DO UPDATE SET n = parcel.n + 1 RETURNING *",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}') ON CONFLICT (label) DO NOTHING RETURNING code",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}') ON CONFLICT (label) DO UPDATE SET n = parcel.n + 1 RETURNING code, n",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}', {d}, {x}) ON CONFLICT DO NOTHING",
+    "INSERT INTO parcel VALUES ('p{c}', '{n}', {d}, {x}) ON CONFLICT (row, place) DO UPDATE SET n = 3 RETURNING code",
+    "INSERT INTO parcel (code, label) VALUES ('p{c}', '{n}'), ('p{d}', '{m}'), ('p{c}{d}', NULL)"
+    " ON CONFLICT (label) DO UPDATE SET n = parcel.n + 10 RETURNING code, label, n",
+    "INSERT INTO parcel (code, label) VALUES ('p{c}', '{n}'), ('p{d}{x}', '{m}'), ('p{d}{c}', '{n}')"
+    " ON CONFLICT (label) DO NOTHING RETURNING label",
+    "INSERT INTO parcel (label, code) VALUES ('{n}', 'p{c}'), ('{m}', 'p{d}{x}') ON CONFLICT DO NOTHING RETURNING code",
+    "INSERT INTO parcel (code, label) VALUES ('p' || {c}, upper('{n}')) ON CONFLICT (label) DO UPDATE SET n = 9",
+    "INSERT INTO wrap (code, tag) VALUES ('p{c}', 't{x}') ON CONFLICT (tag) DO UPDATE SET n = wrap.n + 1 RETURNING n",
+    "INSERT INTO wrap (code, tag) VALUES ('p{c}', 't{x}'), ('p{d}', 't{c}') ON CONFLICT (tag) DO NOTHING RETURNING tag",
+    "UPDATE parcel SET label = '{m}' WHERE code = 'p{c}'",
+    "UPDATE parcel SET label = NULL WHERE label = '{m}'",
+    "DELETE FROM parcel WHERE code = 'p{c}'",
+    "DELETE FROM parcel WHERE label = '{n}'",
+    "DELETE FROM wrap WHERE tag = 't{x}'",
     "DELETE FROM seat WHERE place = {c}",
     "DELETE FROM member WHERE email = '{n}'",
     "UPDATE member SET email = NULL WHERE email = '{n}'",
@@ -81,15 +114,20 @@ STATEMENTS = [
 ]
 
 
-UPSERTS = [text for text in STATEMENTS if "member" in text and "(day)" not in text and "upper" not in text] + [
+UPSERTS = [
+    *(text for text in STATEMENTS if "member" in text and "(day)" not in text and "upper" not in text),
+    # Of others it is told at COMMIT that a value is taken.
+    *(text for text in STATEMENTS if " parcel " in text and re.search("[(]label[)]|NOTHING|DELETE", text)),
     "INSERT INTO letter VALUES ('l{c}', 'kept') ON CONFLICT (code) DO UPDATE SET n = letter.n + 1 RETURNING *",
     "DELETE FROM letter WHERE code = 'l{c}'",
-]
+]  # fmt: skip
 EVERYTHING = (
     "SELECT * FROM account",
     "SELECT email, day, n FROM member",
     "SELECT hall, place, n FROM seat",
     "SELECT * FROM letter",
+    "SELECT * FROM parcel",
+    "SELECT code, tag, n FROM wrap",
 )
 
 
@@ -120,7 +158,8 @@ def world(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactor
     shards, reference = test_instances.create(3), test_instances.create(1)
     shards.execute(SCHEMA)
     reference.execute(SCHEMA)
-    with Proxy(shards.dsns, tmp_path_factory.mktemp("conflicts"), tables=TABLES, workers={"per_shard": 0}) as proxy:
+    folder = tmp_path_factory.mktemp("conflicts")
+    with Proxy(shards.dsns, folder, tables=TABLES, workers={"per_shard": 0}, **SECTIONS) as proxy:
         with (
             psycopg.connect(proxy.server.dsn, autocommit=True) as proxied,
             psycopg.connect(reference.dsns[0], autocommit=True) as direct,
@@ -140,7 +179,7 @@ def fill_in(chance: random.Random, statement: str) -> str:
 def test_conflicts_are_those_of_one_postgresql_or_refused(world: World) -> None:
     chance = random.Random(2328)
     refused: set[str] = set()
-    for _ in range(600):
+    for _ in range(1000):
         statement = chance.choice(STATEMENTS)
         if not world.both(fill_in(chance, statement)):
             refused.add(statement)
@@ -185,6 +224,13 @@ def test_upserts_by_parameters(world: World, binary: bool) -> None:
         assert world.both(several, (f"p{turn % 5}{binary}", 1, f"r{turn % 4}{binary}", 2, f"p{turn % 3}{binary}", 3))
         days = [datetime.date(2026, 3, 1 + turn * each % 9) for each in (1, 2, 3)]
         assert world.both(day.replace("(%s)", "(%b), (%b), (%b)" if binary else "(%s), (%s), (%s)"), tuple(days))
+    parcels = (
+        "INSERT INTO parcel (code, label, n) VALUES (%s, %s, %s), (%s, %s, %s) ON CONFLICT (label) DO UPDATE"
+        " SET n = parcel.n + excluded.n RETURNING code, label, n"
+    )
+    for turn in range(10):
+        one, two = (f"b{turn}{binary}", f"L{turn % 3}", turn), (f"c{turn}{binary}", f"L{3 + turn % 4}{binary}", 1)
+        assert world.both(parcels.replace("%s", "%b") if binary else parcels, (*one, *two))
     with world.proxied.pipeline(), world.proxied.cursor() as cursor:
         for turn in range(8):
             cursor.execute(cast(LiteralString, upsert), (f"q{turn % 3}", turn))
@@ -194,15 +240,23 @@ def test_upserts_by_parameters(world: World, binary: bool) -> None:
     assert world.both(EVERYTHING[1])
 
 
-def test_upserts_of_one_value_at_once_make_one_row(world: World) -> None:
-    upsert = "INSERT INTO member (email, n) VALUES ('one', 1) ON CONFLICT (email) DO UPDATE SET n = member.n + 1"
+@pytest.mark.parametrize(
+    ("upsert", "found"),
+    [
+        ("INSERT INTO member (email, n) VALUES ('one', 1)", "member WHERE email = 'one'"),
+        ("INSERT INTO parcel (code, label, n) VALUES ('{client}.{turn}', 'one', 1)", "parcel WHERE label = 'one'"),
+    ],
+)
+def test_upserts_of_one_value_at_once_make_one_row(world: World, upsert: str, found: str) -> None:
+    table, _, column, _, _ = found.split()
+    upsert += f" ON CONFLICT ({column}) DO UPDATE SET n = {table}.n + 1"
 
-    def run(_: int) -> None:
+    def run(number: int) -> None:
         with psycopg.connect(world.dsn, autocommit=True) as client:
-            for _turn in range(10):
-                client.execute(cast(LiteralString, upsert))
+            for turn in range(10):
+                client.execute(cast(LiteralString, upsert.format(client=number, turn=turn)))
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         list(pool.map(run, range(6)))
-    assert world.proxied.execute("SELECT n FROM member WHERE email = 'one'").fetchall() == [(60,)]
-    world.proxied.execute("DELETE FROM member WHERE email = 'one'")
+    assert world.proxied.execute(cast(LiteralString, f"SELECT n FROM {found}")).fetchall() == [(60,)]
+    world.proxied.execute(cast(LiteralString, f"DELETE FROM {found}"))

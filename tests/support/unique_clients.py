@@ -14,7 +14,7 @@ from tests.support.ledger import Act, Look, Outcome, Row
 from tests.support.messages import SYNC, extended
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, error_of, kinds
-from tests.support.unique_roots import HELD, ROOTS, VALUES, Root, quoted, row_of
+from tests.support.unique_roots import ROOTS, VALUES, Root, quoted, row_of
 
 # Told of a statement that did nothing: somebody has the value, or was in the way.
 REFUSED = {"23505", "23503", "40001", "40P01", "55P03", "25P02"}
@@ -174,7 +174,7 @@ class Client:
 
     def find_holder(self) -> tuple[Root, str, str]:
         """Root, mark and value of a row that is found by its unique value."""
-        root = self.draw.choice(HELD)
+        root = self.draw.choice(ROOTS)
         other = self.value("e")
         found = self.ask(f"SELECT mark FROM {root.table} WHERE {root.other} = '{other}'")
         if not found:
@@ -236,19 +236,19 @@ class Client:
 
     def insert_unless_held(self) -> None:
         """ON CONFLICT by the unique column."""
-        root = self.draw.choice(HELD)
+        root = self.draw.choice(ROOTS)
         row, values = self.new_row(root)
         self.try_to([row], [], f"{root.insert}{values} ON CONFLICT ({root.other}) DO NOTHING")
 
     def insert_unless_any(self) -> None:
         """ON CONFLICT by whatever is unique."""
-        root = self.draw.choice(HELD)
+        root = self.draw.choice(ROOTS)
         row, values = self.new_row(root)
         self.try_to([row], [], f"{root.insert}{values} ON CONFLICT DO NOTHING")
 
     def insert_those_not_held(self) -> None:
         """The same for several rows in one statement: those that are returned are there, the others are not."""
-        root = self.draw.choice(HELD)
+        root = self.draw.choice(ROOTS)
         rows = [self.new_row(root, key) for key in root.sample_keys(self.draw, 3)]
         listed = ", ".join(values for _, values in rows)
         began_s, outcomes = time.monotonic(), [Outcome.UNKNOWN] * len(rows)

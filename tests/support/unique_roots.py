@@ -137,4 +137,3 @@ ROOTS = (
     Root("parcel", ("code",), "label", "c"),  # more often: it has more ways to go wrong
     Root("seat", ("hall", "place"), "holder", "t"),
 )
-HELD = tuple(root for root in ROOTS if root.table != "parcel")  # ON CONFLICT by the unique column
