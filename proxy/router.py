@@ -51,7 +51,7 @@ from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
-from foreshard.proxy.control.retry import LOST
+from foreshard.proxy.control.retry import LOST, end_tasks
 from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take_barrier
 from foreshard.proxy.control.schema_change import complete_schema, run_alone
 from foreshard.proxy.control.schema_watch import SchemaWatch
@@ -244,10 +244,8 @@ class Router:
             await asyncio.sleep(0.02)
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
-        self.deadlocks.close()
-        self.shard_gate.close()
-        self.query_watch.close()
-        self.schema_watch.close()
+        for part in (self.deadlocks, self.shard_gate, self.query_watch, self.schema_watch):
+            part.close()
         self.reactor.stop()
         self.hub.waker.stop()
 
@@ -582,6 +580,7 @@ async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     log.info("listening on %s:%d, %d shards", config.listen_host, config.listen_port, len(config.shards))
     await finished.wait()
     await router.stop()
+    await end_tasks()
     return 0
 
 

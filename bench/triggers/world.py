@@ -14,12 +14,10 @@ from typing import Any, Self
 
 import asyncpg
 
-from foreshard.proxy.catalog import Table, TableKind
 from foreshard.proxy.config import load_config
+from foreshard.proxy.control import apply
 from foreshard.proxy.embedded import EmbeddedCluster
-from foreshard.proxy.triggers.capture import capture_sql, outbox_sql
 
-DOCUMENT = Table(schema="public", name="document", kind=TableKind.ROOT, key="id", key_type="bigint")
 POLL_S = 0.005
 
 
@@ -78,15 +76,14 @@ class World:
         connection = await self.connect()
         try:
             await connection.execute(
-                "DROP SCHEMA IF EXISTS foreshard CASCADE; CREATE SCHEMA foreshard;"
+                "DROP SCHEMA IF EXISTS foreshard CASCADE;"
                 "DROP TABLE IF EXISTS document, effect;"
                 "CREATE TABLE document (id bigint PRIMARY KEY, body text);"
                 "CREATE TABLE effect (key bigint, at double precision)"
             )
-            for _, sql in [*outbox_sql(), *capture_sql(DOCUMENT, load_config(path).triggers)]:
-                await connection.execute(sql)
         finally:
             await connection.close()
+        await apply(load_config(path))
 
     @contextlib.asynccontextmanager
     async def workers(self, count: int) -> AsyncIterator[list[Worker]]:

@@ -114,6 +114,10 @@ class Transfer:
         for table in self._tables:
             self.moved.rows += await self._copy_table(table)
         control_point("move-copied")
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """What has changed since the last round, until a round brings little."""
         changed = CAUGHT_UP_ROWS
         while changed >= CAUGHT_UP_ROWS and self.moved.rounds < ROUNDS_MAX:
             changed = sum([await self._catch_up(table) for table in self._tables])
@@ -121,7 +125,13 @@ class Transfer:
         control_point("move-caught-up")
 
     async def flip(self) -> None:
-        """Take what is left, and ownership; both transactions are open then. Busy when somebody is in the way."""
+        """Take what is left, and ownership; both transactions are open then.
+
+        Busy when somebody is in the way: the target's part is then as it was before, and may be caught up and flipped
+        again.
+        """
+        copied = self.moved.rows
+        await self._target.execute("SAVEPOINT flip")
         try:
             await self._source.execute(
                 f"BEGIN; {SETTINGS}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; "
@@ -140,6 +150,9 @@ class Transfer:
             await self._source.execute(GIVE_UP, self.bucket)
             await self._target.execute(TAKE_OVER, self.bucket)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            await self._source.execute("ROLLBACK")
+            await self._target.execute("ROLLBACK TO flip; RELEASE flip")
+            self.moved.rows = copied
             raise Busy(str(error)) from error
         control_point("move-taken")
 

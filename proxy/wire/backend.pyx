@@ -343,8 +343,9 @@ cdef class Backend(Requests):
         elif class_ == CLASS_ASYNC:
             if type == b"S":
                 self.note_parameter(body[:size])
-            if self.filter == FILTER_REST and self.kept is not None and type == b"N":
-                return ACTION_DROP      # the shards do the same, one after the other: the first has said it
+            if (self.filter == FILTER_REST and self.kept is not None and type == b"N") or (
+                    type == b"S" and kind == REPLY_QUERY and head & REPLY_SWALLOW):
+                return ACTION_DROP      # the shards do the same, or are told what another was: the first has said it
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
         # All but rows of a kept statement that is merged is hidden: it is run like a Query.
         return ACTION_DROP if is_ours or self.filter == FILTER_REST or self.filter == FILTER_MUTE or \

@@ -138,16 +138,40 @@ def test_a_row_that_somebody_has_locked_makes_the_flip_give_way(config: Config) 
     assert rows_of(config, 1, bucket) == before
 
 
+def test_what_was_copied_is_kept_when_the_flip_has_given_way(config: Config) -> None:
+    bucket = BUCKETS[4]
+    place = f"foreshard.bucket_of(symbol_id) = {bucket}"
+    ask(config, 0, f"SET foreshard.bucket = {bucket}; INSERT INTO document (path) VALUES ('one more')")
+
+    async def script(transfer: Transfer) -> None:
+        await transfer.begin()
+        await transfer.copy()
+        with psycopg.connect(config.shards[0].dsn) as holder:
+            holder.execute(f"UPDATE place SET line = 1 + line WHERE {place}".encode())
+            with pytest.raises(Busy):
+                await transfer.flip()
+        await transfer.catch_up()
+        before.update(rows_of(config, 0, bucket, transfer.catalog))
+        await transfer.flip()
+        await transfer.commit()
+
+    before: dict[str, list[str]] = {}
+    transfer = run(config, bucket, script)
+    assert rows_of(config, 1, bucket) == before
+    assert transfer.moved.rows == sum(map(len, before.values()))
+    assert owners(config, bucket) == [0, 1]
+
+
 def test_a_router_that_has_not_let_go_makes_the_flip_give_way(config: Config) -> None:
     with psycopg.connect(config.shards[0].dsn) as holder:
         holder.execute(f"SELECT pg_advisory_lock_shared({MOVE_LOCK})")
         with pytest.raises(Busy):
-            run(config, BUCKETS[4], small)
-    assert owners(config, BUCKETS[4]) == [1, 0]
+            run(config, BUCKETS[5], small)
+    assert owners(config, BUCKETS[5]) == [1, 0]
 
 
 def test_rows_that_are_on_the_target_already_keep_the_bucket_where_it_is(config: Config) -> None:
-    bucket = BUCKETS[4]
+    bucket = BUCKETS[5]
     name = str(ask(config, 0, f"SELECT min(name) FROM person WHERE foreshard.bucket_of(name) = {bucket}")[0][0])
     ask(config, 1, f"INSERT INTO person (name) VALUES ('{name}')")
     with pytest.raises(ForeshardError, match=r"shard s1 has 1 rows of public\.person that belong to bucket"):

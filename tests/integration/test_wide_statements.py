@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -209,3 +209,21 @@ def test_deleting_parents_takes_their_children_on_every_shard(pair: Twins) -> No
             assert kinds(client.query(f"DELETE FROM root WHERE id IN ({keys})")) == "CZ"
             assert client.rows("SELECT id FROM child") == client.rows("SELECT id FROM leaf") == []
             client.query("ROLLBACK")
+
+
+@pytest.mark.parametrize("form", [query, lambda sql: extended(sql) + SYNC])
+def test_a_setting_is_told_once_however_many_shards_follow_it(pair: Twins, form: Callable[[str], bytes]) -> None:
+    texts = [
+        *("SET TimeZone = 'Asia/Tokyo'", "SELECT count(*) FROM root", "SELECT id FROM root ORDER BY id LIMIT 3"),
+        *("SET DateStyle = 'German'", "UPDATE root SET n = n", "SELECT n FROM root WHERE id = {a}"),
+        *("SELECT n FROM root WHERE id = {d}", "BEGIN", "SET LOCAL IntervalStyle = 'iso_8601'"),
+        *("SELECT n FROM root WHERE id IN ({a}, {b}, {d}) ORDER BY n", "COMMIT", "SELECT sum(n) FROM root"),
+        *("BEGIN", "SET TimeZone = 'UTC'", "SELECT max(n) FROM root", "ROLLBACK", "RESET ALL"),
+        "SELECT min(n) FROM root",
+    ]
+    told: list[list[tuple[str, bytes]]] = []
+    with pair.connect() as both:
+        for connection in both:
+            answers = [(text, connection.ask(form(pair.fill_in(text)))) for text in texts]
+            told.append([(text, each.body) for text, answer in answers for each in answer if each.kind == b"S"])
+    assert told[0] == told[1]
