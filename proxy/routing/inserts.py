@@ -70,11 +70,10 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     check_target(collector)
     if may_carry(table, rows, node):
         return carry(selected, conflict_in_query())
-    has_expressions = any(unwrap(cell)[0] not in CONSTANTS for row in rows or () for cell in row)
     try:
         arbiters = conflict_arbiters(collector, table, columns, rows, node)
     except SqlError as problem:
-        if not has_expressions or problem.sqlstate != "0A000":
+        if not has_expressions(rows) or problem.sqlstate != "0A000":
             raise
         return carry(selected, problem)
     try:
@@ -84,13 +83,18 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         if rows is not None:
             raise
         return carry(selected, problem)
-    if rows is None:
-        return plan_selected(selected)
+    return plan_selected(selected) if rows is None else plan_rows(selected, target, rows, arbiters)
+
+
+def plan_rows(selected: Selected, target: Reference, rows: Rows, arbiters: tuple[Template, ...]) -> Template:
+    """The route of an INSERT ... VALUES into a sharded table."""
+    collector, table, columns, node = selected.collector, selected.table, selected.columns, selected.node
+    assert table is not None
     try:
         uses = key_source(collector, table, columns, rows, node)
         keys = locate_rest(collector, target, uses)
     except SqlError as problem:
-        if not has_expressions:
+        if not has_expressions(rows):
             raise
         return carry(selected, problem)
     split = row_keys(collector, node, rows, uses, keys)
@@ -100,7 +104,7 @@ def plan_insert(collector: Collector, node: Node) -> Template:
     return insert_template(
         collector,
         table,
-        effects,
+        selected.effects,
         node,
         RouteKind.ROUTE_PLACE if uses is None else RouteKind.ROUTE_KEYED,
         keys=keys,
@@ -115,6 +119,11 @@ def plan_insert(collector: Collector, node: Node) -> Template:
         arbiters=arbiters,
         reason="the shard generates the keys" if uses is None else "the rows say where they live",
     )
+
+
+def has_expressions(rows: Rows | None) -> bool:
+    """Whether a shard has to compute some of the values first."""
+    return any(unwrap(cell)[0] not in CONSTANTS for row in rows or () for cell in row)
 
 
 def plan_whole(selected: Selected, rows: Rows | None) -> Template:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
+from foreshard.proxy.config import load_config
+from foreshard.proxy.control import apply as apply_schema
 from tests.support.raw import Closed
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
@@ -63,7 +67,8 @@ class Proxy:
         }
         self.configuration.write_text(yaml.safe_dump(content, sort_keys=False))
         if apply:
-            self.run_command("apply")
+            with ThreadPoolExecutor(1) as thread:  # a test may have an event loop of its own
+                thread.submit(asyncio.run, apply_schema(load_config(self.configuration))).result()
 
     def __enter__(self) -> Self:
         return self.start()
