@@ -20,7 +20,7 @@ LONGEST = (
     "fault/test_triggers_kill", "fault/test_copy_faults", "fault/test_wire_chaos", "integration/test_claims",
     "fault/test_controller_killed", "integration/test_wire_memory", "integration/test_triggers_worker",
     "integration/test_ddl", "integration/test_wire_pooling", "integration/test_differential",
-    "integration/test_snapshots",
+    "integration/test_snapshots", "integration/test_claim_conflicts", "fault/test_move_killed",
 )  # fmt: skip
 PLACES = {name: place for place, name in enumerate(LONGEST)}
 
