@@ -130,7 +130,8 @@ cdef class Template:
     # an unpinned session need not be pinned for it, but its backend's settings and prepared statements are gone.
     cdef readonly bint is_reset
     cdef readonly bint is_exact         # depends on the values of literals: cached for this very text only
-    cdef readonly bint returns          # a write with RETURNING
+    cdef readonly bint returns          # a write that gives rows: RETURNING, row locks, WITH
+    cdef readonly bint writes_within    # of a SELECT, too: in WITH
     # An INSERT that may be split by row: for each row the position of its key among `keys`. Empty for all others.
     cdef readonly tuple row_keys
     # Of such an INSERT that may leave rows out and returns the others: a Template whose keys mark its rows, and whose

@@ -93,6 +93,7 @@ class Template:
     is_reset: bool
     is_exact: bool
     returns: bool
+    writes_within: bool
     row_keys: tuple[int, ...]
     marks: Template | None
     lock: bytes | None
@@ -133,6 +134,7 @@ class Template:
         is_reset: bool = False,
         is_exact: bool = False,
         returns: bool = False,
+        writes_within: bool = False,
         row_keys: tuple[int, ...] = (),
         marks: Template | None = None,
         lock: bytes | None = None,

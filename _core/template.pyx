@@ -99,7 +99,7 @@ cdef class Template:
         tuple keys=(), tuple values=(), int rows=1, object one_shard_refusal=None, bint can_query=False,
         tuple arbiters=(), object shadow=None, bint alters=False, bint keeps_bucket=False,
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
-        bint returns=False, tuple row_keys=(), Template marks=None,
+        bint returns=False, bint writes_within=False, tuple row_keys=(), Template marks=None,
         bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False,
         bint owes_away=False, int new_keys=0, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
     ):
@@ -137,6 +137,7 @@ cdef class Template:
         self.is_reset = is_reset
         self.is_exact = is_exact
         self.returns = returns
+        self.writes_within = writes_within
         self.row_keys = row_keys
         self.marks = marks
         self.lock = lock

@@ -62,6 +62,7 @@ def plan_cte_writes(
         profiles=tuple(sorted(profiles)),
         values=query_values(table_of(writes[0])),
         returns="returningList" in node or operation == Operation.OPERATION_SELECT,
+        writes_within=True,
         owes_away=any(table_of(write).by_cost for write in writes),
         owes_claims=any(collector.catalog.owes_claims(table_of(write)) for write in writes),
         is_exact=collector.text.is_exact,

@@ -2,7 +2,8 @@
 
 Rows that several shards return are told apart by a mark in a column of ours behind the others: the hash of the values
 of some columns, which the router computes for each row that it has sent (`Template.marks`). Rows with equal marks are
-those that conflict with each other: the first of them is there.
+those that conflict with each other: the first of them is there. DO UPDATE returns the row that was met, of which only
+the columns of the conflict are known to be those of the row that was sent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from foreshard._core.typed_keys import HASH_SQL
 from foreshard.proxy.catalog import Table
 from foreshard.proxy.catalog.model import key_family
 from foreshard.proxy.errors import SqlError
+from foreshard.proxy.routing.arbiters import moves_value
 from foreshard.proxy.routing.collect import Collector
 from foreshard.proxy.routing.locate import KeyUse, chain, check_param_types, key_uses
 from foreshard.proxy.routing.moving import quoted
@@ -51,6 +53,10 @@ def _choices(table: Table, columns: list[str], clause: Node) -> list[list[str]]:
     """Columns that may tell rows apart, the best first: those of the conflict, the key, all."""
     elements = (clause.get("infer") or {}).get("indexElems", [])
     named = [str(unwrap(element)[1].get("name", "")) for element in elements]
+    if clause.get("action") == "ONCONFLICT_UPDATE":     # none where none is needed, and where none would do
+        returns_all = "whereClause" not in clause and not table.has_triggers
+        met = named or list(table.row_key)
+        return [] if returns_all or not set(met) <= set(columns) or moves_value(clause, (tuple(met),)) else [met]
     wanted = [named, list(table.row_key)] if named else [list(table.row_key)]
     found = [names for names in wanted if names and set(names) <= set(columns)]
     return [*found, [column for column in columns if table.type_of(column) is not None][:COLUMNS_MAX]]

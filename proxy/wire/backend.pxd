@@ -35,6 +35,7 @@ cdef class Owner(Endpoint):
     cdef bint keeps_error(self, Backend backend, bytes body) except -1
     cdef int on_part(self, Backend backend, bint suspended) except -1
     cdef int on_merge_input(self, Backend backend, char type, const char* body, Py_ssize_t size) except -1
+    cdef int on_kept(self, Backend backend, Py_ssize_t size) except -1
     cdef int on_merge_pause(self, Backend backend) except -1
     cdef int on_backend_lost(self, Backend backend, object error) except -1
     cdef int on_flushed(self, Backend backend) except -1
@@ -84,7 +85,6 @@ cdef class Backend(Requests):
     cdef double bucket_cost
     cdef bint bucket_tentative          # set inside the transaction: unknown after it
 
-    cdef bint has_marks                 # rows end with a column of ours, which the RowDescription has as well
     cdef object types                   # of the query node's backends: the hub, whose query_types translate oids
 
     cdef Py_ssize_t streaming           # bytes of a large message still to come
@@ -98,7 +98,8 @@ cdef class Backend(Requests):
     cdef int part_index                 # which of the shards of a merge it is
     cdef long long part_rows            # count of the CommandComplete that the filter kept
     cdef bytes part_tag
-    cdef list kept                      # rows of its part, for the owner to give in their order; None: relayed
+    cdef list kept                      # rows of its part, for the owner to give in the end; None: relayed
+    cdef bint is_echo                   # its part is what another shard does, too, whose notices are enough
     cdef bint part_suspended
     cdef int copy_out                   # CopyOut of its part
     cdef bint copy_begun                # of which the first message has come

@@ -33,6 +33,7 @@ from foreshard._core.replies cimport (
     SYNTHETIC_CLOSE,
     SYNTHETIC_PARSE,
 )
+from foreshard.proxy.wire.copy_out cimport shows_copy
 from foreshard.proxy.wire.endpoint cimport Endpoint
 from foreshard.proxy.wire.requests cimport Requests
 
@@ -42,7 +43,6 @@ cdef enum:
     REPLY_BYTES_MAX = 0x7FFFFFF0    # PostgreSQL itself sends no message above 1 GB
     OUTBOX_LOW_BYTES = 65536        # COPY goes on when a shard has taken all but this
     OUTBOX_HIGH_BYTES = 262144      # a client that lags so far stops its backend; chosen, not measured
-    COPY_HEAD_SIZE = 19             # of the binary format, before the first row in its message
     COPY_TRAILER_SIZE = 7           # of the message with the binary format's trailer
 
 cdef enum Action:               # odd: not for the client
@@ -113,6 +113,10 @@ cdef class Owner(Endpoint):
         """A row to be merged, or the description of such rows."""
         return 0
 
+    cdef int on_kept(self, Backend backend, Py_ssize_t size) except -1:
+        """A row was added to what is kept of the backend's part."""
+        return 0
+
     cdef int on_merge_pause(self, Backend backend) except -1:
         """What was received has been handed over; asked again when `hold` is lifted meanwhile."""
         return 0
@@ -180,6 +184,7 @@ cdef class Backend(Requests):
         self.notify_flushed = False
         self.holds_tag = False
         self.kept = None
+        self.is_echo = False
         self.collected = None
         self.filter = FILTER_NONE
         self.hold = False
@@ -290,8 +295,7 @@ cdef class Backend(Requests):
         cdef int head = self.replies.peek(), kind = head & REPLY_KIND_MASK
         cdef bint is_ours = head & (REPLY_SWALLOW | REPLY_NOTIFY) != 0
         cdef int class_ = CLASSES[<unsigned char> type]
-        if class_ == CLASS_ROW or (
-                type == b"T" and (self.holds_tag or self.has_marks) and self.kept is not None and kind == REPLY_QUERY):
+        if class_ == CLASS_ROW or (type == b"T" and self.kept is not None and kind == REPLY_QUERY):
             if self.collected is not None and type == b"D" and is_ours:
                 self.collected.append(body[:size])
             return row_action(self, type, body, size) if not is_ours and self.owner is not None else ACTION_DROP
@@ -343,8 +347,7 @@ cdef class Backend(Requests):
         elif class_ == CLASS_ASYNC:
             if type == b"S":
                 self.note_parameter(body[:size])
-            if (self.filter == FILTER_REST and self.kept is not None and type == b"N") or (
-                    type == b"S" and kind == REPLY_QUERY and head & REPLY_SWALLOW):
+            if (self.is_echo and type == b"N") or (type == b"S" and kind == REPLY_QUERY and head & REPLY_SWALLOW):
                 return ACTION_DROP      # the shards do the same, or are told what another was: the first has said it
             return ACTION_DROP if self.owner is None or self.filter == FILTER_MUTE else ACTION_RELAY
         # All but rows of a kept statement that is merged is hidden: it is run like a Query.
@@ -567,34 +570,13 @@ cdef int row_action(Backend backend, char type, const char* body, Py_ssize_t siz
         return ACTION_RELAY if backend.filter == FILTER_NONE else ACTION_MERGE
     if type == b"c" or (type == b"H" and backend.filter >= FILTER_REST):
         return ACTION_DROP      # one CopyOutResponse and one CopyDone for the parts of all shards
+    if backend.is_echo or backend.filter == FILTER_MUTE:
+        return ACTION_DROP
     if backend.kept is not None:
-        backend.kept.append((body - 5)[:size + 5])
+        if type != b"T" or backend.filter < FILTER_REST:
+            backend.kept.append((body - 5)[:size + 5])
+            backend.owner.on_kept(backend, size)
         return ACTION_DROP
-    if backend.filter == FILTER_MUTE:
+    if type == b"d" and backend.copy_out and not shows_copy(backend, body, size):
         return ACTION_DROP
-    return copy_action(backend, body, size) if type == b"d" and backend.copy_out else ACTION_RELAY
-
-
-cdef int copy_action(Backend backend, const char* body, Py_ssize_t size) except -1:
-    """What to do with COPY data whose header and trailer stand there once for all shards: the owner gives the trailer.
-
-    PostgreSQL sends each row in a message of its own: a header line, too, but that of the binary format with what
-    follows it. What comes before a first message has been relayed or dropped when it is looked at.
-    """
-    cdef bint is_first = not backend.copy_begun, is_later = backend.filter == FILTER_REST
-    cdef bytes shown
-    backend.copy_begun = True
-    if backend.copy_out == COPY_OUT_LINE:
-        return ACTION_DROP if is_first and is_later else ACTION_RELAY
-    if not is_first:
-        return ACTION_DROP if size == 2 and body[0] == -1 and body[1] == -1 else ACTION_RELAY
-    if size == COPY_HEAD_SIZE + 2 and body[COPY_HEAD_SIZE] == -1 and body[COPY_HEAD_SIZE + 1] == -1:
-        shown = body[:0 if is_later else COPY_HEAD_SIZE]    # no rows
-    elif not is_later:
-        return ACTION_RELAY
-    else:
-        shown = body[COPY_HEAD_SIZE:size]
-    if shown:
-        shown = b"d" + (len(shown) + 4).to_bytes(4, "big") + shown
-        backend.owner_push(<const char*> shown, len(shown))
-    return ACTION_DROP
+    return ACTION_RELAY

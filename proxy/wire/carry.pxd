@@ -31,7 +31,8 @@ cdef class Carry:
     cdef bint is_told               # the client has its CommandComplete
     cdef bint is_bound              # the INSERT at hand is
     cdef Statement batch            # that INSERT
-    cdef bint holds                 # rows of RETURNING are kept for Executes with a row limit
+    cdef bint is_limited            # rows of RETURNING are asked for by Executes with a row limit
+    cdef bytes head                 # their RowDescription, for a simple Query, until the first of them is told
     cdef object error               # SqlError that ends it
     cdef list rows                  # fetched and not yet inserted
     cdef Py_ssize_t at              # how many of them are inserted
@@ -58,5 +59,7 @@ cdef class Carry:
     cdef int note_inserted(self) except -1
     cdef int note_held(self) except -1
     cdef int keep(self) except -1
+    cdef bint is_full(self) noexcept
+    cdef list take_given(self, Py_ssize_t count)
     cdef bytes last_tag(self)
     cdef int oid_of(self, int index) noexcept

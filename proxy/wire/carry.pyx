@@ -170,7 +170,7 @@ cdef class Carry:
         self.inserted += int(tag.rsplit(b" ", 1)[1])
         self.at += self.batch_rows
         self.batch_rows = 0
-        return self.keep() if self.holds else 0
+        return self.keep()
 
     cdef int note_held(self) except -1:
         """A write of several shards has run."""
@@ -180,13 +180,24 @@ cdef class Carry:
         return self.keep()
 
     cdef int keep(self) except -1:
-        """Keep the rows that RETURNING gave."""
+        """Keep the rows that RETURNING gave: they are told when all is done."""
         self.given_size += self.reader.rows_size
         self.given += self.reader.take_rows()
-        if self.given_size > HELD_BYTES_MAX:
+        if self.is_limited and self.is_full():
             raise SqlError("54000", "RETURNING gives more rows than are kept for a row limit", "",
                            "Fetch all rows at once.")
         return 0
+
+    cdef bint is_full(self) noexcept:
+        """Whether more is kept than is held."""
+        return self.given_size > HELD_BYTES_MAX
+
+    cdef list take_given(self, Py_ssize_t count):
+        """The messages of so many rows that are kept, behind their description; they are forgotten."""
+        cdef list taken = self.given[:count]
+        head, self.head = self.head, None
+        self.given = self.given[count:]
+        return ([head] if head else []) + [b"D" + (len(row) + 4).to_bytes(4, "big") + row for row in taken]
 
     cdef bytes last_tag(self):
         """The tag of the whole statement."""

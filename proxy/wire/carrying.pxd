@@ -23,6 +23,7 @@ cdef class Carrying(Copying):
     cdef int end_carry(self, Carry carry) except -1
     cdef int fail_carry(self, Carry carry) except -1
     cdef int give(self, Carry carry, long long rows) except -1
+    cdef int complete_carry(self, Carry carry, list taken) except -1
     cdef int tell(self, bytes data) except -1
     cdef int bind_on(self, Backend backend, Statement statement, bytes portal, bytes rest) except -1
     cdef int bind_for(self, Statement statement, bytes portal, bytes rest) except -1

@@ -125,7 +125,7 @@ cdef class Carrying(Copying):
             if not self.explicit:
                 self.open_implicit()
             carry.ends_segment = self.ends_segment
-            carry.holds = rows > 0 and carry.statement.template.returns
+            carry.is_limited = rows > 0 and carry.statement.template.returns
             self.asked = portal
             self.carry = carry
             self.carry_limit = rows
@@ -207,7 +207,7 @@ cdef class Carrying(Copying):
         return self.fetch_carry(carry)
 
     cdef int open_carry(self, Carry carry) except -1:
-        """Describe the client's own statement, and tell the client of what RETURNING will give."""
+        """Describe the client's own statement: the client hears of what RETURNING gives."""
         cdef Backend backend
         if carry.step == CARRY_OPEN:
             backend = self.attach(self.hub.default_shard, False, False)
@@ -218,7 +218,7 @@ cdef class Carrying(Copying):
             return HANDLED
         if carry.reader.description is not None:
             body = carry.reader.description
-            self.tell(b"T" + (len(body) + 4).to_bytes(4, "big") + body)
+            carry.head = b"T" + (len(body) + 4).to_bytes(4, "big") + body
         carry.step = CARRY_SELECT
         return HANDLED
 
@@ -287,10 +287,10 @@ cdef class Carrying(Copying):
         """An INSERT has run."""
         if self.close_for(ROWS) == RETRY:
             return RETRY
-        if not carry.holds:
-            for row in carry.reader.take_rows():
-                self.tell(b"D" + (len(row) + 4).to_bytes(4, "big") + row)
         carry.note_inserted()
+        if carry.is_full():
+            for message in carry.take_given(len(carry.given)):
+                self.tell(message)
         carry.step = CARRY_INSERT
         return HANDLED
 
@@ -345,23 +345,31 @@ cdef class Carrying(Copying):
             self.ends_segment = carry.ends_segment
             return self.give(carry, self.carry_limit)
         self.simple = True
-        self.push_complete(carry.last_tag())
+        self.complete_carry(carry, carry.take_given(len(carry.given)))
         return self.sync_quietly(REPLY_SYNC | REPLY_NOTIFY)
 
     cdef int give(self, Carry carry, long long rows) except -1:
         """Rows that RETURNING gave, as many as the Execute at hand asks for, and how it ended."""
-        cdef list given = carry.given
-        cdef Py_ssize_t count = len(given) if rows == 0 else min(<Py_ssize_t> rows, len(given))
-        for row in given[:count]:
-            self.tell(b"D" + (len(row) + 4).to_bytes(4, "big") + row)
-        carry.given = given[count:]
+        cdef Py_ssize_t count = len(carry.given) if rows == 0 else min(<Py_ssize_t> rows, len(carry.given))
+        cdef list taken = carry.take_given(count)
+        if not carry.is_limited:
+            return self.complete_carry(carry, taken)
+        for message in taken:
+            self.tell(message)
         if rows and count == rows:
             return self.tell(b"s\0\0\0\4")
-        if carry.holds:
-            return self.push_complete(carry.last_tag().rsplit(b" ", 1)[0] + b" %d" % count)
+        return self.push_complete(carry.last_tag().rsplit(b" ", 1)[0] + b" %d" % count)
+
+    cdef int complete_carry(self, Carry carry, list taken) except -1:
+        """The whole answer; when it ends a transaction of our own, that has to be committed before."""
         if carry.is_told:
             raise SqlError("55000", "the portal cannot be run")
         carry.is_told = True
+        if self.ends_own():
+            self.held_rows = taken
+        else:
+            for message in taken:
+                self.tell(message)
         return self.push_complete(carry.last_tag())
 
     cdef int sync_quietly(self, int entry) except -1:

@@ -33,7 +33,8 @@ from foreshard._core.template cimport (
 )
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.away cimport ROUTE_WAIT
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows, owes
+from foreshard.proxy.wire.copy_out cimport copy_out_of
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, holds_rows, locks_rows, owes
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY, Parsing
 from foreshard.proxy.wire.portal cimport Portal
 from foreshard.proxy.wire.statement cimport Statement
@@ -295,7 +296,7 @@ cdef class Extended(Parsing):
             return RETRY
         if portal.parts is not None:
             self.may_sync = rows <= 0 and self.is_sync_next(body + size)
-            self.ends_segment = self.may_sync and owes(portal.statement.template)
+            self.ends_segment = self.may_sync and (owes(portal.statement.template) or portal.carry is not None)
             return self.execute_many(portal, max(rows, 0))
         if portal.backend is None:
             if self.wait_until_drained():
@@ -350,9 +351,8 @@ cdef class Extended(Parsing):
         self.lock = portal.statement.template.lock
         self.in_turn = locks_rows(portal.statement.template)
         self.completing = portal.statement.template if portal.statement.template.completion else None
-        if self.row_order is None and self.ends_own() and portal.statement.template.returns and \
-                owes(portal.statement.template):
-            self.row_order = []     # shard by shard, once the claims are settled
+        if self.row_order is None and holds_rows(portal.statement.template):
+            self.row_order = []
         if self.lock is not None:
             self.lock_on(self.active, self.lock)
         for index in range(portal.part, portal.part + 1 if self.asks_in_turn() else len(portal.parts)):

@@ -10,13 +10,12 @@ cdef enum:
     ROUTE_MANY = -2         # what route() answers for a read of several shards
 
 
-cdef int copy_out_of(Template template) noexcept
-
-
 cdef class Gather(Asking):
     cdef list split                     # which rows of an INSERT each of the shards gets; None: the whole statement
-    cdef list row_order                 # for each row of an INSERT with RETURNING the part it is in; None: no matter
+    # For each row of an INSERT with RETURNING the part it is in; empty: part by part, when all are done; None: at once.
+    cdef list row_order
     cdef list row_marks                 # for each part the marks of its rows, as its shard gives them; None: no marks
+    cdef Py_ssize_t kept_size           # bytes of the rows that are held
     cdef bint in_turn                   # each shard is asked when the one before has answered: row locks
     cdef bytes lock                     # Template.lock of the statement whose parts are under way; None: none
     cdef int copy_out                   # CopyOut of the statement whose parts are under way
@@ -57,4 +56,5 @@ cdef class Gather(Asking):
 
 
 cdef bint locks_rows(Template template) noexcept
+cdef bint holds_rows(Template template) noexcept
 cdef bint owes(Template template) noexcept

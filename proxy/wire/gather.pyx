@@ -7,7 +7,6 @@ asks one shard after the other instead, each for what is left. When a shard fail
 the others still say is dropped.
 """
 
-from foreshard._core.copy_plan cimport COPY_BINARY
 from foreshard._core.template cimport (
     COMPLETE_NONE,
     COMPLETE_ROWS,
@@ -29,7 +28,6 @@ from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
     COPY_OUT_BINARY,
-    COPY_OUT_LINE,
     COPY_OUT_PLAIN,
     FILTER_FIRST,
     FILTER_MUTE,
@@ -43,6 +41,9 @@ from foreshard.proxy.wire.asking cimport Asking
 
 from foreshard._core.errors import SqlError, not_built
 from foreshard.proxy.wire.snapshots import late_for_node
+
+cdef enum:
+    KEPT_BYTES_MAX = 67108864       # of rows that are held until a write has succeeded; chosen, not measured
 
 cdef bytes LATE = b"\0C23503\0"
 
@@ -249,6 +250,7 @@ cdef class Gather(Asking):
         self.part = first
         self.parts_failed = False
         self.late_error = None
+        self.kept_size = 0
         self.waiting = WAIT_PARTS
         for index in range(len(parts)):
             backend = parts[index]
@@ -258,8 +260,8 @@ cdef class Gather(Asking):
             backend.copy_begun = False
             backend.filter = FILTER_FIRST if index == 0 else FILTER_REST
             # The shards' rows are the same where there is a lock: the first's are enough.
-            backend.kept = [] if self.row_order is not None or (self.lock is not None and index) else None
-            backend.has_marks = self.row_marks is not None
+            backend.is_echo = self.lock is not None and index > 0
+            backend.kept = None if self.row_order is None or backend.is_echo else []
             if parallel and index > first:
                 backend.set_hold(True)
         self.active = parts[first]
@@ -331,6 +333,7 @@ cdef class Gather(Asking):
         cdef Backend backend
         for backend in self.parts:
             backend.filter = FILTER_NONE
+            backend.is_echo = False
             backend.part_rows = 0
             backend.copy_out = COPY_OUT_PLAIN
             if backend.hold:
@@ -378,6 +381,7 @@ cdef class Gather(Asking):
         backend.holds_tag = True
         backend.part_tag = None
         backend.kept = [] if template.returns and owes(template) else None
+        self.kept_size = 0
         self.last_asked = backend
         return 0
 
@@ -407,7 +411,6 @@ cdef class Gather(Asking):
         cdef Backend backend
         cdef Backend first = self.parts[0]
         for backend in self.parts:
-            backend.kept = None
             if backend.part_rows != first.part_rows and not self.parts_failed:
                 self.parts_failed = True
                 self.push_bytes(SqlError(
@@ -421,29 +424,51 @@ cdef class Gather(Asking):
         return 0
 
     cdef int push_kept(self) except -1:
-        """Give the rows that RETURNING made on each shard in the order in which the client gave them.
+        """Give the rows that a write returned, those of an INSERT in the order in which the client gave them.
 
-        Where a shard returned fewer (ON CONFLICT DO NOTHING), their marks tell whose are missing; without, nobody can:
-        shard by shard.
+        Where a shard returned fewer (ON CONFLICT leaves some out), their marks tell whose are missing; without, nobody
+        can: shard by shard.
         """
         cdef Backend backend
-        cdef list kept = [(<Backend> each).kept for each in self.parts]
+        cdef list rows, kept = [(<Backend> each).kept for each in self.parts if (<Backend> each).kept is not None]
         if not self.parts_failed:
             if self.row_marks is not None:
-                kept = [unmark_rows(kept, self.row_marks, self.row_order)]
-            elif all(len(rows) == self.row_order.count(part) for part, rows in enumerate(kept)):
-                turns = [iter(rows) for rows in kept]
-                kept = [[next(turns[part]) for part in self.row_order]]
+                rows = unmark_rows(kept, self.row_marks, self.row_order)
+            else:
+                rows = [kept[0].pop(0)] if kept[0] and kept[0][0][:1] == b"T" else []
+                if all(len(given) == self.row_order.count(part) for part, given in enumerate(kept)):
+                    turns = [iter(given) for given in kept]
+                    rows += [next(turns[part]) for part in self.row_order]
+                else:
+                    for given in kept:
+                        rows += given
             if self.ends_own():
-                self.held_rows = [row for rows in kept for row in rows]
-                kept = []
-            for rows in kept:
+                self.held_rows = rows
+            else:
                 for row in rows:
                     self.push_bytes(row)
         for backend in self.parts:
             backend.kept = None
-            backend.has_marks = False
         self.row_order = self.row_marks = None
+        return 0
+
+    cdef int on_kept(self, Backend backend, Py_ssize_t size) except -1:
+        """Rows in no certain order leave when they are more than are held: it is not certain then that all succeeds."""
+        cdef list parts
+        self.kept_size += size
+        if self.kept_size <= KEPT_BYTES_MAX:
+            return 0
+        if backend is self.last_asked:
+            parts = [backend]
+        elif self.waiting == WAIT_PARTS and self.row_order is not None and not self.row_order:
+            parts = self.parts
+            self.row_order = None
+        else:
+            return 0
+        for backend in parts:
+            for row in backend.kept or ():
+                self.push_bytes(row)
+            backend.kept = None
         return 0
 
     cdef list marks_of(self, Template template, Values literals, Values params, bint is_binary):
@@ -487,18 +512,14 @@ cdef class Gather(Asking):
         return 0
 
 
-cdef int copy_out_of(Template template) noexcept:
-    """What of a COPY TO STDOUT of several shards must stand there once."""
-    if template.copy is None:
-        return COPY_OUT_PLAIN
-    if template.copy.form == COPY_BINARY:
-        return COPY_OUT_BINARY
-    return COPY_OUT_LINE if template.copy.has_header else COPY_OUT_PLAIN
-
-
 cdef bint locks_rows(Template template) noexcept:
     """A SELECT that locks: shards are asked in their order, so that two such statements do not wait for each other."""
-    return template.is_write and template.operation == OPERATION_SELECT
+    return template.is_write and template.operation == OPERATION_SELECT and not template.writes_within
+
+
+cdef bint holds_rows(Template template) noexcept:
+    """A write whose rows come when it has succeeded, as PostgreSQL gives them."""
+    return template.returns and not locks_rows(template)
 
 
 cdef bint owes(Template template) noexcept:

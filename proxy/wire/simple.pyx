@@ -25,7 +25,8 @@ from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT
 from foreshard.proxy.wire.carrying cimport Carrying
 from foreshard.proxy.wire.parsing cimport RETRY
-from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, copy_out_of, locks_rows, owes
+from foreshard.proxy.wire.copy_out cimport copy_out_of
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED, ROUTE_MANY, holds_rows, locks_rows
 from foreshard.proxy.wire.session cimport WAIT_NOTHING, WAIT_SEGMENT
 from foreshard.proxy.wire.transaction cimport ends_failure
 
@@ -180,8 +181,8 @@ cdef class Simple(Carrying):
         if self.row_order is not None:
             self.row_marks = self.marks_of(template, self.hub.literals, self.hub.params, False)
         tail = b"" if self.row_marks is None else template.marks.text
-        if self.row_order is None and template.returns and owes(template) and self.ends_own():
-            self.row_order = []     # shard by shard, once the claims are settled
+        if self.row_order is None and holds_rows(template):
+            self.row_order = []
         self.rows_left = 0
         self.copy_out = copy_out_of(template)
         self.lock = template.lock

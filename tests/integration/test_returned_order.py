@@ -38,6 +38,22 @@ STATEMENTS = {
         " WHERE word.n % 2 = 0 RETURNING name, word.n, 'a;b' /* ; */ ",
         "'w{each}', {b}",
     ),
+    "a column of the conflict updated": (
+        "INSERT INTO line (word, place, note) VALUES {rows} ON CONFLICT (word, place) DO UPDATE"
+        " SET place = line.place + 100, note = line.note || line.place"
+        " RETURNING word, place, note",
+        "'w{c}', {each}, 'n{b}'",
+    ),
+    "a column of the conflict as it was sent": (
+        "INSERT INTO line (word, place, note) VALUES {rows} ON CONFLICT (word, place) DO UPDATE"
+        " SET place = excluded.place, note = 'again' WHERE line.note < 'n5' RETURNING word, place, note",
+        "'w{c}', {each}, 'n{b}'",
+    ),
+    "all updated, more columns sent": (
+        "INSERT INTO spot VALUES {rows} ON CONFLICT (hall, place) DO UPDATE SET note = spot.note || 'x'"
+        " RETURNING place, hall, note",
+        "'hall {c}', {each}, '2026-02-0{d}', 'note {b}'",
+    ),
     "several columns": (
         "INSERT INTO spot VALUES {rows} ON CONFLICT (hall, place) DO NOTHING RETURNING place, hall, note",
         "'hall {c}', {d}, '2026-02-0{d}', 'note {b}'",
@@ -143,6 +159,25 @@ def test_in_a_string_of_statements(pair: Twins) -> None:
     )
 
 
+def test_rows_that_nothing_tells_apart_come_shard_by_shard(pair: Twins) -> None:
+    """DO UPDATE leaves some out, and changes what the others could be told by: each comes, in an order of its own."""
+    names = [f"alike {word}" for word in range(8)]
+    words = ", ".join(f"('{name}', {place}, 'told')" for name in names for place in (1, 2))
+    text = (
+        f"INSERT INTO line (word, place, note) VALUES {words} ON CONFLICT (word, place) DO UPDATE"
+        " SET place = line.place * 2 + 1 WHERE line.place % 2 = 0 RETURNING word, place"
+    )
+    with pair.connect() as both:
+        answers = []
+        for connection in both:
+            connection.rows("INSERT INTO word (name) VALUES " + ", ".join(f"('{name}')" for name in names))
+            answers.append([sorted(connection.rows(text)) for _ in range(3)])
+            connection.rows("DELETE FROM line WHERE word LIKE 'alike%'")
+            connection.rows("DELETE FROM word WHERE name LIKE 'alike%'")
+    assert answers[0] == answers[1]
+    assert [len(rows) for rows in answers[0]] == [16, 8, 8]
+
+
 def test_nothing_is_returned_where_every_row_is_there(pair: Twins) -> None:
     text = "INSERT INTO word (name) VALUES ('z1'), ('z2'), ('z3'), ('z4') ON CONFLICT DO NOTHING RETURNING name, n"
-    ask_both(pair, query(text), query(text), extended(text))
+    ask_both(pair, query(text), query(text), extended(text), SYNC)
