@@ -25,6 +25,7 @@ cdef class CopyPlan:
     cdef readonly bint is_placed        # the shards generate all keys: one shard gets all rows
     cdef readonly bint is_everywhere    # a reference table: every shard gets all rows
     cdef readonly tuple moments         # columns whose values may mean the time of their reading, of such a table
+    cdef readonly bint follows          # the first key is a parent's, whose claim says where the row lives
     cdef CopyField* places              # of `fields`
     cdef int place_count
     cdef int last                       # the last column that is looked at; -1: none

@@ -20,6 +20,7 @@ class CopyPlan:
     is_placed: bool
     is_everywhere: bool
     moments: tuple[int, ...]
+    follows: bool
     def __init__(
         self,
         form: int,
@@ -37,4 +38,5 @@ class CopyPlan:
         is_placed: bool = ...,
         is_everywhere: bool = ...,
         moments: tuple[int, ...] = ...,
+        follows: bool = ...,
     ) -> None: ...

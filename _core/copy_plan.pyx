@@ -15,7 +15,7 @@ cdef class CopyPlan:
     def __cinit__(
         self, int form, *, bint is_from, bint has_header=False, bytes delimiter=b"", bytes quote=b"", bytes escape=b"",
         bytes null=None, bytes default=None, tuple fields=(), int own=-1, bint generates=False,
-        bint is_placed=False, bint is_everywhere=False, tuple moments=(),
+        bint is_placed=False, bint is_everywhere=False, tuple moments=(), bint follows=False,
     ):
         self.form = form
         self.is_from = is_from
@@ -31,6 +31,7 @@ cdef class CopyPlan:
         self.is_placed = is_placed
         self.is_everywhere = is_everywhere
         self.moments = moments
+        self.follows = follows
         self.place_count = <int> len(fields)
         self.last = max([index for index, _, _ in fields] + list(moments), default=-1)
         self.places = <CopyField*> calloc(self.place_count + 1, sizeof(CopyField))

@@ -36,6 +36,10 @@ cdef class CopySplitter:
     cdef Buckets found
     cdef list scratch               # Buffer for each key whose escapes are undone
     cdef Buffer carry               # a record that is not whole
+    # Where rows follow parents that need not live at home: the buckets of those that were asked for, by their keys.
+    cdef dict followed
+    cdef dict wanted                # while looking ahead, the homes of those that have to be; None: not looking
+    cdef Py_ssize_t goal            # bytes that must be held before it is worth looking: a record is longer than that
     cdef int stage                  # Stage
     cdef bint final                 # no more data will come
     # Where the scan of the record at hand stands.
@@ -53,6 +57,11 @@ cdef class CopySplitter:
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1
     cdef int finish(self) except -1
+    cdef int hold(self, const char* data, Py_ssize_t size) except -1
+    cdef dict look_ahead(self, bint ends)
+    cdef int take_held(self) except -1
+    cdef int follow(self, int home) except -2
+    cdef int check_size(self) except -1
     cdef Py_ssize_t take(self, const char* data, Py_ssize_t size) except -1
     cdef int reset_scan(self) noexcept
     cdef Py_ssize_t scan(self, const char* data, Py_ssize_t size) noexcept

@@ -9,7 +9,9 @@ reads them, and the record's own bytes are appended to its shard's part. Rules:
    which refuses it. So does a row that lacks a column of a key: any shard refuses it.
 3. Keys are read by the Template, as those of an INSERT are. One that cannot be read is an SqlError, and `lines` is the
    line it stands in; no row is guessed a shard.
-4. Behind \\. (or the binary trailer) nothing is looked at, as PostgreSQL does not.
+4. Where the parents of rows need not live at home (`CopyPlan.follows`), the data at hand is held, looked through for
+   their keys, and taken when somebody has told their buckets.
+5. Behind \\. (or the binary trailer) nothing is looked at, as PostgreSQL does not.
 """
 
 cimport cython
@@ -19,6 +21,7 @@ from libc.string cimport memcmp
 
 from foreshard._core.buckets cimport BUCKET_COUNT
 from foreshard._core.buffer cimport Buffer
+from foreshard._core.copy_fields cimport check_encoding, equals, read_escaped, read_quoted, wants
 from foreshard._core.copy_lines cimport LineMap
 from foreshard._core.copy_plan cimport COPY_BINARY, COPY_CSV, CopyPlan
 from foreshard._core.frames cimport read_uint32
@@ -43,6 +46,7 @@ cdef enum:
     SIGNATURE_SIZE = 11
     HEAD_SIZE = 19          # signature, flags, size of the extension
     MOMENT_BYTES_MAX = 64
+    FOLLOWED_MAX = 65536    # parents that are remembered; chosen, not measured
     DEFAULT_SIZE = -2       # of a value that the shard fills in: to those who read keys a NULL
 
 cdef bytes SIGNATURE = b"PGCOPY\n\xff\r\n\0"
@@ -88,6 +92,7 @@ cdef class CopySplitter:
         self.found = Buckets()
         self.scratch = [Buffer() for _ in range(plan.place_count + len(plan.moments))]
         self.carry = Buffer()
+        self.followed = {}
         self.stage = STAGE_HEAD if plan.has_header or plan.form == COPY_BINARY else STAGE_ROWS
         self.head = None if self.stage == STAGE_HEAD else b""
         self.reset_scan()
@@ -108,10 +113,50 @@ cdef class CopySplitter:
             used = self.take(data, size)
             if used < size:
                 self.carry.append(data + used, size - used)
+        return self.check_size()
+
+    cdef int check_size(self) except -1:
+        """Refuse a record that is too long."""
         if self.carry.end - self.carry.start > self.record_bytes_max:
             self.lines += 1
             raise SqlError("54000", "a row of COPY is too large", f"limits.message_size_max is {self.record_bytes_max}")
         return 0
+
+    cdef int hold(self, const char* data, Py_ssize_t size) except -1:
+        """Take more of the client's data in, to be taken when `look_ahead` wants nothing any more."""
+        self.carry.append(data, size)
+        return 0
+
+    cdef dict look_ahead(self, bint ends):
+        """The homes of the parents of what is held that are not known, by their keys; `ends`: no more data will come.
+
+        None: no record is whole.
+        """
+        cdef Py_ssize_t size = self.carry.end - self.carry.start, used = 0
+        cdef dict wanted = {}
+        if size < self.goal and not ends:
+            return None
+        if len(self.followed) > FOLLOWED_MAX:
+            self.followed.clear()
+        kept = self.stage, self.head, self.lines, self.ending, self.ending_shard, self.parts, self.final
+        self.parts = [CopyPart() for _ in self.parts]
+        self.wanted = wanted
+        self.final = ends and self.plan.form != COPY_BINARY
+        self.reset_scan()
+        try:
+            used = self.take(self.carry.data + self.carry.start, size)
+        except SqlError:
+            used = size         # told when the rows are taken
+        self.stage, self.head, self.lines, self.ending, self.ending_shard, self.parts, self.final = kept
+        self.wanted = None
+        self.reset_scan()
+        self.goal = 0 if used else 2 * size
+        return wanted if used or ends else None
+
+    cdef int take_held(self) except -1:
+        """Take what is held, as far as it is whole."""
+        self.carry.consume(self.take(self.carry.data + self.carry.start, self.carry.end - self.carry.start))
+        return self.check_size()
 
     cdef int finish(self) except -1:
         """No more data will come: what waits is the last record, or a piece of one."""
@@ -299,6 +344,8 @@ cdef class CopySplitter:
         self.found.clear()
         self.template.locate_at(0, None, self.values, self.found)
         bucket = self.found.items[0]
+        if self.plan.follows:
+            bucket = self.follow(bucket)
         if self.plan.own >= 0 and self.values.items[self.plan.own].size >= 0:
             self.found.clear()
             self.template.locate_at(self.plan.own, None, self.values, self.found)
@@ -307,6 +354,16 @@ cdef class CopySplitter:
                     "23514", "the key of the new row names another bucket than its parent's",
                     hint="Leave the key out, or give one that Foreshard does not generate.")
         return self.owners[bucket]
+
+    cdef int follow(self, int home) except -2:
+        """The bucket of the parent that the first value names."""
+        cdef bytes value = self.values.items[0].data[:self.values.items[0].size]
+        key = value, self.values.items[0].format == VALUE_BINARY
+        if self.wanted is None:
+            return self.followed[key]
+        if key not in self.followed:
+            self.wanted[key] = home
+        return home
 
     cdef bint read_fields(self, const char* data, Py_ssize_t size) except -1:
         """Fill the values with the keys in a record; False when it has too few columns."""
@@ -457,125 +514,3 @@ cdef class CopySplitter:
             data = part.data.take()
             found.append((self.head or b"") + data if part.rows or part is self.parts[self.first] else data)
         return found
-
-
-cdef bint wants(CopyPlan plan, int column) except -1:
-    """Whether a column is looked at."""
-    cdef int key
-    for key in range(plan.place_count):
-        if plan.places[key].index == column:
-            return True
-    return bool(plan.moments) and column in plan.moments
-
-
-cdef bint equals(const char* data, Py_ssize_t size, bytes other) except -1:
-    return size == len(other) and memcmp(data, <const char*> other, size) == 0
-
-
-cdef int check_encoding(bytes record) except -1:
-    """Raise what PostgreSQL says to bytes that are no UTF-8."""
-    try:
-        record.decode()
-    except UnicodeDecodeError as error:
-        lead = record[error.start]
-        size = 2 if 0xC0 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF8 else 1
-        shown = " ".join([f"0x{byte:02x}" for byte in record[error.start:error.start + size]])
-        raise SqlError("22021", f'invalid byte sequence for encoding "UTF8": {shown}') from None
-    return 0
-
-
-cdef Py_ssize_t read_quoted(
-    CopyPlan plan, const char* data, Py_ssize_t size, Py_ssize_t at, Buffer out, bint* is_quoted
-) except -1:
-    """A field of CSV from `at` on, into `out` unless that is None; where the delimiter behind it stands."""
-    cdef bint inside = False
-    cdef char byte
-    if out is not None:
-        out.clear()
-        out.reserve(1)
-    while at < size:
-        byte = data[at]
-        if not inside:
-            if byte == plan.delimiter:
-                break
-            if byte == plan.quote:
-                inside = is_quoted[0] = True
-                at += 1
-                continue
-        elif byte == plan.escape and at + 1 < size and (data[at + 1] == plan.escape or data[at + 1] == plan.quote):
-            at += 1
-            byte = data[at]
-        elif byte == plan.quote:
-            inside = False
-            at += 1
-            continue
-        if out is not None:
-            out.append_byte(byte)
-        at += 1
-    return at
-
-
-cdef Py_ssize_t read_escaped(CopyPlan plan, const char* data, Py_ssize_t size, Py_ssize_t at, Buffer out) except -1:
-    """The same for a field of text."""
-    cdef Py_ssize_t start = at, end
-    cdef char byte
-    while at < size and data[at] != plan.delimiter:
-        at += 2 if data[at] == b"\\" else 1
-    end = min(at, size)
-    if out is None:
-        return end
-    out.clear()
-    out.reserve(end - start + 1)
-    at = start
-    while at < end:
-        byte = data[at]
-        at += 1
-        if byte == b"\\":
-            if at == end:
-                break       # PostgreSQL drops it, too
-            byte = unescape(data, end, &at)
-        out.append_byte(byte)
-    return end
-
-
-cdef char unescape(const char* data, Py_ssize_t end, Py_ssize_t* place) noexcept:
-    """The byte that stands behind a backslash at `place`, which moves on."""
-    cdef Py_ssize_t at = place[0]
-    cdef char byte = data[at]
-    cdef int number = 0, digits = 0
-    at += 1
-    if 48 <= byte <= 55:
-        number = byte - 48
-        while digits < 2 and at < end and 48 <= data[at] <= 55:
-            number = number << 3 | (data[at] - 48)
-            at += 1
-            digits += 1
-        byte = <char> (number & 0xFF)
-    elif byte == b"x":
-        while digits < 2 and at < end and hexadecimal(data[at]) >= 0:
-            number = number << 4 | hexadecimal(data[at])
-            at += 1
-            digits += 1
-        if digits:
-            byte = <char> number
-    elif byte == b"b":
-        byte = 8
-    elif byte == b"f":
-        byte = 12
-    elif byte == b"n":
-        byte = 10
-    elif byte == b"r":
-        byte = 13
-    elif byte == b"t":
-        byte = 9
-    elif byte == b"v":
-        byte = 11
-    place[0] = at
-    return byte
-
-
-cdef int hexadecimal(char byte) noexcept:
-    if 48 <= byte <= 57:
-        return byte - 48
-    byte |= 32
-    return byte - 87 if 97 <= byte <= 102 else -1

@@ -38,6 +38,7 @@ from foreshard.proxy.admin import (
     ShardAnswer,
     ask_control,
     ask_shards,
+    console_greeting,
     encode_results,
     explain_result,
     refuse_extended,
@@ -50,6 +51,7 @@ from foreshard.proxy.control.absent import UNCHECKED_HELP, Arrivals
 from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
+from foreshard.proxy.control.parents import Parents
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
 from foreshard.proxy.control.retry import LOST, end_tasks
 from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take_barrier
@@ -152,6 +154,7 @@ class Router:
         self.deadlocks = DeadlockWatch(config, self.list_busy, self.break_deadlock)
         self.two_phase = two_phase
         self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
+        self.parents = Parents(config.shards)
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema, self)
         self.arrivals = Arrivals(config, self.state, self.hub.unchecked, self._take_in)
@@ -244,7 +247,7 @@ class Router:
             await asyncio.sleep(0.02)
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
-        for part in (self.deadlocks, self.shard_gate, self.query_watch, self.schema_watch):
+        for part in (self.deadlocks, self.shard_gate, self.parents, self.query_watch, self.schema_watch):
             part.close()
         self.reactor.stop()
         self.hub.waker.stop()
@@ -336,25 +339,8 @@ class Router:
                         backend.begin_cancel()
                         self._keep(self._cancel(backend))
 
-    def console_greeting(self, parameters: Iterable[tuple[str, str]]) -> bytes:
-        """AuthenticationOk and the parameters that psql and drivers look at."""
-        told = {
-            "server_version": "18.0 (Foreshard console)",
-            "server_encoding": "UTF8",
-            "client_encoding": "UTF8",
-            "DateStyle": "ISO, MDY",
-            "integer_datetimes": "on",
-            "standard_conforming_strings": "on",
-        }
-        answer = b"R\0\0\0\x08\0\0\0\0"
-        for name, value in told.items():
-            body = name.encode() + b"\0" + value.encode() + b"\0"
-            answer += b"S" + (len(body) + 4).to_bytes(4, "big") + body
-        return answer
-
-    def refuse_extended(self) -> SqlError:
-        """The console's answer to Parse and its like."""
-        return refuse_extended()
+    console_greeting = staticmethod(console_greeting)
+    refuse_extended = staticmethod(refuse_extended)
 
     def ask_console(self, frontend: Frontend, sql: str) -> None:
         """Answer a console command when its answer is known."""
@@ -386,6 +372,18 @@ class Router:
     def explain_description(self) -> bytes:
         """The RowDescription of EXPLAIN (FORESHARD)."""
         return encode_row_description((Column("QUERY PLAN"),))
+
+    def find_parents(self, frontend: Frontend, splitter: Any, *asked: Any) -> None:
+        """Tell where the parents of copied rows live (control/parents.Parents.find)."""
+        self._keep(self._find_parents(frontend, splitter, asked))
+
+    async def _find_parents(self, frontend: Frontend, splitter: Any, asked: tuple[Any, ...]) -> None:
+        try:
+            frontend.take_parents(splitter, await self.parents.find(*asked), None)
+        except SqlError as error:
+            frontend.take_parents(splitter, {}, error)
+        except Exception as error:
+            self.report_failure(frontend, error)
 
     def follow_query_node(self, seen: Seen) -> None:
         """From now on the query node is asked what it has now."""

@@ -79,6 +79,23 @@ class Console:
         raise SqlError("42704", f"there is nothing called {words[1]!r} to show", hint=HELP_HINT)
 
 
+def console_greeting() -> bytes:
+    """AuthenticationOk and the parameters that psql and drivers look at."""
+    told = {
+        "server_version": "18.0 (Foreshard console)",
+        "server_encoding": "UTF8",
+        "client_encoding": "UTF8",
+        "DateStyle": "ISO, MDY",
+        "integer_datetimes": "on",
+        "standard_conforming_strings": "on",
+    }
+    answer = b"R\0\0\0\x08\0\0\0\0"
+    for name, value in told.items():
+        body = name.encode() + b"\0" + value.encode() + b"\0"
+        answer += b"S" + (len(body) + 4).to_bytes(4, "big") + body
+    return answer
+
+
 def refuse_extended() -> SqlError:
     """The answer to Parse, Bind and their like on a console connection."""
     return not_built(

@@ -121,11 +121,6 @@ def plan_keyed(catalog: Catalog, table: Table, columns: list[str], options: Copy
     for column in routing:
         if column not in columns:
             raise null_key(table, column)
-    if table.kind is TableKind.CHILD and catalog.claim_of(table, routing[0]) is not None:
-        raise not_built(
-            f'COPY FROM STDIN into "{table.name}", whose parents are placed by cost', "Insert the rows.",
-            "A row does not say where its parent is.",
-        )  # fmt: skip
     sources = list(
         chain(use for index, column in enumerate(routing) for use in copy_uses(catalog, table, column, index)).sources
     )
@@ -149,7 +144,10 @@ def plan_keyed(catalog: Catalog, table: Table, columns: list[str], options: Copy
         keys=tuple(sources),
         owes_claims=catalog.owes_claims(table),
         copy=options.plan_in(
-            fields=tuple(fields), own=own, generates=table.kind is TableKind.ROOT and table.generates_key
+            fields=tuple(fields),
+            own=own,
+            generates=table.kind is TableKind.ROOT and table.generates_key,
+            follows=table.kind is TableKind.CHILD and catalog.claim_of(table, routing[0]) is not None,
         ),
         is_exact=True,
         reason="the rows say where they live",

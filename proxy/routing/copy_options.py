@@ -68,6 +68,7 @@ class CopyOptions:
         is_placed: bool = False,
         is_everywhere: bool = False,
         moments: tuple[int, ...] = (),
+        follows: bool = False,
     ) -> CopyPlan:
         """For COPY FROM STDIN."""
         return CopyPlan(
@@ -85,6 +86,7 @@ class CopyOptions:
             is_placed=is_placed,
             is_everywhere=is_everywhere,
             moments=moments,
+            follows=follows,
         )
 
     def plan_out(self) -> CopyPlan:

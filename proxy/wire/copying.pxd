@@ -28,6 +28,9 @@ cdef class Copying(Shadowing):
     cdef bint pump(self, Py_ssize_t least) except -1
     cdef int push_parts(self) except -1
     cdef int feed_copy(self, char type, const char* body, Py_ssize_t size) except -1
+    cdef int refuse_row(self, object error) except -1
+    cdef int follow_parents(self) except -1
+    cdef int take_followed(self) except -1
     cdef int go_on(self, Py_ssize_t least) except -1
     cdef int end_batch(self) except -1
     cdef int end_parts(self) except -1

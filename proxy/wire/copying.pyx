@@ -5,6 +5,9 @@ other one when the first row for it has come. Each runs the client's own text as
 is the client's or one of our own. CopyData goes through the splitter into one message per shard and batch; a shard
 that lags stops the client, and so do the pools. CommandComplete, with the sum, waits for our own COMMIT.
 
+Rows that follow parents placed by cost wait until those parents' claims have been asked (proxy/control/parents): what
+the client has sent so far is looked through at once.
+
     begin_copy --CopyInResponse--> feed_copy ... --CopyDone--> end_parts --ReadyForQuery of all--> finish_copy
                                       +--error of a shard or of ours, CopyFail--> mute_parts ----------^
 """
@@ -12,13 +15,14 @@ that lags stops the client, and so do the pools. CommandComplete, with the sum, 
 from foreshard._core.buckets cimport BUCKET_COUNT
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.replies cimport REPLY_QUERY
-from foreshard._core.template cimport ROUTE_COPY, Template
+from foreshard._core.template cimport KEY_LIMIT_UNIT, ROUTE_COPY, Template
+from foreshard.proxy.wire.away cimport type_of
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport owe_claims
 from foreshard.proxy.wire.shadowing cimport Shadowing
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.pool cimport Pool
-from foreshard.proxy.wire.session cimport WAIT_COPY, WAIT_NOTHING, WAIT_POOL, WAIT_SHARD
+from foreshard.proxy.wire.session cimport WAIT_COPY, WAIT_FOUND, WAIT_NOTHING, WAIT_POOL, WAIT_SHARD
 from foreshard.proxy.wire.statement cimport Statement
 
 import re
@@ -203,16 +207,68 @@ cdef class Copying(Shadowing):
         """CopyData, CopyDone or CopyFail."""
         if type == b"f":
             return self.give_up_copy(body, size)
+        if self.splitter.plan.follows:
+            if type == b"d":
+                return self.splitter.hold(body, size)
+            self.copy_ending = True
+            return self.follow_parents()
         try:
             if type == b"d":
                 self.splitter.feed(body, size)
             else:
                 self.copy_ending = True
                 self.splitter.finish()
-        except SqlError as error:       # what is wrong before it comes first
-            self.copy_refusal = self.located(error)
-            self.copy_ending = True
+        except SqlError as error:
+            self.refuse_row(error)
         return self.go_on(PART_BYTES)
+
+    cdef int refuse_row(self, object error) except -1:
+        """A row is wrong: what is wrong before it comes first."""
+        self.copy_refusal = self.located(error)
+        self.copy_ending = True
+        return 0
+
+    cdef int follow_parents(self) except -1:
+        """See that the places of the parents of what is held are known, then take it."""
+        cdef Template template = self.copied
+        cdef int flags = template.key_sources[0].flags
+        cdef int bucket
+        wanted = self.splitter.look_ahead(self.copy_ending)
+        if wanted is None:
+            return 0
+        if not wanted:
+            return self.take_followed()
+        self.waiting = WAIT_FOUND
+        self.hub.services.find_parents(
+            self, self.splitter, template.claims[0], type_of(flags), flags // KEY_LIMIT_UNIT, wanted,
+            [self.splitter.owners[bucket] for bucket in range(BUCKET_COUNT)])
+        return 0
+
+    def take_parents(self, CopySplitter splitter, dict found, object error) -> None:
+        """The parents' buckets, or (SqlError) why they are not known."""
+        if self.splitter is not splitter or self.waiting != WAIT_FOUND or self.fd < 0:
+            return
+        self.waiting = WAIT_NOTHING
+        try:
+            if error is not None:
+                self.fail_copy((<object> error).encode())
+            else:
+                splitter.followed.update(found)
+                self.take_followed()
+            if self.waiting == WAIT_NOTHING:
+                self.resume()
+        except Exception as mistake:
+            self.hub.services.report_failure(self, mistake)
+
+    cdef int take_followed(self) except -1:
+        """Take the rows that are held, whose parents' places are known."""
+        try:
+            self.splitter.take_held()
+            if self.copy_ending:
+                self.splitter.finish()
+        except SqlError as error:
+            self.refuse_row(error)
+        return self.go_on(1)
 
     cdef int go_on(self, Py_ssize_t least) except -1:
         """Hand over what there is to hand over, and end it when CopyDone has come."""
@@ -228,7 +284,7 @@ cdef class Copying(Shadowing):
 
     cdef int end_batch(self) except -1:
         """The client's data at hand has been read."""
-        return self.go_on(1)
+        return self.follow_parents() if self.splitter.plan.follows and not self.copy_ending else self.go_on(1)
 
     cdef int end_parts(self) except -1:
         """CopyDone to every shard that takes part."""

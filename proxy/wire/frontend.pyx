@@ -143,7 +143,7 @@ cdef class Frontend(Simple):
         self.parameters = (("user", user), ("database", database), *sorted(parameters.items()))
         if database == CONSOLE_DATABASE:
             self.phase = FRONTEND_CONSOLE
-            self.push_bytes(self.hub.services.console_greeting(self.parameters))
+            self.push_bytes(self.hub.services.console_greeting())
             self.push_login()
             return 0
         if database != self.hub.database:

@@ -16,6 +16,7 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_CLIENT = 8             # the client itself, which has to take its answers first
     WAIT_MERGE = 9              # the shards' rows of a merged result
     WAIT_COPY = 10              # the shards of a COPY FROM STDIN: CopyInResponse, or all their answers
+    WAIT_FOUND = 13             # the places of the parents of copied rows
     WAIT_SCHEMA = 12            # a change of the schema that is being committed
     WAIT_SHADOW = 11            # the query node, which takes a copy of what the transaction sees
 
