@@ -2,7 +2,8 @@
 
 Simulated shards, real kernels: predictions by the real learner (and with made-up errors), placement by the real placer.
 The figure is max/mean of the cost executed on the shards over the whole run, median and worst over the seeds. Then the
-same streams, made cheap, on four real shards with everything real (real.py).
+same streams, made cheap, on four real shards with everything real (real.py). And sticky load that drifts, which no
+placement can foresee, under the real rebalancer (drift.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from bench import Options
 from bench.balance import plots
+from bench.balance.drift import print_drift, run_drift
 from bench.balance.predictions import KINDS, predict_costs
 from bench.balance.real import print_real, run_real
 from bench.balance.simulate import run_oracles, run_policy
@@ -28,6 +30,8 @@ def run(options: Options) -> dict[str, Any]:
     """Simulate, run on real shards, print, plot."""
     result = run_simulated(options)
     print_tables(result)
+    result["drift"] = run_drift(options)
+    print_drift(result["drift"])
     result["real"] = run_real(options)
     print_real(result["real"])
     result["figures"] = plots.draw(result, options.out)

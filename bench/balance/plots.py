@@ -31,6 +31,7 @@ def draw(result: dict[str, Any], out: Path) -> list[str]:
     return [
         draw_mixes(result, shards, out / "balance-mixes.png"),
         draw_scaling(result, out / "balance-shards.png"),
+        draw_drift(result["drift"], out / "balance-drift.png"),
         draw_real(result["real"], out / "balance-real.png"),
     ]
 
@@ -106,6 +107,24 @@ def draw_real(result: dict[str, Any], path: Path) -> str:
     panels[0][0].set_ylabel("max/mean of measured cost (1 = even)")
     panels[0][0].set_ylim(top=panels[0][0].get_ylim()[1] + 0.15)  # room for the legend
     panels[0][0].legend(fontsize=8, loc="upper right")
+    return _save(figure, path)
+
+
+def draw_drift(result: dict[str, Any], path: Path) -> str:
+    """Two panels over time: max/mean by epoch, and the share of all rows moved so far; median of the seeds."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(3, 2))
+    for color, (signal, runs) in zip(COLORS.values(), result["runs"].items(), strict=False):
+        middle = [statistics.median(epoch) for epoch in zip(*(run["ratios"] for run in runs), strict=True)]
+        above.plot(range(1, len(middle) + 1), middle, ".-", color=color, label=signal)
+        shares = [statistics.median(epoch) for epoch in zip(*(run["moved"] for run in runs), strict=True)]
+        if any(shares):
+            below.plot(range(1, len(shares) + 1), [100 * sum(shares[: n + 1]) for n in range(len(shares))], color=color)
+    above.set_ylabel("max/mean of the demand (1 = even)")
+    above.set_title(f"drifting load on {result['shards']} simulated shards, moved by")
+    above.legend(fontsize=8)
+    below.set_yscale("log")
+    below.set_ylabel("rows moved so far, % of all")
+    below.set_xlabel(f"epochs of {result['writes']} writes; 5 % of the hottest roots change after each")
     return _save(figure, path)
 
 
