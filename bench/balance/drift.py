@@ -150,9 +150,9 @@ def summarize(runs: list[Drift]) -> dict[str, float]:
         return statistics.median(values)
 
     return {
-        "start": middle([max(run.ratios[:2]) for run in runs]),
-        "repaired": middle([run.ratios[2] for run in runs]),
-        "repair_rows": middle([sum(run.moved[:2]) for run in runs]),
+        "first": middle([run.ratios[0] for run in runs]),
+        "first_rows": middle([run.moved[0] for run in runs]),
+        "second": middle([run.ratios[1] for run in runs]),
         "steady": middle([statistics.fmean(run.ratios[STEADY:]) for run in runs]),
         "steady_worst": middle([max(run.ratios[STEADY:]) for run in runs]),
         "steady_rows": middle([statistics.fmean(run.moved[STEADY:]) for run in runs]),
@@ -165,12 +165,13 @@ def print_drift(result: dict[str, Any]) -> None:
         f"\ndrift on {result['shards']} simulated shards: max/mean of the demand of {result['writes']} writes, and rows"
         f" moved; medians over seeds {result['seeds']}, steady from epoch {STEADY} to {result['epochs']}"
     )
-    headings = ["moved by", "third epoch", "rows until then", "steady", "worst epoch", "rows per epoch"]
+    headings = ["moved by", "first epoch", "rows moved in it", "second", "steady", "worst epoch", "rows per epoch"]
     lines = [
         [
             signal,
-            f"{found['repaired']:.2f}",
-            f"{found['repair_rows']:.2%}",
+            f"{found['first']:.2f}",
+            f"{found['first_rows']:.2%}",
+            f"{found['second']:.3f}",
             f"{found['steady']:.3f}",
             f"{found['steady_worst']:.2f}",
             f"{found['steady_rows']:.3%}",
