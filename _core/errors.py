@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 
@@ -46,6 +47,9 @@ class SqlError(ForeshardError):
 
 NAMES = b"stcdn"  # the fields that name schema, table, column, data type and constraint
 
+# The innermost come first: everything down to the last function of ours.
+OWN_CONTEXT = re.compile(rb"\A(?s:.*)^PL/pgSQL function foreshard\.[^\n]*(?:\n|\Z)", re.MULTILINE)
+
 
 def decode_error(body: bytes) -> SqlError:
     """An ErrorResponse body as SqlError, without where in the server it arose."""
@@ -54,6 +58,21 @@ def decode_error(body: bytes) -> SqlError:
     return SqlError(
         fields.get(b"C", "XX000"), fields.get(b"M", ""), fields.get(b"D", ""), fields.get(b"H", ""), names=names
     )
+
+
+def without_own_context(body: bytes) -> bytes:
+    """An ErrorResponse body of a broken constraint, without the functions of ours that looked after it; or `body`.
+
+    PostgreSQL's own constraints have no context. What called the statement (functions of users, COPY) stays.
+    """
+    if b"\0C23" not in body or b"PL/pgSQL function foreshard." not in body:
+        return body
+    fields = body.split(b"\0")
+    for place, field in enumerate(fields):
+        if field[:1] == b"W":
+            left = OWN_CONTEXT.sub(b"", field[1:])
+            fields[place] = b"W" + left if left else b""
+    return b"\0".join([field for field in fields if field]) + b"\0\0"
 
 
 def not_built(what: str, hint: str, detail: str = "") -> SqlError:

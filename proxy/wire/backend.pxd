@@ -117,7 +117,8 @@ cdef class Backend(Requests):
     cdef int push_synthetic(self) except -1
     cdef int on_reply(self, char type, const char* body, Py_ssize_t size) except -1
     cdef int on_error_reply(self, int head) except -1
-    cdef int on_statement_failed(self, int head, bytes body) except -1
+    cdef int on_error(self, int head, bint is_ours, bytes given) except -1
+    cdef int on_statement_failed(self, int head, bytes body, bint is_changed) except -1
     cdef int on_question_failed(self, int head, bytes body) except -1
     cdef int on_deadlock(self, int head, bytes body) except -1
     cdef int note_parameter(self, bytes body) except -1

@@ -37,7 +37,7 @@ from foreshard.proxy.wire.copy_out cimport shows_copy
 from foreshard.proxy.wire.endpoint cimport Endpoint
 from foreshard.proxy.wire.requests cimport Requests
 
-from foreshard._core.errors import SqlError, decode_error
+from foreshard._core.errors import SqlError, decode_error, without_own_context
 
 cdef enum:
     REPLY_BYTES_MAX = 0x7FFFFFF0    # PostgreSQL itself sends no message above 1 GB
@@ -319,16 +319,7 @@ cdef class Backend(Requests):
             if kind == REPLY_EXECUTE:
                 self.replies.pop()
         elif class_ == CLASS_ERROR:
-            if kind == REPLY_NONE:
-                self.last_words = decode_error(body[:size])
-            elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
-                self.muted_error = body[:size]
-            elif self.filter >= FILTER_MERGE and self.owner is not None and not is_ours:
-                self.owner.on_merge_input(self, type, body, size)
-                return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
-            elif self.collected is not None and head & REPLY_SWALLOW:
-                return self.on_question_failed(head, body[:size])
-            return self.on_statement_failed(head, body[:size])
+            return self.on_error(head, is_ours, body[:size])
         elif class_ == CLASS_COMPLETE:
             if kind == REPLY_PARSE and self.parsing:
                 statement = self.parsing.pop(0)
@@ -400,11 +391,31 @@ cdef class Backend(Requests):
             return ACTION_DROP      # unasked: it ends the connection, not a statement
         return ACTION_ERROR_DROP if self.filter == FILTER_MUTE else ACTION_ERROR
 
-    cdef int on_statement_failed(self, int head, bytes body) except -1:
-        """ErrorResponse to a statement: the owner may want to hear of other shards' first."""
+    cdef int on_error(self, int head, bint is_ours, bytes given) except -1:
+        """ErrorResponse."""
+        cdef int kind = head & REPLY_KIND_MASK
+        cdef bytes body = without_own_context(given)
+        if kind == REPLY_NONE:
+            self.last_words = decode_error(body)
+        elif self.filter == FILTER_MUTE and head & REPLY_NOTIFY:
+            self.muted_error = body
+        elif self.filter >= FILTER_MERGE and self.owner is not None and not is_ours:
+            self.owner.on_merge_input(self, b"E", body, len(body))
+            return ACTION_ERROR_DROP if self.on_error_reply(head) == ACTION_ERROR else ACTION_DROP
+        elif self.collected is not None and head & REPLY_SWALLOW:
+            return self.on_question_failed(head, body)
+        return self.on_statement_failed(head, body, body is not given)
+
+    cdef int on_statement_failed(self, int head, bytes body, bint is_changed) except -1:
+        """The same to a statement: the owner may want to hear of other shards' first."""
         cdef int action = self.on_error_reply(head) if self.deadlock is None else self.on_deadlock(head, body)
         cdef bint is_told = action == ACTION_ERROR or action == ACTION_ERROR_DROP
-        return ACTION_ERROR_DROP if is_told and self.owner.keeps_error(self, body) else action
+        if is_told and self.owner.keeps_error(self, body):
+            return ACTION_ERROR_DROP
+        if action == ACTION_ERROR and is_changed:
+            self.told_instead = b"E" + (len(body) + 4).to_bytes(4, "big") + body
+            return ACTION_ERROR_DROP
+        return action
 
     cdef int on_question_failed(self, int head, bytes body) except -1:
         """ErrorResponse to a question of the owner's, who tells the client."""
