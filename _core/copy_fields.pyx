@@ -22,7 +22,7 @@ cdef bint equals(const char* data, Py_ssize_t size, bytes other) except -1:
 
 
 cdef int check_encoding(bytes record) except -1:
-    """Raise what PostgreSQL says to bytes that are no UTF-8."""
+    """Raise what PostgreSQL says to bytes that are no UTF-8, and to NUL."""
     try:
         record.decode()
     except UnicodeDecodeError as error:
@@ -30,6 +30,8 @@ cdef int check_encoding(bytes record) except -1:
         size = 2 if 0xC0 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF8 else 1
         shown = " ".join([f"0x{byte:02x}" for byte in record[error.start:error.start + size]])
         raise SqlError("22021", f'invalid byte sequence for encoding "UTF8": {shown}') from None
+    if b"\0" in record:
+        raise SqlError("22021", 'invalid byte sequence for encoding "UTF8": 0x00')
     return 0
 
 

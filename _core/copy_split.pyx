@@ -25,7 +25,8 @@ from foreshard._core.copy_fields cimport check_encoding, equals, read_escaped, r
 from foreshard._core.copy_lines cimport LineMap
 from foreshard._core.copy_plan cimport COPY_BINARY, COPY_CSV, CopyPlan
 from foreshard._core.frames cimport read_uint32
-from foreshard._core.template cimport Buckets, Template
+from foreshard._core.template cimport KEY_LIMIT_UNIT, KEY_TYPE_UNIT, Buckets, Template
+from foreshard._core.typed_keys cimport TYPE_TEXT
 from foreshard._core.values cimport VALUE_BINARY, VALUE_TEXT, Values
 
 from foreshard._core.errors import SqlError, not_built
@@ -130,7 +131,7 @@ cdef class CopySplitter:
     cdef dict look_ahead(self, bint ends):
         """The homes of the parents of what is held that are not known, by their keys; `ends`: no more data will come.
 
-        None: no record is whole.
+        None: no record is whole. SqlError for one that is too long.
         """
         cdef Py_ssize_t size = self.carry.end - self.carry.start, used = 0
         cdef dict wanted = {}
@@ -147,15 +148,23 @@ cdef class CopySplitter:
             used = self.take(self.carry.data + self.carry.start, size)
         except SqlError:
             used = size         # told when the rows are taken
+        if self.stage == STAGE_BROKEN:
+            used = size         # a shard tells
         self.stage, self.head, self.lines, self.ending, self.ending_shard, self.parts, self.final = kept
         self.wanted = None
         self.reset_scan()
-        self.goal = 0 if used else 2 * size
-        return wanted if used or ends else None
+        self.goal = 0 if used else min(2 * size, self.record_bytes_max + 1)
+        if used == 0 and not ends:
+            self.check_size()
+            return None
+        return wanted
 
     cdef int take_held(self) except -1:
         """Take what is held, as far as it is whole."""
+        cdef int stage = self.stage
         self.carry.consume(self.take(self.carry.data + self.carry.start, self.carry.end - self.carry.start))
+        if self.stage == STAGE_BROKEN and stage != STAGE_BROKEN:
+            self.carry.consume(self.take(self.carry.data + self.carry.start, self.carry.end - self.carry.start))
         return self.check_size()
 
     cdef int finish(self) except -1:
@@ -346,7 +355,7 @@ cdef class CopySplitter:
         bucket = self.found.items[0]
         if self.plan.follows:
             bucket = self.follow(bucket)
-        if self.plan.own >= 0 and self.values.items[self.plan.own].size >= 0:
+        if self.plan.own >= 0 and self.values.items[self.plan.own].size >= 0 and self.wanted is None:
             self.found.clear()
             self.template.locate_at(self.plan.own, None, self.values, self.found)
             if self.found.items[0] != bucket:
@@ -358,12 +367,16 @@ cdef class CopySplitter:
     cdef int follow(self, int home) except -2:
         """The bucket of the parent that the first value names."""
         cdef bytes value = self.values.items[0].data[:self.values.items[0].size]
-        key = value, self.values.items[0].format == VALUE_BINARY
+        cdef bint is_binary = self.values.items[0].format == VALUE_BINARY
+        cdef int flags = self.template.key_sources[0].flags
+        if not is_binary or flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1) == TYPE_TEXT:
+            check_encoding(value)
+        key = value, is_binary
         if self.wanted is None:
             return self.followed[key]
         if key not in self.followed:
             self.wanted[key] = home
-        return home
+        return self.followed.get(key, home)
 
     cdef bint read_fields(self, const char* data, Py_ssize_t size) except -1:
         """Fill the values with the keys in a record; False when it has too few columns."""

@@ -26,6 +26,8 @@ FIND = (
 )
 INTEGERS = frozenset({KeyType.TYPE_INT8, KeyType.TYPE_INT4, KeyType.TYPE_INT2})
 MOMENTS = frozenset({KeyType.TYPE_TIMESTAMP, KeyType.TYPE_TIMESTAMPTZ})
+KEYS_MAX = 5000  # of one question; chosen, not measured
+ANSWERS_TIMEOUT_S = 15.0  # to all that a batch of rows asks of one shard, its place in the line of others included
 EPOCH_JULIAN_DAY = 2451545  # 2000-01-01, from which dates and timestamps count
 DAY_US = 86_400_000_000
 
@@ -64,13 +66,18 @@ class Parents:
         return found
 
     async def _ask(self, shard: int, claim: str, key_type: int, keys: list[str]) -> list[int | None]:
-        kept = self._kept[shard]
+        kept, found = self._kept[shard], []
         try:
-            async with kept.asked() as connection:
-                rows = await connection.fetch(FIND.format(TYPE_NAMES[key_type]), claim, keys)
-        except ShardDown as error:
-            raise SqlError("08006", f"shard {kept.name} does not tell where rows are: {error}") from error
-        return [row[0] for row in rows]
+            async with asyncio.timeout(ANSWERS_TIMEOUT_S):
+                for start in range(0, len(keys), KEYS_MAX):
+                    async with kept.asked() as connection:
+                        some = keys[start : start + KEYS_MAX]
+                        found += await connection.fetch(FIND.format(TYPE_NAMES[key_type]), claim, some)
+        except (ShardDown, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            hint = "SHOW SHARDS tells which are down. Run the COPY again."
+            raise SqlError("08006", f"shard {kept.name} does not tell where rows are: {why}", hint=hint) from error
+        return [row[0] for row in found]
 
 
 def key_text(value: Value, key_type: int, limit: int) -> str:

@@ -233,7 +233,11 @@ cdef class Copying(Shadowing):
         cdef Template template = self.copied
         cdef int flags = template.key_sources[0].flags
         cdef int bucket
-        wanted = self.splitter.look_ahead(self.copy_ending)
+        try:
+            wanted = self.splitter.look_ahead(self.copy_ending)
+        except SqlError as error:
+            self.refuse_row(error)
+            return self.go_on(1)
         if wanted is None:
             return 0
         if not wanted:

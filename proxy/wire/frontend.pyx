@@ -49,7 +49,7 @@ ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the 
 CONSOLE_DATABASE = "foreshard"
 NODE_WAIT_S = 5.0   # for the query node to follow a change of the schema, which takes tenths of a second; chosen
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 8)
+WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 10)
 
 
 @cython.final

@@ -312,10 +312,10 @@ cdef class Gather(Asking):
         if self.late_error is not None:
             body, self.late_error = self.late_error, None
             self.push_bytes(b"E" + (len(body) + 4).to_bytes(4, "big") + body)
-        if self.row_order is not None:
-            self.push_kept()
         if self.lock is not None:
             self.settle_same()
+        if self.row_order is not None:
+            self.push_kept()
         for backend in self.parts:
             rows += backend.part_rows
             if backend.part_tag:

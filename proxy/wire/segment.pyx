@@ -29,6 +29,7 @@ cdef class Segment(Extended):
         self.deferred = None
         if self.is_implicit and self.explicit:
             return self.end_implicit()
+        self.ends_segment = False
         for backend in self.links:
             if backend.unsynced:
                 count += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import struct
 from collections.abc import Iterator
 
 import psycopg
@@ -145,6 +146,55 @@ def test_what_is_wrong_is_told_as_one_postgres_tells_it(world: AwayWorld, name: 
             answers.append(children_of(side, number))
         half = len(answers) // 2
         assert answers[:half] == answers[half:]
+
+
+def test_a_dump_is_restored(world: AwayWorld) -> None:
+    """With the keys that the rows had: those name their parents' buckets."""
+    number = list(KEYS).index("bigint")
+    with world.connect_direct() as reference, world.connect() as proxied:
+        rows = "".join(f"{KEYS['bigint'](row % PARENTS)}\trow {row}\n" for row in range(150)).encode()
+        for side in (reference, proxied):
+            assert copy_in(side, f"COPY child{number} (root_id, tag) FROM STDIN", [rows]) is None
+        with proxied.cursor() as cursor, cursor.copy(f"COPY child{number} TO STDOUT".encode()) as copy:
+            data = b"".join(bytes(piece) for piece in copy)
+        before = proxied.execute(f"SELECT * FROM child{number}".encode()).fetchall()
+        for pieces in ([data], [data[at : at + 1000] for at in range(0, len(data), 1000)]):
+            proxied.execute(f"DELETE FROM child{number}".encode())
+            assert copy_in(proxied, f"COPY child{number} FROM STDIN", pieces) is None
+            assert sorted(proxied.execute(f"SELECT * FROM child{number}".encode()).fetchall()) == sorted(before)
+        wrong = data.splitlines()[0].split(b"\t")
+        other = next(line.split(b"\t")[1] for line in data.splitlines() if line.split(b"\t")[1] != wrong[1])
+        failure = copy_in(proxied, f"COPY child{number} FROM STDIN", [b"\t".join([wrong[0], other, b"x\n"])])
+        assert failure is not None
+        assert failure[0] in {"23505", "23514"}  # another parent's bucket, or by chance the same shard's
+
+
+@pytest.mark.parametrize("key", [b"caf\xe9", b"nul\\000", b"\\xff"])
+def test_texts_that_are_none(world: AwayWorld, key: bytes) -> None:
+    number = list(KEYS).index("text")
+    with world.connect_direct() as reference, world.connect() as proxied:
+        answers = []
+        for side in (reference, proxied):
+            failure = copy_in(side, f"COPY child{number} (root_id, tag) FROM STDIN", [b"a\tx\n", key + b"\ty\n"])
+            assert failure is not None
+            answers.append(failure[:2])
+            assert side.execute("SELECT 1").fetchall() == [(1,)]
+        assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("tail", [b"\xff\xfe\0\0", b"\0\x02\xff\xff\xff\xf0", b"\0\x02\0\0\0\x08", b"\xff\xffmore"])
+def test_binary_data_that_is_none(world: AwayWorld, tail: bytes) -> None:
+    number = list(KEYS).index("bigint")
+    head = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    row = b"\0\x02\0\0\0\x08" + struct.pack("!q", KEYS["bigint"](3)) + b"\0\0\0\x01x"
+    with world.connect_direct() as reference, world.connect() as proxied:
+        answers = []
+        for side in (reference, proxied):
+            sql = f"COPY child{number} (root_id, tag) FROM STDIN (FORMAT binary)"
+            failure = copy_in(side, sql, [head + row + tail, b"and more" * 10])
+            assert failure is not None
+            answers.append((failure[0], children_of(side, number)))
+        assert answers[0] == answers[1]
 
 
 def test_behind_new_parents_in_one_transaction(world: AwayWorld) -> None:
