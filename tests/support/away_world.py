@@ -44,30 +44,38 @@ class AwayWorld(NamedTuple):
 
     def check(self) -> None:
         """Each row has one claim, at its home, that names its bucket, of the shard it is on; nothing else is there."""
-        owners = [owner for (owner,) in self.shards.query("SELECT shard FROM foreshard.bucket_map ORDER BY bucket")]
+        with contextlib.ExitStack() as stack:
+            self._check([stack.enter_context(psycopg.connect(dsn, autocommit=True)) for dsn in self.shards.dsns])
+
+    def _check(self, shards: list[psycopg.Connection]) -> None:
+        owners = [owner for (owner,) in ask(shards[0], "SELECT shard FROM foreshard.bucket_map ORDER BY bucket")]
         for root in self.roots:
             name = f"public.{root}.id"
             rows: dict[object, tuple[object, object]] = {}
             claims: dict[object, object] = {}
             for shard in range(SHARD_COUNT):
                 sql = f"SELECT id::text, foreshard.bucket_of(id), foreshard.bucket_where('{name}', id) FROM {root}"
-                for key, home, bucket in self.shards.query(sql, on=shard):
+                for key, home, bucket in ask(shards[shard], sql):
                     assert key not in rows, (root, key, "is on two shards")
                     assert owners[int(str(bucket))] == shard, (root, key, bucket, shard)
                     rows[key] = home, bucket
-                for key, bucket in self.shards.query(
-                    f"SELECT key, bucket FROM foreshard.claim WHERE name = '{name}'", on=shard
-                ):
+                sql = f"SELECT key, bucket FROM foreshard.claim WHERE name = '{name}'"
+                for key, bucket in ask(shards[shard], sql):
                     assert key not in claims, (root, key, "is claimed twice")
                     claims[key] = bucket
                     if key in rows:
                         assert owners[int(str(rows[key][0]))] == shard, (root, key, "is claimed at another home")
-                noted = self.shards.query(f"SELECT key FROM foreshard.away WHERE name = '{name}'", on=shard)
+                noted = ask(shards[shard], f"SELECT key FROM foreshard.away WHERE name = '{name}'")
                 assert {key for (key,) in noted} <= set(rows), (root, shard)
             assert claims == {key: bucket for key, (_, bucket) in rows.items()}, root
         for shard in range(SHARD_COUNT):
-            assert self.shards.query(PENDING, on=shard) == []
-            assert self.shards.query(PREPARED, on=shard) == []
+            assert ask(shards[shard], PENDING) == []
+            assert ask(shards[shard], PREPARED) == []
+
+
+def ask(connection: psycopg.Connection, sql: str) -> list[tuple[object, ...]]:
+    """Rows of one query."""
+    return connection.execute(sql.encode()).fetchall()
 
 
 @contextlib.contextmanager
