@@ -25,7 +25,7 @@ from foreshard._core.copy_fields cimport check_encoding, equals, read_escaped, r
 from foreshard._core.copy_lines cimport LineMap
 from foreshard._core.copy_plan cimport COPY_BINARY, COPY_CSV, CopyPlan
 from foreshard._core.frames cimport read_uint32
-from foreshard._core.template cimport KEY_LIMIT_UNIT, KEY_TYPE_UNIT, Buckets, Template
+from foreshard._core.template cimport Buckets, Template, type_of
 from foreshard._core.typed_keys cimport TYPE_TEXT
 from foreshard._core.values cimport VALUE_BINARY, VALUE_TEXT, Values
 
@@ -368,8 +368,7 @@ cdef class CopySplitter:
         """The bucket of the parent that the first value names."""
         cdef bytes value = self.values.items[0].data[:self.values.items[0].size]
         cdef bint is_binary = self.values.items[0].format == VALUE_BINARY
-        cdef int flags = self.template.key_sources[0].flags
-        if not is_binary or flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1) == TYPE_TEXT:
+        if not is_binary or type_of(self.template.key_sources[0].flags) == TYPE_TEXT:
             check_encoding(value)
         key = value, is_binary
         if self.wanted is None:

@@ -172,3 +172,8 @@ cdef class Template:
     cdef const Value* read_source(self, int position, Values literals, Values params) except NULL
     cdef int locate_elements(self, const Value* value, int position, uint64_t seed, Buckets found) except -1
     cdef int locate_hash(self, int reading, TypedKey* key, const Value* value, int position, Buckets found) except -1
+
+
+cdef inline int type_of(int flags) noexcept:
+    """The KeyType in a KeySource's flags."""
+    return flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1)

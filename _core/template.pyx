@@ -29,11 +29,6 @@ cdef frozenset KEY_TYPES = frozenset({0, 705, 20, 21, 23})                      
 cdef frozenset CAST_TYPES = KEY_TYPES | frozenset({25, 1043})                   # text, varchar
 cdef frozenset ARRAY_TYPES = frozenset({0, 705, 1005, 1007, 1016})              # int2[], int4[], int8[]
 cdef int TYPED = KEY_PART | ~(KEY_TYPE_UNIT - 1)    # a source with one of these bits is read by locate_typed
-cdef int TYPE_MASK = KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1
-
-
-cdef inline int type_of(int flags) noexcept:
-    return flags // KEY_TYPE_UNIT & TYPE_MASK
 
 
 @cython.final

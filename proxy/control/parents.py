@@ -2,8 +2,8 @@
 
 While a shard takes the rows of a COPY its connection cannot be asked anything, so a router has one more to each shard,
 which sees what is committed. That is enough: a transaction that has new rows away from home may not copy rows behind
-them, its other new rows are at home, and a parent that is deleted and inserted elsewhere meanwhile was not there when
-the row's foreign key was looked at.
+them, and its other new rows are at home. A parent that is deleted and inserted elsewhere while a COPY runs was not
+there all the time: its rows may be refused (23503), by the foreign key on the shard where it was.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Parents:
             kept.close()
 
     async def find(
-        self, claim: str, key_type: int, limit: int, homes: Mapping[Value, int], shards: Sequence[int]
+        self, claim: str, key_type: int, limit: int, homes: Mapping[Value, int], shards: Mapping[int, int]
     ) -> dict[Value, int]:
         """The bucket of each key: what its claim says, else its home.
 
-        `claim` is the name of the claims, `homes` the home bucket of each key, `shards` the shard of each bucket,
+        `claim` is the name of the claims, `homes` the home bucket of each key, `shards` the shard of each of these,
         `limit` the length of a varchar(n), else 0. SqlError 08006 where a shard does not answer.
         """
         asked: dict[int, list[Value]] = defaultdict(list)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Ratios are of a shard's load to what its weight entitles it to; all were tried in `bench balance`."""
+    """Ratios are of a shard's load to what its weight entitles it to. `bench balance` runs with these values."""
 
     start: float = 1.15  # a shard above it, for `rounds_min` rounds in a row, is relieved
     goal: float = 1.05  # until no shard is above this

@@ -14,8 +14,6 @@ import numpy as np
 from foreshard.proxy.rebalance.limits import Limits
 from foreshard.proxy.rebalance.loads import Bools, Floats, Integers, ratios, shard_loads
 
-MOVES_MAX = 4096  # of one round: each bucket once
-
 
 @dataclass(frozen=True)
 class Move:
@@ -52,7 +50,7 @@ class Search:
         self.by_shard = shard_loads(owner, load, len(weights))
 
     def run(self, movable: Bools, rows_max: float) -> list[Move]:
-        """Moves in their order, which carry at most `rows_max` rows; `movable` is cleared of what was looked at.
+        """Moves in their order, which carry at most `rows_max` rows; `movable` is cleared of what moves.
 
         No other resource of the target may become fuller than the fullest shard is now of the one that is evened out.
         """
@@ -60,7 +58,7 @@ class Search:
         left = rows_max
         closed = np.zeros(len(self.weights), dtype=bool)  # shards that nothing fits to leave
         highest = self._peak()
-        while len(moves) < MOVES_MAX:
+        while True:
             now = ratios(self.by_shard[:, self.resource], self.weights)
             open_ = np.where(closed | (self.weights <= 0), -np.inf, now)  # who has no weight is drained, not relieved
             source = int(np.argmax(open_))

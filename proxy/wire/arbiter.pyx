@@ -10,11 +10,11 @@ about shard by shard, in one order for all, and each goes to the row that it mee
 from foreshard._core.buckets cimport home_seed
 from foreshard._core.key_values cimport READ_KEY
 from foreshard._core.template cimport (
-    KEY_LIMIT_UNIT, KEY_NEGATIVE, KEY_PART, KEY_QUOTED, ROUTE_PLACE, Template,
+    KEY_LIMIT_UNIT, KEY_NEGATIVE, KEY_PART, KEY_QUOTED, ROUTE_PLACE, Template, type_of,
 )
 from foreshard._core.typed_keys cimport TypedKey, read_typed
 from foreshard._core.values cimport Values
-from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT, Away, home_of, key_of, type_of
+from foreshard.proxy.wire.away cimport ROUTE_OPEN, ROUTE_WAIT, Away, home_of, key_of
 from foreshard.proxy.wire.backend cimport Backend
 from foreshard.proxy.wire.commit cimport control_point
 from foreshard.proxy.wire.gather cimport ROUTE_MANY

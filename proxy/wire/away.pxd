@@ -43,6 +43,5 @@ cdef class Away(Gather):
     cdef int send_question(self, Backend backend, Statement statement, list values, bytes formats) except -1
 
 
-cdef int type_of(int flags) noexcept
 cdef int home_of(Template template, int position, Values literals, Values params) except -2
 cdef tuple key_of(Template template, int position, Values literals, Values params)

@@ -24,11 +24,11 @@ from foreshard._core.template cimport (
     KEY_LIMIT_UNIT,
     KEY_NEGATIVE,
     KEY_QUOTED,
-    KEY_TYPE_UNIT,
     OPERATION_INSERT,
     ROUTE_SCATTER,
     Buckets,
     Template,
+    type_of,
 )
 from foreshard._core.typed_keys cimport TYPE_INT2, TYPE_INT8
 from foreshard._core.values cimport VALUE_BINARY, Value, Values
@@ -378,11 +378,6 @@ cdef class Away(Gather):
             self.asked_home.collected = None
             self.asked_home = None
         return 0
-
-
-cdef int type_of(int flags) noexcept:
-    """The KeyType in a KeySource's flags."""
-    return flags // KEY_TYPE_UNIT & (KEY_LIMIT_UNIT // KEY_TYPE_UNIT - 1)
 
 
 cdef int home_of(Template template, int position, Values literals, Values params) except -2:

@@ -15,8 +15,7 @@ the client has sent so far is looked through at once.
 from foreshard._core.buckets cimport BUCKET_COUNT
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.replies cimport REPLY_QUERY
-from foreshard._core.template cimport KEY_LIMIT_UNIT, ROUTE_COPY, Template
-from foreshard.proxy.wire.away cimport type_of
+from foreshard._core.template cimport KEY_LIMIT_UNIT, ROUTE_COPY, Template, type_of
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport owe_claims
 from foreshard.proxy.wire.shadowing cimport Shadowing
@@ -232,7 +231,6 @@ cdef class Copying(Shadowing):
         """See that the places of the parents of what is held are known, then take it."""
         cdef Template template = self.copied
         cdef int flags = template.key_sources[0].flags
-        cdef int bucket
         try:
             wanted = self.splitter.look_ahead(self.copy_ending)
         except SqlError as error:
@@ -245,7 +243,7 @@ cdef class Copying(Shadowing):
         self.waiting = WAIT_FOUND
         self.hub.services.find_parents(
             self, self.splitter, template.claims[0], type_of(flags), flags // KEY_LIMIT_UNIT, wanted,
-            [self.splitter.owners[bucket] for bucket in range(BUCKET_COUNT)])
+            {home: self.splitter.owners[<int> home] for home in wanted.values()})
         return 0
 
     def take_parents(self, CopySplitter splitter, dict found, object error) -> None:

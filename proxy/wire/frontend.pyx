@@ -49,7 +49,6 @@ ENCODINGS = ("utf8", "utf-8", "unicode", "sql_ascii")     # what is read as the 
 CONSOLE_DATABASE = "foreshard"
 NODE_WAIT_S = 5.0   # for the query node to follow a change of the schema, which takes tenths of a second; chosen
 GRACE_S = 1.0       # what a client has sent is still done for so long after it left; chosen, not measured
-WAITING_NAMES = ("idle", "active", "active", "waiting", *["active"] * 10)
 
 
 @cython.final
@@ -491,9 +490,9 @@ cdef class Frontend(Simple):
 
     def state_name(self) -> str:
         """active, waiting or idle, as PgBouncer's SHOW CLIENTS has it."""
-        if self.waiting == WAIT_NOTHING and self.links and (self.explicit or self.copying):
-            return "active"
-        return WAITING_NAMES[self.waiting]
+        if self.waiting == WAIT_NOTHING and not (self.links and (self.explicit or self.copying)):
+            return "idle"
+        return "waiting" if self.waiting == WAIT_POOL else "active"
 
     def prepared_count(self) -> int:
         """Named prepared statements of this client."""

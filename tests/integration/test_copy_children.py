@@ -238,7 +238,7 @@ def test_long_rows_and_many(world: AwayWorld) -> None:
     assert_with_parents(world, number)
 
 
-def test_a_shard_that_is_down_is_told(world: AwayWorld) -> None:
+def test_a_shard_that_does_not_tell_is_told(world: AwayWorld) -> None:
     number = list(KEYS).index("bigint")
     with world.connect() as proxied:
         before = children_of(proxied, number)
@@ -249,6 +249,7 @@ def test_a_shard_that_is_down_is_told(world: AwayWorld) -> None:
         finally:
             world.shards.execute("ALTER FUNCTION foreshard.gone(text, bigint) RENAME TO claimed_bucket", on=0)
         assert failure is not None
+        assert failure[0] == "08006"
         assert children_of(proxied, number) == before
 
 

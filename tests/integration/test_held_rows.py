@@ -17,12 +17,14 @@ CREATE TABLE country (code text PRIMARY KEY, n integer UNIQUE);
 CREATE FUNCTION speak() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN RAISE NOTICE 'changed %', new.name; RETURN new; END $$;
 CREATE TABLE loud (name text PRIMARY KEY, n integer);
+CREATE TABLE turn (name text PRIMARY KEY, n integer);
 CREATE TRIGGER speak BEFORE UPDATE ON loud FOR EACH ROW EXECUTE FUNCTION speak();
 """
 TABLES = {
     "word": {"key": "name", "placement": "cost", "unique": ["n"]},
     "country": {"reference": True},
     "loud": {"key": "name"},
+    "turn": {"key": "name"},
 }
 WORDS = 24
 FAILING = {
@@ -55,7 +57,7 @@ def pair(test_instances: TestInstances, tmp_path_factory: pytest.TempPathFactory
     with twins(test_instances, tmp_path_factory.mktemp("held"), SCHEMA, tables=TABLES) as made:
         with made.connect() as both:
             for connection in both:
-                for table in ("word (name, n)", "country (code, n)", "loud (name, n)"):
+                for table in ("word (name, n)", "country (code, n)", "loud (name, n)", "turn (name, n)"):
                     rows = ", ".join(f"('w{n}', {n})" for n in range(1, WORDS + 1))
                     connection.rows(f"INSERT INTO {table} VALUES {rows}")
         yield made
@@ -125,3 +127,13 @@ def test_more_rows_than_are_held_come_as_they_are_made(pair: Twins) -> None:
             rows = connection.rows(text)
             assert sorted(row[0] or b"" for row in rows) == sorted(b"w%d" % n for n in range(1, WORDS + 1))
             assert {len(row[1] or b"") for row in rows} == {12_000_000}
+
+
+def test_keys_may_be_exchanged_where_one_postgres_goes_row_by_row(pair: Twins) -> None:
+    text = f"UPDATE turn SET name = 'w' || n % {WORDS} + 1 RETURNING name, n"
+    with pair.connect() as (proxied, direct):
+        found = {(row[0], row[1]) for row in proxied.rows(text)}
+        assert found == {(b"w%d" % (n % WORDS + 1), b"%d" % n) for n in range(1, WORDS + 1)}
+        assert {(row[0], row[1]) for row in proxied.rows("SELECT name, n FROM turn")} == found
+        direct.send(query(text))
+        assert "23505" in {message.fields.get("C") for message in direct.read_until() if message.kind == b"E"}
