@@ -19,8 +19,14 @@ class SqlError(ForeshardError):
     """
 
     def __init__(
-        self, sqlstate: str, message: str, detail: str = "", hint: str = "", position: int = 0,
-        names: Mapping[str, str] | None = None, is_passing: bool = False,
+        self,
+        sqlstate: str,
+        message: str,
+        detail: str = "",
+        hint: str = "",
+        position: int = 0,
+        names: Mapping[str, str] | None = None,
+        is_passing: bool = False,
     ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate

@@ -10,6 +10,7 @@ REASONS: tuple[str, ...]
 class Placer:
     state: SharedState
     policy_name: str
+    frozen_bucket: int
 
     def __init__(
         self, state: SharedState, policy: str = "bounded", bound: float = 1.05, seed: int | None = None

@@ -81,6 +81,7 @@ cdef class Placer:
         for shard in range(state.shard_count):
             self.cursors[shard] = <int> (mix64(self.salt + shard) % BUCKET_COUNT)
         self.decision.chosen = -1
+        self.frozen_bucket = -1
 
     def __dealloc__(self):
         free(self.cursors)
@@ -329,7 +330,7 @@ cdef class Placer:
         cdef int bucket
         for i in range(1, BUCKET_COUNT + 1):
             bucket = (self.cursors[shard] + i) & (BUCKET_COUNT - 1)
-            if self.state.shard_of_bucket(bucket) == shard:
+            if self.state.shard_of_bucket(bucket) == shard and bucket != self.frozen_bucket:
                 self.cursors[shard] = bucket
                 return bucket
         return -1

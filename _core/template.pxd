@@ -117,6 +117,7 @@ cdef class Template:
     cdef readonly MergePlan merge       # how the answers of several shards are merged; None: they are concatenated
     # A write of a group with columns that are unique over all shards: its shard may owe claims to others at its end.
     cdef readonly bint owes_claims
+    cdef readonly bint is_wide          # a write whose triggers may write in other buckets than its keys name
     # Of an INSERT whose text tells the values to be claimed: a Template whose keys name the claims' homes. Else None.
     cdef readonly Template claim_homes
     # The same of a table whose keys are placed by cost, where the write's rows are away from home.

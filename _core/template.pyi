@@ -85,6 +85,7 @@ class Template:
     claim_homes: Template | None
     is_hashed: bool
     owes_away: bool
+    is_wide: bool
     new_keys: int
     claims: tuple[str | None, ...]
     is_claimed: bool

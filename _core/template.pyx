@@ -96,7 +96,8 @@ cdef class Template:
         MergePlan merge=None, str cursor=None, tuple parameters=(), bint is_reset=False, bint is_exact=False,
         bint returns=False, bint writes_within=False, tuple row_keys=(), Template marks=None,
         bytes lock=None, bint owes_claims=False, Template claim_homes=None, bint is_hashed=False,
-        bint owes_away=False, int new_keys=0, int completion=0, object carry=None, CopyPlan copy=None, str reason="",
+        bint owes_away=False, bint is_wide=False, int new_keys=0, int completion=0,
+        object carry=None, CopyPlan copy=None, str reason="",
     ):
         self.kind = kind
         self.verb = verb
@@ -121,6 +122,7 @@ cdef class Template:
         self.merge = merge
         self.alters = alters
         self.owes_claims = owes_claims
+        self.is_wide = is_wide
         self.claim_homes = claim_homes
         self.is_hashed = is_hashed
         self.owes_away = owes_away

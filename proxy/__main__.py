@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
     "router": ("foreshard.proxy.router", None),
     "controller": ("foreshard.proxy.control.controller", None),
+    "balancer": ("foreshard.proxy.move.balancer", None),
 }
 
 EXIT_FAILURE = 1

@@ -17,6 +17,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from foreshard.proxy.triggers.points import CRASH_AT
+
 LOG_TAIL_LINES = 5
 PR_SET_PDEATHSIG = 1
 BACKOFF_FIRST_S = 0.2
@@ -72,6 +74,8 @@ class Child:
     def start(self) -> None:
         """Start the process; its output is appended to the log."""
         parent = os.getpid()
+        # Whom a test kills at a control point goes on when it is started again.
+        environment = {name: value for name, value in os.environ.items() if not self.restarts or name != CRASH_AT}
         self._ended.clear()
         self._born_s = asyncio.get_running_loop().time()
         with self.log.open("ab") as log:
@@ -81,6 +85,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment,
                 preexec_fn=lambda: end_with_parent(parent),
             )
 

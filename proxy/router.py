@@ -16,7 +16,6 @@ import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +30,7 @@ from foreshard._core.shared import SharedState
 from foreshard._core.statement_cache import StatementCache
 from foreshard._core.template import Completion, Template
 from foreshard.proxy.admin import (
-    ClientRow,
     Console,
-    PoolRow,
-    ServerRow,
-    ShardAnswer,
-    ask_control,
-    ask_shards,
     console_greeting,
     encode_results,
     explain_result,
@@ -46,12 +39,13 @@ from foreshard.proxy.admin import (
 from foreshard.proxy.admin.results import Column, encode_row_description
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_two_phase
+from foreshard.proxy.control import TwoPhase, query_node_dsn, read_catalog, read_owners, read_two_phase
 from foreshard.proxy.control.absent import UNCHECKED_HELP, Arrivals
 from foreshard.proxy.control.counters import raise_counters
 from foreshard.proxy.control.deadlock import DeadlockWatch, explain_deadlock
 from foreshard.proxy.control.outcome import copy_outcome
 from foreshard.proxy.control.parents import Parents
+from foreshard.proxy.control.placing import Placing
 from foreshard.proxy.control.query_watch import QueryWatch, Seen
 from foreshard.proxy.control.retry import LOST, end_tasks
 from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take_barrier
@@ -63,6 +57,7 @@ from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
 from foreshard.proxy.profiles import profile_keys
+from foreshard.proxy.router_views import RouterViews
 from foreshard.proxy.routing import Planner
 from foreshard.proxy.routing.session import SETVAL
 from foreshard.proxy.triggers.points import control_point
@@ -70,13 +65,12 @@ from foreshard.proxy.wire.backend import Backend
 from foreshard.proxy.wire.endpoint import Endpoint, Listener, Reactor
 from foreshard.proxy.wire.explain import explain_route
 from foreshard.proxy.wire.frontend import Frontend
-from foreshard.proxy.wire.pool import Hub, Pool
+from foreshard.proxy.wire.pool import Hub
 
 HOUSEKEEPING_S = 0.25
 DRAIN_S = 10.0  # how long open transactions may go on after SIGTERM
 ACCEPT_PAUSE_S = 0.25  # after running out of descriptors
 BACKLOG = 1024
-LOGIN = ("user", "database")  # start-up parameters that have a column of their own in SHOW POOLS
 
 log = logging.getLogger("foreshard.router")
 
@@ -146,7 +140,8 @@ class Router:
             two_phase is not None and len(two_phase.ready) == len(config.shards),
         )
         self.profile_names = [f"{key.function} on {key.operation}" for key in profile_keys(config)]
-        self.console = Console(self)
+        self.views = RouterViews(config, catalog, self.hub, self.placer, loop, self.addresses)
+        self.console = Console(self.views)
         self.starting: dict[Frontend, float] = {}
         self.listener: socket.socket | None = None
         self.reading: Listener | None = None
@@ -155,6 +150,7 @@ class Router:
         self.two_phase = two_phase
         self.shard_gate = ShardGate(config, two_phase.cluster if two_phase else "")
         self.parents = Parents(config.shards)
+        self.placing = Placing(config, self.state, self.hub) if config.tables else None
         self.query_watch = QueryWatch(config, catalog, self.follow_query_node)
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema, self)
         self.arrivals = Arrivals(config, self.state, self.hub.unchecked, self._take_in)
@@ -179,6 +175,8 @@ class Router:
         self.loop.call_later(HOUSEKEEPING_S, self.keep_house)
         for work in (self.deadlocks.run, self.schema_watch.run) if self.config.tables else ():
             self._keep(work())
+        if self.placing is not None:
+            self._keep(self.placing.run())
         self._keep(self.query_watch.run())
         self._keep(self.arrivals.run())
 
@@ -247,8 +245,9 @@ class Router:
             await asyncio.sleep(0.02)
         for session in list(self.hub.sessions.values()):
             session.terminate(gone)
-        for part in (self.deadlocks, self.shard_gate, self.parents, self.query_watch, self.schema_watch):
-            part.close()
+        for part in (self.deadlocks, self.shard_gate, self.parents, self.query_watch, self.schema_watch, self.placing):
+            if part is not None:
+                part.close()
         self.reactor.stop()
         self.hub.waker.stop()
 
@@ -404,7 +403,7 @@ class Router:
         self.schema_watch.catalog = self.catalog
 
     def _take_catalog(self, catalog: Catalog) -> None:
-        self.catalog = msgspec.structs.replace(catalog, version=next(self.versions))
+        self.catalog = self.views.catalog = msgspec.structs.replace(catalog, version=next(self.versions))
         self.cache.invalidate(Planner(self.catalog).plan, self.catalog.version)
         self.hub.statements.clear()
 
@@ -460,106 +459,6 @@ class Router:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    # -- sources of the console ------------------------------------------------------------------------------------
-
-    async def ask_shards(self, sql: str) -> list[ShardAnswer]:
-        """Run one SELECT on every shard."""
-        return await ask_shards(self.config, sql)
-
-    async def ask_control(self, sql: str) -> ShardAnswer:
-        """Run one SELECT on the control database."""
-        return await ask_control(self.config, sql)
-
-    def placements(self) -> dict[str, int]:
-        """SHOW PLACEMENT's counts."""
-        return self.placer.reason_counts()
-
-    def pools(self) -> list[PoolRow]:
-        """SHOW POOLS."""
-        return [self._pool_row(pool) for pool in self.hub.pools.values()]
-
-    def _pool_row(self, pool: Pool) -> PoolRow:
-        parameters = dict(pool.parameters)
-        owned = [backend for backend in pool.backends if backend.has_owner()]
-        waited = [wait_s for _, wait_s in self._waits(pool)]
-        return PoolRow(
-            shard=self.hub.shard_names[pool.shard],
-            database=parameters["database"],
-            user=parameters["user"],
-            cl_active=len({backend.owner_id() for backend in owned}),
-            cl_waiting=len(waited),
-            sv_active=sum(1 for backend in owned if not backend.is_tainted),
-            sv_idle=len(pool.idle),
-            sv_pinned=sum(1 for backend in owned if backend.is_tainted),
-            sv_login=sum(1 for backend in pool.backends if backend.is_starting()),
-            maxwait_us=int(max(waited, default=0.0) * 1e6),
-            pool_mode="transaction",
-            parameters=", ".join(f"{name}={value}" for name, value in parameters.items() if name not in LOGIN),
-        )
-
-    def clients(self) -> list[ClientRow]:
-        """SHOW CLIENTS."""
-        waited = {owner: wait_s for pool in self.hub.pools.values() for owner, wait_s in self._waits(pool)}
-        return [self._client_row(session, waited.get(session, 0.0)) for session in self.hub.sessions.values()]
-
-    def _waits(self, pool: Pool) -> list[tuple[Any, float]]:
-        """Who waits for a backend of the pool, and for how many seconds so far."""
-        limit = self.loop.time() + self.config.pool.wait_timeout_s
-        return [(owner, max(limit - owner.wait_deadline, 0.0)) for owner in (*pool.waiters, *pool.joiners)]
-
-    def _client_row(self, session: Frontend, wait_s: float) -> ClientRow:
-        parameters = dict(session.parameters)
-        host, port = (session.address[0], session.address[1]) if session.address else ("unix", 0)
-        return ClientRow(
-            user=parameters["user"],
-            database=parameters["database"],
-            state=session.state_name(),
-            addr=host,
-            port=port,
-            connect_time=stamp(session.connected_time),
-            request_time=self._stamp_of(session.received_at),
-            wait_us=int(wait_s * 1e6),
-            link=", ".join(str(backend.pid) for backend in session.links),
-            remote_pid=session.pid,
-            application_name=parameters.get("application_name", ""),
-            prepared_statements=session.prepared_count(),
-            pinned=session.pinned or "",
-        )
-
-    def _stamp_of(self, loop_time: float) -> str:
-        """A time on the event loop's clock, as `stamp` prints it."""
-        return stamp(time.time() - self.loop.time() + loop_time)
-
-    def servers(self) -> list[ServerRow]:
-        """SHOW SERVERS."""
-        return [self._server_row(pool, backend) for pool in self.hub.pools.values() for backend in pool.backends]
-
-    def _server_row(self, pool: Pool, backend: Backend) -> ServerRow:
-        parameters = dict(pool.parameters)
-        address = self.addresses[pool.shard]
-        state = "login" if backend.is_starting() else "idle"
-        if backend.has_owner():
-            state = "pinned" if backend.is_tainted else "active"
-        return ServerRow(
-            shard=self.hub.shard_names[pool.shard],
-            user=parameters["user"],
-            database=address.database,
-            state=state,
-            addr=address.host,
-            port=address.port,
-            connect_time=stamp(backend.connected_at),
-            request_time=self._stamp_of(backend.sent_at),
-            link=str(backend.owner_id() or ""),
-            remote_pid=backend.pid,
-            prepared_statements=backend.prepared_count(),
-            bucket=backend.bucket if backend.bucket >= 0 else None,
-        )
-
-
-def stamp(seconds: float) -> str:
-    """A time as PgBouncer prints it, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S+00", time.gmtime(seconds))
-
 
 async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     """Route until SIGTERM or SIGINT."""
@@ -567,6 +466,9 @@ async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     catalog = await read_catalog(config)
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     router.arrivals.leave_out(unchecked)
+    if router.placing is not None:
+        router.state.set_bucket_map(await read_owners(config), router.state.epoch)
+        await router.placing.begin(router.hub.unchecked)
     await router.query_watch.look()
     if config.tables:
         with contextlib.suppress(*LOST):  # it looks again soon

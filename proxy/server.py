@@ -2,8 +2,9 @@
 
 It starts what the configuration asks for, in this order, and stops it in the reverse order of who needs whom:
 
-    start   embedded shards -> shared state -> controller -> router -> workers -> "listening"
-    stop    router (finishes open transactions) -> workers (finish their event) -> controller (flushes) -> shards
+    start   embedded shards -> shared state -> controller -> router -> workers, balancer -> "listening"
+    stop    router (finishes open transactions) -> balancer (ends or gives up its move) -> workers (finish their event)
+            -> controller (flushes) -> shards
 
 It carries no traffic itself. Everything else may be killed at any time and is started again; when the supervisor is
 killed its children end with it, embedded shards survive and are adopted by the next start.
@@ -39,6 +40,7 @@ from foreshard.proxy.placement import SharedState, attach_state
 ROUTER_STOP_S = 12.0  # the router itself ends open transactions after 10 s
 WORKER_STOP_S = 10.0
 CONTROLLER_STOP_S = 5.0
+BALANCER_STOP_S = 5.0
 READY_S = 30.0
 READY_POLL_S = 0.02
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
@@ -104,6 +106,9 @@ class Supervisor:
         self.folder = config.run_directory
         self.router = self._make_child("router", ["router"])
         self.controller = self._make_child("controller", ["controller"])
+        self.balancers = (
+            [self._make_child("balancer", ["balancer"])] if config.tables and len(config.shards) > 1 else []
+        )
         self.workers = [
             self._make_child(f"worker-{shard.name}-{number}", ["worker", "--shard", shard.name], shard.name)
             for shard in config.shards
@@ -117,7 +122,7 @@ class Supervisor:
     @property
     def children(self) -> list[Child]:
         """In the order they start."""
-        return [self.controller, self.router, *self.workers]
+        return [self.controller, self.router, *self.workers, *self.balancers]
 
     async def run(self) -> None:
         """Start everything, keep it running until a signal, stop everything."""
@@ -250,6 +255,7 @@ class Supervisor:
     async def _stop(self) -> None:
         """Stop in the order that loses nothing; each kind has its deadline."""
         await self.router.stop(ROUTER_STOP_S)
+        await asyncio.gather(*(balancer.stop(BALANCER_STOP_S) for balancer in self.balancers))
         await asyncio.gather(*(worker.stop(WORKER_STOP_S) for worker in self.workers))
         await self.controller.stop(CONTROLLER_STOP_S)
 

@@ -92,11 +92,10 @@ class Controller:
 
     async def _work(self, stopping: asyncio.Event) -> None:
         """Nothing is measured before the profiles are there to learn it: measurements wait on their shards."""
-        loaded = await self.store.load(stopping)
-        if loaded is None:
+        profiles = await self.store.load(stopping)
+        if profiles is None:
             return
-        profiles, owners, epoch = loaded
-        self.learning.follow_map(owners, epoch)
+        self.learning.follow_map()
         for key in self.learning.restore(profiles):
             report(f"profile {key.function} {key.operation}: what was kept is of no use; learning it anew")
         async with asyncio.TaskGroup() as tasks:
@@ -107,6 +106,7 @@ class Controller:
     async def _keep_regularly(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             await pause(stopping, KEEP_INTERVAL_S)
+            self.learning.follow_map()
             self.learning.refresh_priors()
             self.learning.publish()
             await self._keep()

@@ -90,6 +90,7 @@ class Learning:
         self._ledgers = ShadowLedgers(
             state.shard_count, [shard.weight for shard in config.shards], config.placement.bound
         )
+        self._epoch = -1
         self._ledgers_before = state.ledgers()  # of controllers before this one
         self.refresh_priors()
         self.publish()
@@ -105,10 +106,12 @@ class Learning:
         self.publish()
         return useless
 
-    def follow_map(self, owners: Sequence[int], epoch: int) -> None:
-        """Take a bucket map into shared state and the ledgers."""
-        self.state.set_bucket_map(owners, epoch)
-        self._ledgers.set_bucket_map(owners, epoch)
+    def follow_map(self) -> None:
+        """Take the bucket map, which the router keeps true, into the ledgers."""
+        epoch, owners = self.state.bucket_map()
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._ledgers.set_bucket_map(owners.tolist(), epoch)
 
     def set_up(self, shard: int, up: bool) -> None:
         """A shard came up or went down."""

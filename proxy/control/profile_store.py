@@ -1,4 +1,4 @@
-"""The control database as the controller sees it: profiles and the bucket map are read at start, profiles kept later.
+"""The control database as the controller sees it: profiles are read at start, and kept later.
 
 It is off the data path: while it is down, learning goes on and what is to be kept waits in memory.
 """
@@ -13,12 +13,8 @@ from asyncpg import Record
 from foreshard.proxy.control.connect import described
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.retry import BACKOFF_FIRST_S, BACKOFF_MAX_S, LOST, connect, pause
-from foreshard.proxy.control.schema_control import read_bucket_map
-from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.profiles import ProfileRow, decode_state
 from foreshard.proxy.profiles.rows import SELECT_PROFILES, UPSERT_HISTORY, UPSERT_PROFILE
-
-SELECT_EPOCH = "SELECT epoch FROM foreshard.cluster"
 
 
 class ProfileStore:
@@ -30,19 +26,16 @@ class ProfileStore:
         self._connection: Connection | None = None
         self.trouble: str | None = None
 
-    async def load(self, stopping: asyncio.Event) -> tuple[list[ProfileRow], list[int], int] | None:
-        """(profiles, bucket owners, epoch) as they are kept. Waits for a database that is down; None when stopped."""
+    async def load(self, stopping: asyncio.Event) -> list[ProfileRow] | None:
+        """The profiles as they are kept. Waits for a database that is down; None when stopped."""
         backoff_s = BACKOFF_FIRST_S
         while not stopping.is_set():
             try:
                 connection = await self._connected()
-                async with connection.transaction(isolation="repeatable_read", readonly=True):
-                    profiles = [_row_of(record) for record in await connection.fetch(SELECT_PROFILES)]
-                    owners = await read_bucket_map(connection)
-                    epoch = int(await connection.fetchval(SELECT_EPOCH))
+                profiles = [_row_of(record) for record in await connection.fetch(SELECT_PROFILES)]
                 self._note_end_of_trouble()
-                return profiles, owners, epoch
-            except (*LOST, ForeshardError) as error:
+                return profiles
+            except LOST as error:
                 self._note_trouble(error)
             await pause(stopping, backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

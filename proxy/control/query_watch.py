@@ -177,7 +177,6 @@ class QueryWatch:
         safe = frozenset(name for name, labels in functions.items() if labels <= made)
         return Seen(QueryNode(relations=relations, functions=safe), oids)
 
-
     def _give_up(self) -> Seen | None:
         """The node stays as it is for too long: it is not behind any more, but without what it lacks."""
         node, since = self._seen.node, self._behind_since

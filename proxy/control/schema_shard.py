@@ -19,6 +19,7 @@ from foreshard.proxy.control.away import away_steps, away_table_steps
 from foreshard.proxy.control.claim_sets import claim_set_steps, forget_steps
 from foreshard.proxy.control.claims import claim_steps
 from foreshard.proxy.control.facts import Facts
+from foreshard.proxy.control.fence import fence_steps
 from foreshard.proxy.control.key_sql import bucket_index_steps, bucket_of_steps, function_step
 from foreshard.proxy.control.leaving import leaving_steps
 from foreshard.proxy.control.lineage import bucket_of_child, looks_further
@@ -153,6 +154,7 @@ def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, clus
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
         *claim_steps(initial_map(len(config.shards)), index),
         *move_steps(),
+        *fence_steps(),
         *away_steps(),
         *leaving_steps(),
         *arbiter_steps(),

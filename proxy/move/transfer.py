@@ -18,6 +18,7 @@ wait, brings the last of them. A small bucket has the flip alone.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import asyncpg
@@ -26,10 +27,11 @@ import msgspec
 from foreshard.proxy.catalog import Catalog, Table
 from foreshard.proxy.control.commit_over import commit_over
 from foreshard.proxy.control.introspect import Connection
-from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.pipe import pipe
+from foreshard.proxy.control.placing import Notice
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.events import carry_events
+from foreshard.proxy.move.quiet import quieten
 from foreshard.proxy.move.rows import SETTINGS, digest_sql, in_bucket, moving_tables
 from foreshard.proxy.move.sequences import raise_behind, raise_early
 from foreshard.proxy.triggers.capture import quote_name, quote_table
@@ -43,6 +45,7 @@ COLUMNS = """
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # each statement sees what was committed before it
 HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 OWNS = "SELECT get_bit(buckets, $1) = 1 FROM foreshard.owned_buckets"
 GIVE_UP = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 0), moves = moves + 1"
@@ -54,10 +57,12 @@ class Busy(Exception):
 
 
 class End(msgspec.Struct, frozen=True):
-    """One of the two shards, and a connection to it that is this transfer's alone."""
+    """One of the two shards, and connections to it that are this transfer's alone."""
 
     name: str
+    index: int
     connection: Connection
+    bell: Connection  # another one, to call with while the first waits
 
 
 class Moved(msgspec.Struct):
@@ -66,6 +71,7 @@ class Moved(msgspec.Struct):
     rows: int = 0
     events: int = 0
     rounds: int = 0  # of copying, before the flip
+    held_s: float = 0.0  # how long the source's lock was held, or asked for, by the flip that has happened
 
 
 class Transfer:
@@ -79,8 +85,10 @@ class Transfer:
         self._cluster = cluster
         self._source, self._target = source.connection, target.connection
         self._source_name, self._target_name = source.name, target.name
+        self._bell, self._target_index = source.bell, target.index
         self._tables = moving_tables(catalog)
         self._columns: dict[str, list[str]] = {}
+        self._locked_s = 0.0
         self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -91,7 +99,7 @@ class Transfer:
             rows = await self._source.fetch(COLUMNS, quote_table(table))
             self._columns[table.qualified] = [row["attname"] for row in rows]
         await raise_early(self.catalog, self._source, self._target)
-        await self._target.execute(f"BEGIN; {SETTINGS}")
+        await self._target.execute(f"{BEGIN}; {SETTINGS}")
         for table in self._tables:
             strays, _ = await self._digest(self._target, table)
             if strays:
@@ -103,7 +111,7 @@ class Transfer:
 
     async def count_rows(self) -> int:
         """Rows of the bucket on the source, by which the way of the move is chosen."""
-        await self._source.execute(f"BEGIN; {SETTINGS}")
+        await self._source.execute(f"{BEGIN}; {SETTINGS}")
         try:
             return sum([(await self._digest(self._source, table))[0] for table in self._tables])
         finally:
@@ -132,17 +140,15 @@ class Transfer:
         """
         copied = self.moved.rows
         await self._target.execute("SAVEPOINT flip")
+        self._locked_s = time.monotonic()
         try:
-            await self._source.execute(
-                f"BEGIN; {SETTINGS}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; "
-                f"SELECT pg_advisory_xact_lock({MOVE_LOCK})"
-            )
+            await self._source.execute(f"{BEGIN}; {SETTINGS}")
+            await quieten(self._source, self._bell, Notice(self.bucket, self._target_index))
+            await self._source.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             control_point("move-locked")
             await self._check_owners()
             await raise_behind(self.catalog, self._source, self._target)
-            self.moved.events = await carry_events(
-                self.catalog, self._tables, self.bucket, self._source, self._target
-            )
+            self.moved.events = await carry_events(self.catalog, self._tables, self.bucket, self._source, self._target)
             for table in reversed(self._tables):  # a child's bucket may be asked of its parent's row
                 await self._take_rest(table)
             for table in reversed(self._tables):
@@ -160,6 +166,7 @@ class Transfer:
         """On both shards, or on none."""
         target = (self._target_name, self._target)
         await commit_over(self._cluster, target, {self._source_name: self._source}, POINTS)
+        self.moved.held_s = time.monotonic() - self._locked_s
 
     async def abandon(self) -> None:
         """Nothing has happened."""
@@ -277,7 +284,7 @@ class _Round:
         self._horizon = 0
 
     async def __aenter__(self) -> None:
-        await self._source.execute(f"BEGIN; {SETTINGS}")
+        await self._source.execute(f"{BEGIN}; {SETTINGS}")
         self._horizon = int(await self._source.fetchval(HORIZON))
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:

@@ -35,8 +35,9 @@ OPTION = "foreshard"
 COPIED = (
     *("verb", "chain", "operation", "is_write", "pin", "table", "text", "name", "refusal", "parts", "profiles", "keys"),
     *("values", "rows", "one_shard_refusal", "keeps_bucket", "can_query", "shadow", "merge", "cursor", "parameters"),
-    *("is_reset", "is_exact", "returns", "row_keys", "marks", "lock", "carry", "alters", "owes_claims"),
-    *("claim_homes", "is_hashed", "owes_away", "new_keys", "arbiters", "completion", "copy", "reason"),
+    *("is_reset", "is_exact", "returns", "writes_within", "row_keys", "marks", "lock", "carry", "alters"),
+    *("owes_claims", "claim_homes", "is_hashed", "owes_away", "is_wide", "new_keys", "arbiters", "completion"),
+    *("copy", "reason"),
 )
 ALTERING_WORDS = frozenset(
     (
@@ -54,6 +55,7 @@ class Planner:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
+        self._has_triggers = any(table.has_triggers for table in catalog.tables.values())
 
     def plan(self, sql: bytes) -> Template:
         """The Template of a text, which may hold several statements. Never raises: refusals are Templates."""
@@ -80,7 +82,8 @@ class Planner:
     def plan_node(self, text: Text, own: bytes, kind: str, node: Node) -> Template:
         """The Template of a parse tree; `own` is the text of this statement alone."""
         try:
-            return self.plan_kind(text, own, kind, node)
+            found = self.plan_kind(text, own, kind, node)
+            return copy_of(found, is_wide=True) if self._has_triggers and found.is_write else found
         except SqlError as refusal:
             return stay(self.catalog, kind, node, refusal, text.is_exact)
 

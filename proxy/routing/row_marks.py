@@ -53,7 +53,7 @@ def _choices(table: Table, columns: list[str], clause: Node) -> list[list[str]]:
     """Columns that may tell rows apart, the best first: those of the conflict, the key, all."""
     elements = (clause.get("infer") or {}).get("indexElems", [])
     named = [str(unwrap(element)[1].get("name", "")) for element in elements]
-    if clause.get("action") == "ONCONFLICT_UPDATE":     # none where none is needed, and where none would do
+    if clause.get("action") == "ONCONFLICT_UPDATE":  # none where none is needed, and where none would do
         returns_all = "whereClause" not in clause and not table.has_triggers
         met = named or list(table.row_key)
         return [] if returns_all or not set(met) <= set(columns) or moves_value(clause, (tuple(met),)) else [met]

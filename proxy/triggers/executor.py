@@ -226,9 +226,7 @@ class Executor:
                 break
         return handled, failures
 
-    def _finish(
-        self, batch: BatchContext, outbox: Outbox, handled: list[Handled], failures: list[Failure]
-    ) -> bool:
+    def _finish(self, batch: BatchContext, outbox: Outbox, handled: list[Handled], failures: list[Failure]) -> bool:
         """Remove, record and commit; False when the batch had to be undone."""
         connection = batch.connection
         try:

@@ -42,12 +42,18 @@ MOVE_NAMES = (
     "move-decided",
     "move-finished",
 )
+# In the balancer, which writes down what becomes of it.
+MOVER_NAMES = ("move-written", "move-noted", "move-fenced", "move-made")
+# In the router, as it gives way to one.
+HOLD_NAMES = ("hold-taken", "hold-frozen", "hold-given", "hold-thawed")
 # In `foreshard apply`, as it claims for older rows.
 INTAKE_NAMES = ("intake-locked", "intake-claimed", "intake-ended")
 # In processes that run no functions.
-ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "intake-", "move-", "schema-", "snapshots-", "spread-")
+ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "hold-", "intake-", "move-", "schema-", "snapshots-", "spread-")
 
-_armed = os.environ.get("FORESHARD_CRASH_AT", "")
+CRASH_AT = "FORESHARD_CRASH_AT"
+
+_armed = os.environ.get(CRASH_AT, "")
 _stopping = os.environ.get("FORESHARD_STOP_AT", "")
 
 

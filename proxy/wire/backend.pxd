@@ -108,6 +108,8 @@ cdef class Backend(Requests):
     cdef bytes told_instead             # ErrorResponse that replaces the one at hand
     cdef object last_words              # SqlError that came unasked, before the end of the connection
     cdef bint is_resetting              # DISCARD ALL is under way
+    cdef bint is_enlisted               # the shard knows which router it is of, or has been told
+    cdef bint has_begun                 # it was ready for clients
 
     cdef int set_hold(self, bint hold) except -1
     cdef int disown(self) except -1

@@ -1,9 +1,9 @@
 from foreshard._core.statement_cache cimport StatementCache
 from foreshard._core.template cimport Template
-from foreshard.proxy.wire.arbiter cimport Arbiter
+from foreshard.proxy.wire.freezing cimport Freezing
 
 
-cdef class Completing(Arbiter):
+cdef class Completing(Freezing):
     cdef StatementCache cache           # the hub's, or this session's own while it has changed the schema
     cdef Template completing            # of the statement under way, which something follows; None: nothing
     cdef bint is_suspended              # it ended at a row limit

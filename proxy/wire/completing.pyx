@@ -18,7 +18,7 @@ from foreshard._core.template cimport (
     VERB_SAVEPOINT,
     Template,
 )
-from foreshard.proxy.wire.arbiter cimport Arbiter
+from foreshard.proxy.wire.freezing cimport Freezing
 from foreshard.proxy.wire.session cimport WAIT_PARTS
 
 from foreshard._core.errors import SqlError, not_built
@@ -27,7 +27,7 @@ cdef enum:
     OWN_ENTRIES_MAX = 256       # of the statement cache of a transaction that has changed the schema
 
 
-cdef class Completing(Arbiter):
+cdef class Completing(Freezing):
     """The part of a frontend that completes statements."""
 
     def __cinit__(self):
@@ -43,7 +43,7 @@ cdef class Completing(Arbiter):
         cdef Template template = self.completing
         self.completing = None
         if template is None or self.parts_failed:
-            return Arbiter.finish_parts(self, suspended)
+            return Freezing.finish_parts(self, suspended)
         self.is_suspended = suspended
         return self.run_script(self.hub.services.complete(template, self.schema))
 
@@ -78,7 +78,7 @@ cdef class Completing(Arbiter):
     cdef int start_commit(self, Template template, list targets, bint is_quiet) except -1:
         """Before another catalog is committed, nobody plans by the old one any more (control/schema_barrier)."""
         if self.schema is None or self.is_announced or self.hub.shard_count == 1:
-            return Arbiter.start_commit(self, template, targets, is_quiet)
+            return Freezing.start_commit(self, template, targets, is_quiet)
         self.verb = template
         self.committing = (template, targets, is_quiet)
         return self.run_script(self.hub.services.announce_schema(self.schema))
@@ -110,7 +110,7 @@ cdef class Completing(Arbiter):
         elif result is not None:
             self.take_schema(result)
         self.waiting = WAIT_PARTS
-        return Arbiter.finish_parts(self, self.is_suspended)
+        return Freezing.finish_parts(self, self.is_suspended)
 
     cdef int take_schema(self, object schema) except -1:
         """From now on this session plans by a catalog of its own; None: by everybody's."""
@@ -125,14 +125,14 @@ cdef class Completing(Arbiter):
     cdef int settle_verb(self, Template template) except -1:
         cdef int verb = template.verb
         if self.schema is None and not self.schema_marks:
-            return Arbiter.settle_verb(self, template)
+            return Freezing.settle_verb(self, template)
         schema = self.schema
         if verb == VERB_RELEASE:
             names = [name for name, _, _ in self.history]
             at = len(names) - 1 - names[::-1].index(template.name) if template.name in names else len(names)
             self.schema_marks = [mark for mark in self.schema_marks if mark[0] < at]
         is_done = verb == VERB_COMMIT and not self.failed and not self.command_failed
-        Arbiter.settle_verb(self, template)
+        Freezing.settle_verb(self, template)
         if verb == VERB_SAVEPOINT:
             self.schema_marks.append((len(self.history) - 1, schema))
         elif verb == VERB_ROLLBACK_TO:
@@ -155,10 +155,10 @@ cdef class Completing(Arbiter):
         if self.schema is not None:         # its transaction ended otherwise than by a command
             self.schema_marks.clear()
             self.take_schema(None)
-        return Arbiter.release_links(self)
+        return Freezing.release_links(self)
 
     cdef int abandon(self) except -1:
         self.drop_script()
         if self.schema is not None:         # whether its transaction is committed may not be known
             self.hub.services.doubt_schema()
-        return Arbiter.abandon(self)
+        return Freezing.abandon(self)

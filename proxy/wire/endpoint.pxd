@@ -13,6 +13,7 @@ cdef class Reactor:
     cdef list closed            # endpoints closed in this batch: dropped after it
     cdef readonly double now    # seconds on the event loop's clock when this batch began, or a linger (10 ms) earlier
     cdef object loop
+    cdef public bint is_hasty   # somebody waits for what the event loop does: short turns
     cdef object on_failure      # callable(endpoint, exception): an error of ours, not of the peer
 
     cdef int add(self, Endpoint endpoint, uint32_t events) except -1

@@ -295,6 +295,8 @@ cdef class Extended(Parsing):
         if portal is None or (self.deferred is not None and self.settle_deferred() == RETRY):
             return RETRY
         if portal.parts is not None:
+            if rows > 0:
+                self.keep_reading()
             self.may_sync = rows <= 0 and self.is_sync_next(body + size)
             self.ends_segment = self.may_sync and (owes(portal.statement.template) or portal.carry is not None)
             return self.execute_many(portal, max(rows, 0))
@@ -302,6 +304,8 @@ cdef class Extended(Parsing):
             if self.wait_until_drained():
                 return RETRY
             return self.execute_own(portal.statement)
+        if rows > 0:
+            self.keep_reading()
         backend = portal.backend
         if self.attach(backend.shard, False, False) is not backend:
             return RETRY

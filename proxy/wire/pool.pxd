@@ -45,6 +45,10 @@ cdef class Hub:
     cdef readonly bint is_stopping
     cdef readonly bint is_held              # a change of the schema is being committed: no statement begins
     cdef list held                          # sessions whose next message waits for that
+    cdef readonly int frozen_bucket         # that is about to be moved: no statement begins in it; -1: none
+    cdef list frozen                        # sessions whose next message waits for that
+    cdef public bytes enlist                # what a new backend says before it is used; None: nothing
+    cdef readonly set away                  # shards that no backend is connected to now, and clients wait for
     cdef list behind                        # those of which it waits for the query node to follow a change
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query
     cdef Values literals

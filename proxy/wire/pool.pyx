@@ -83,6 +83,9 @@ cdef class Hub:
         self.pools = {}
         self.held = []
         self.behind = []
+        self.frozen_bucket = -1
+        self.frozen = []
+        self.away = set()
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
@@ -129,6 +132,59 @@ cdef class Hub:
         held, self.held = self.held, []
         for session in held:
             session.go_on_planning()
+
+    def freeze(self, int bucket) -> list:
+        """Begin nothing in the bucket; the sessions that have it open."""
+        self.frozen_bucket = bucket
+        self.placer.frozen_bucket = bucket
+        self.reactor.is_hasty = True
+        return [session for session in self.sessions.values() if session.has_open(bucket)]
+
+    def leave_bucket(self, int shard) -> None:
+        """No session has the frozen bucket open: no backend of the shard is to place rows in it any more."""
+        cdef Pool pool
+        cdef Backend backend
+        for pool in self.pools.values():
+            if pool.shard != shard:
+                continue
+            for backend in list(pool.backends):
+                if backend.bucket != self.frozen_bucket:
+                    continue
+                if backend in pool.idle:
+                    pool.idle.remove(backend)
+                    self.idle_counts[shard] -= 1
+                    pool.discard(backend)
+                else:       # its setting still names the bucket: for no other session
+                    backend.bucket = -1
+                    backend.is_spoiled = True
+
+    def thaw(self) -> None:
+        """Go on with the messages that waited for the bucket."""
+        self.frozen_bucket = self.placer.frozen_bucket = -1
+        self.reactor.is_hasty = False
+        frozen, self.frozen = self.frozen, []
+        for session in frozen:
+            session.go_on_thawed()
+
+    def pids(self, int shard) -> list:
+        """The server processes of the shard's backends."""
+        cdef Pool pool
+        cdef Backend backend
+        return [
+            backend.pid for pool in self.pools.values() if pool.shard == shard for backend in pool.backends
+            if backend.pid]
+
+    def leave_shard(self, int shard) -> None:
+        """Connect no backend to the shard; clients wait."""
+        self.away.add(shard)
+
+    def return_to_shard(self, int shard) -> None:
+        """Connect again."""
+        cdef Pool pool
+        self.away.discard(shard)
+        for pool in list(self.pools.values()):
+            if pool.shard == shard and (pool.waiters or pool.joiners):
+                pool.grow()
 
     def retry_behind(self) -> None:
         """The query node may have followed a change of the schema, or those who waited for it have waited enough."""
@@ -206,6 +262,8 @@ cdef class Pool(BackendHome):
         backend.disown()
         if backend.phase != BACKEND_READY:
             return 0
+        if backend.bucket >= 0 and backend.bucket == self.hub.frozen_bucket:
+            return self.discard(backend)
         if self.hub.is_stopping or backend.status != b"I" or backend.replies.count or backend.is_spoiled:
             return self.discard(backend)
         if backend.cancels:
@@ -332,6 +390,8 @@ cdef class Pool(BackendHome):
         if self.shard in self.hub.unchecked:
             self.hub.loop.call_soon(self.refuse_unchecked)
             return
+        if self.shard in self.hub.away:
+            return      # return_to_shard
         try:
             connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         except OSError as error:    # out of descriptors: whoever waits is told when no other backend can come
@@ -367,7 +427,11 @@ cdef class Pool(BackendHome):
         ))
 
     cdef int on_backend_ready(self, Backend backend) except -1:
-        """Start-up or DISCARD ALL is complete."""
+        """Start-up, enlisting or DISCARD ALL is complete."""
+        if self.hub.enlist is not None and not backend.is_enlisted:
+            backend.is_enlisted = True
+            return self.reset(backend, self.hub.enlist)
+        backend.has_begun = True
         if self.server_parameters is None:
             self.server_parameters = dict(backend.parameters)
         return self.put(backend)
@@ -381,7 +445,7 @@ cdef class Pool(BackendHome):
         if backend in self.idle:
             self.idle.remove(backend)
             self.hub.idle_counts[self.shard] -= 1
-        never_ready = backend.pid == 0
+        never_ready = not backend.has_begun
         if error is not None and never_ready and not self.backends:
             name = self.hub.shard_names[self.shard]
             message = f"cannot connect to shard {name}: {error.message}"

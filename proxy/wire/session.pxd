@@ -17,6 +17,7 @@ cdef enum Waiting:              # what the next message of the client waits for
     WAIT_MERGE = 9              # the shards' rows of a merged result
     WAIT_COPY = 10              # the shards of a COPY FROM STDIN: CopyInResponse, or all their answers
     WAIT_FOUND = 13             # the places of the parents of copied rows
+    WAIT_FROZEN = 14            # a bucket that is being moved
     WAIT_SCHEMA = 12            # a change of the schema that is being committed
     WAIT_SHADOW = 11            # the query node, which takes a copy of what the transaction sees
 
@@ -81,6 +82,8 @@ cdef class Session(Owner):
     cdef int refresh(self, Backend backend) except -1
     cdef bint has_open_portal(self, int shard) except -1
     cdef int set_bucket(self, Backend backend) except -1
+    cdef bint touches(self, int bucket) noexcept
+    cdef int note_placed(self, int bucket) except -1
     cdef int mark(self, Backend backend, Template template) except -1
     cdef int mark_reset(self, Backend backend, Template template) except -1
     cdef int settle_status(self) except -1

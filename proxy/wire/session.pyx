@@ -282,11 +282,15 @@ cdef class Session(Owner):
             for text in self.script:
                 backend.write_query(text, REPLY_QUERY | REPLY_SWALLOW)
         if places and (backend.bucket < 0 or (
+            backend.bucket == self.hub.frozen_bucket and not self.touches(backend.bucket)
+        ) or (
             not backend.begun and not backend.unsynced and (
                 backend.bucket_rows >= BUCKET_ROWS_SHARE or backend.bucket_cost >= self.hub.placer.bucket_cost_share()
             )
         )):
             self.set_bucket(backend)
+        if places:
+            self.note_placed(backend.bucket)
         if self.explicit and not backend.begun:
             backend.begun = True
             text = self.begin_text if backend.types is None else node_begin(self.begin_text, self.is_implicit)
@@ -338,6 +342,14 @@ cdef class Session(Owner):
         value = b"%d" % bucket
         bind = b"foreshard\0\0\0\0\0\1" + len(value).to_bytes(4, "big") + value + b"\0\0"
         return self.write_own(backend, SET_BUCKET, bind)
+
+    cdef bint touches(self, int bucket) noexcept:
+        """Whether the transaction has the bucket open, or may have (freezing.pyx)."""
+        return False
+
+    cdef int note_placed(self, int bucket) except -1:
+        """A row is placed in the bucket."""
+        return 0
 
     cdef int mark(self, Backend backend, Template template) except -1:
         """Note what the statement just sent means for the backend and the session."""

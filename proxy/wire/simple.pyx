@@ -242,6 +242,8 @@ cdef class Simple(Carrying):
         cdef Template part
         cdef Template writer = template
         cdef int shard = self.shard_of_all(template)
+        if shard == ROUTE_WAIT:
+            return RETRY
         if shard == ROUTE_APART or (template.owes_claims and self.hub.shard_count > 1):
             self.decided_shard = -1
             self.several = texts_in_place(message[5:total - 1], template.parts)
@@ -255,7 +257,7 @@ cdef class Simple(Carrying):
                 writer = part
         return self.forward_query(writer, shard, message, total)
 
-    cdef int shard_of_all(self, Template template) except -4:
+    cdef int shard_of_all(self, Template template) except -8:
         """The one shard that can run the whole string; ROUTE_APART when there is none. Raises a part's refusal."""
         cdef Template part
         cdef int shard = -1, found, only
@@ -281,6 +283,8 @@ cdef class Simple(Carrying):
                 if error.sqlstate == "0A000":
                     raise
                 return ROUTE_APART
+            if found == ROUTE_WAIT:
+                return ROUTE_WAIT
             if found < 0 or found == self.hub.query_shard or (shard >= 0 and found != shard):
                 return ROUTE_APART
             shard = found

@@ -116,7 +116,10 @@ def run(config: Config, bucket: int, script: Script, source: int = 0) -> Transfe
     """Carry out the script with a transfer of the bucket from that shard to the other."""
 
     async def work() -> Transfer:
-        ends = [End(shard.name, await asyncpg.connect(shard.dsn)) for shard in config.shards]
+        ends = [
+            End(shard.name, index, await asyncpg.connect(shard.dsn), await asyncpg.connect(shard.dsn))
+            for index, shard in enumerate(config.shards)
+        ]
         cluster = (await read_two_phase(config)).cluster
         transfer = Transfer(await read_catalog(config), cluster, bucket, ends[source], ends[1 - source])
         try:
@@ -125,6 +128,7 @@ def run(config: Config, bucket: int, script: Script, source: int = 0) -> Transfe
             await transfer.abandon()
             for end in ends:
                 await end.connection.close()
+                await end.bell.close()
         return transfer
 
     return asyncio.run(work())

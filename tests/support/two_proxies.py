@@ -18,13 +18,14 @@ def two_proxies(
     folder: Path,
     tables: Mapping[str, Any],
     *,
+    first: Mapping[str, str] | None = None,
     second: Mapping[str, str] | None = None,
     **sections: Any,
 ) -> Iterator[tuple[Proxy, Proxy]]:
-    """Both running; `second` is more of the second one's environment."""
+    """Both running; `first` and `second` are more of their environments."""
     sections = {"tables": tables, "workers": {"per_shard": 0}, **sections}
     with (
-        Proxy(dsns, folder / "one", **sections) as one,
+        Proxy(dsns, folder / "one", environment=first, **sections) as one,
         Proxy(dsns, folder / "two", apply=False, environment=second, **sections) as two,
     ):
         yield one, two

@@ -18,6 +18,8 @@ DECLARED = {
     "SPREAD_NAMES": (points.SPREAD_NAMES, "test_spread_killed.py"),
     "SCHEMA_NAMES": (points.SCHEMA_NAMES, "test_ddl_killed.py"),
     "MOVE_NAMES": (points.MOVE_NAMES, "test_move_killed.py"),
+    "MOVER_NAMES": (points.MOVER_NAMES, "test_moves_killed.py"),
+    "HOLD_NAMES": (points.HOLD_NAMES, "test_moves_killed.py"),
     "INTAKE_NAMES": (points.INTAKE_NAMES, "test_intake_killed.py"),
     "GATE_NAMES": (points.GATE_NAMES, "test_gate_killed.py"),
     "SNAPSHOT_POINTS": (commit.SNAPSHOT_POINTS, "test_gate_killed.py"),

@@ -31,6 +31,7 @@ LAYERS = [
     "proxy.control",
     "proxy.move",
     "proxy.admin",
+    "proxy.router_views",
     "proxy.router",
     "proxy.children",
     "proxy.server",

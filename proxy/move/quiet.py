@@ -1,0 +1,57 @@
+"""How a mover gets a bucket for itself: routers give way, sessions that nobody answers for end, prepared ones are over.
+
+While MOVE_LOCK of the source is held by the mover's transaction, nothing uses the bucket there:
+
+- a router that holds it shared was told by NOTIFY, and has let go when no session of its has the bucket open
+  (control/placing.py); one that has lost its hold is a stranger, whose sessions are ended;
+- a transaction that was prepared before is waited for, whosever it is: its rows would not be seen, and stay behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import msgspec
+
+from foreshard.proxy.control.fence import FREEZE_CHANNEL, IS_WAITING
+from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.placing import Notice
+
+LOCK_WAIT_MS = 120  # for routers: a turn of their event loop, and what they give transactions to end
+PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
+POLL_S = 0.001
+PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+
+
+async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
+    """Take MOVE_LOCK in the transaction that is open on the source, and see that nothing uses the bucket any more.
+
+    asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source.
+    """
+    await source.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+    locking = asyncio.create_task(source.execute(f"SELECT pg_advisory_xact_lock({MOVE_LOCK})"))
+    try:
+        while not locking.done():
+            is_waiting = await bell.fetchval(IS_WAITING, source.get_server_pid())
+            if is_waiting:
+                text = msgspec.json.encode(notice).decode()
+                await bell.execute("SELECT pg_notify($1, $2)", FREEZE_CHANNEL, text)
+                break
+            await asyncio.sleep(POLL_S)
+    finally:
+        await locking
+    await source.execute("SELECT foreshard.end_strangers()")
+    await _see_prepared_end(source)
+
+
+async def _see_prepared_end(source: Connection) -> None:
+    """Wait until everything that is prepared now has ended."""
+    deadline_s = asyncio.get_running_loop().time() + PREPARED_WAIT_S
+    left = {row["gid"] for row in await source.fetch(PREPARED)}
+    while left:
+        if asyncio.get_running_loop().time() > deadline_s:
+            raise asyncpg.LockNotAvailableError(f"{len(left)} transactions are prepared, {min(left)} among them")
+        await asyncio.sleep(POLL_S)
+        left &= {row["gid"] for row in await source.fetch(PREPARED)}

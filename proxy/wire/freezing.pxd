@@ -1,0 +1,21 @@
+from foreshard._core.template cimport Template
+from foreshard.proxy.wire.arbiter cimport Arbiter
+
+
+cdef enum:
+    BUCKET_NONE = -1
+    BUCKET_ANY = -2         # of all that there are, perhaps
+    TOUCHED_MAX = 8         # buckets that a transaction is known by; chosen, not measured
+
+
+cdef class Freezing(Arbiter):
+    cdef int touched[TOUCHED_MAX]   # buckets in which the transaction has written
+    cdef int touched_count
+    cdef bint touches_every         # in more than those, or nobody knows in which
+    cdef int reading                # what its statements read: until the segment ends, as long as no portal is open
+
+    cdef bint touch(self, int bucket, bint stays) except -1
+    cdef bint touch_found(self, Template template, int shard) except -1
+    cdef int note_touched(self, int bucket, bint stays) noexcept
+    cdef int keep_reading(self) noexcept
+    cdef int forget_touched(self) noexcept

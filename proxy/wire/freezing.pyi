@@ -1,0 +1,3 @@
+from foreshard.proxy.wire.arbiter import Arbiter
+
+class Freezing(Arbiter): ...

@@ -1,0 +1,148 @@
+"""Buckets that are being moved: who works in one is waited for, who comes now waits.
+
+While a bucket is frozen (Hub.freeze) no statement begins in it; transactions that have it open go on to their end.
+When none has, the router lets the mover go ahead (proxy/control/placing.py). It knows of every transaction:
+
+1. Which buckets it has written in, or those of its statements that may be all of them: scattered ones, those that the
+   query node answers, claims (their homes are anywhere), triggers of users, and everything in REPEATABLE READ, whose
+   snapshots are older than a move. This lasts until the transaction ends.
+2. What its statements read, until the segment ends: in READ COMMITTED the next one takes another snapshot. With a
+   portal or a cursor open it lasts as long as the transaction.
+3. A transaction that has the frozen bucket open may go on in it, and do whatever it wants elsewhere: it is waited for.
+4. Rows that are placed leave the frozen bucket (Session.join).
+"""
+
+from foreshard._core.template cimport (
+    ROUTE_CARRY,
+    ROUTE_COPY,
+    ROUTE_KEYED,
+    ROUTE_QUERY,
+    ROUTE_SCATTER,
+    Buckets,
+    Template,
+)
+from foreshard._core.values cimport Values
+from foreshard.proxy.wire.arbiter cimport Arbiter
+from foreshard.proxy.wire.away cimport ROUTE_WAIT
+from foreshard.proxy.wire.gather cimport ROUTE_CARRIED
+from foreshard.proxy.wire.session cimport WAIT_FROZEN, WAIT_POOL
+
+
+cdef class Freezing(Arbiter):
+    """The part of a frontend that knows which buckets its transaction has open."""
+
+    def __cinit__(self):
+        self.reading = BUCKET_NONE
+
+    cdef int route(self, Template template, Values literals, Values params, int only) except -3:
+        cdef int shard
+        if self.hub.shard_count == 1:
+            return Arbiter.route(self, template, literals, params, only)
+        if not self.links:
+            self.forget_touched()
+        if is_wide(template) or self.is_repeatable:
+            if not self.touch(BUCKET_ANY, stays(template) or self.is_repeatable):
+                return ROUTE_WAIT
+            return Arbiter.route(self, template, literals, params, only)
+        shard = Arbiter.route(self, template, literals, params, only)
+        if template.kind == ROUTE_KEYED and shard != ROUTE_WAIT and not self.touch_found(template, shard):
+            return ROUTE_WAIT
+        return shard
+
+    cdef bint touch_found(self, Template template, int shard) except -1:
+        """Note the buckets that route_keyed has found; False: the message has to wait."""
+        cdef Buckets buckets = self.hub.buckets
+        cdef Py_ssize_t index
+        if buckets.every or shard == self.hub.query_shard or shard == ROUTE_CARRIED:
+            return self.touch(BUCKET_ANY, stays(template))
+        if self.hub.frozen_bucket >= 0:
+            for index in range(buckets.count):
+                if buckets.items[index] == self.hub.frozen_bucket and not self.touch(buckets.items[index], False):
+                    return False
+        for index in range(buckets.count):
+            self.note_touched(buckets.items[index], stays(template))
+        return True
+
+    cdef bint touch(self, int bucket, bint stays) except -1:
+        """Note that the statement works in the bucket; False: it is frozen, the message has to wait."""
+        cdef int frozen = self.hub.frozen_bucket
+        if frozen >= 0 and (bucket == frozen or bucket == BUCKET_ANY) and not self.touches(frozen):
+            self.waiting = WAIT_FROZEN
+            self.hub.frozen.append(self)
+            return False
+        self.note_touched(bucket, stays)
+        return True
+
+    cdef int note_touched(self, int bucket, bint stays) noexcept:
+        cdef int index
+        if not stays:
+            self.reading = bucket if self.reading == BUCKET_NONE or self.reading == bucket else BUCKET_ANY
+            return 0
+        for index in range(self.touched_count):
+            if self.touched[index] == bucket:
+                return 0
+        if bucket == BUCKET_ANY or self.touched_count == TOUCHED_MAX:
+            self.touches_every = True
+        else:
+            self.touched[self.touched_count] = bucket
+            self.touched_count += 1
+        return 0
+
+    cdef int note_placed(self, int bucket) except -1:
+        self.note_touched(bucket, True)
+        return 0
+
+    cdef bint touches(self, int bucket) noexcept:
+        cdef int index
+        if self.touches_every or self.reading == bucket or self.reading == BUCKET_ANY:
+            return True
+        for index in range(self.touched_count):
+            if self.touched[index] == bucket:
+                return True
+        return False
+
+    def has_open(self, int bucket) -> bool:
+        """Whether a transaction or statement under way works in the bucket, or may."""
+        if not self.links or (self.waiting == WAIT_POOL and len(self.links) == 0):
+            return False
+        return self.touches(bucket)
+
+    cdef int keep_reading(self) noexcept:
+        """A portal stays open: what it reads is read until the transaction ends."""
+        if self.reading != BUCKET_NONE:
+            self.note_touched(self.reading, True)
+        return 0
+
+    cdef int forget_touched(self) noexcept:
+        self.touched_count = 0
+        self.touches_every = False
+        self.reading = BUCKET_NONE
+        return 0
+
+    cdef int end_segment(self) except -1:
+        if self.reading != BUCKET_NONE and self.explicit and not self.portals and not self.is_unsynced():
+            self.reading = BUCKET_NONE
+        return Arbiter.end_segment(self)
+
+    cdef int release_links(self) except -1:
+        self.forget_touched()
+        return Arbiter.release_links(self)
+
+    def go_on_thawed(self) -> None:
+        """The bucket is not frozen any more: the message is handled again."""
+        if self.fd >= 0 and self.waiting == WAIT_FROZEN:
+            self.resume()
+
+
+cdef bint is_wide(Template template) noexcept:
+    """Statements that may work in any bucket, whatever their keys say."""
+    return (
+        template.kind == ROUTE_SCATTER or template.kind == ROUTE_QUERY or template.kind == ROUTE_CARRY
+        or template.kind == ROUTE_COPY or template.is_wide or template.is_claimed or template.owes_claims
+        or template.owes_away or len(template.arbiters) > 0
+    )
+
+
+cdef bint stays(Template template) noexcept:
+    """What it touches is touched until the transaction ends."""
+    return template.is_write or template.cursor is not None
