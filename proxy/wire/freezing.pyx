@@ -27,6 +27,8 @@ from foreshard.proxy.wire.away cimport ROUTE_WAIT
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED
 from foreshard.proxy.wire.session cimport WAIT_FROZEN, WAIT_POOL
 
+from foreshard._core.errors import SqlError
+
 
 cdef class Freezing(Arbiter):
     """The part of a frontend that knows which buckets its transaction has open."""
@@ -132,6 +134,11 @@ cdef class Freezing(Arbiter):
         """The bucket is not frozen any more: the message is handled again."""
         if self.fd >= 0 and self.waiting == WAIT_FROZEN:
             self.resume()
+
+    def give_up_frozen(self, error: SqlError) -> None:
+        """Nobody knows when it will be."""
+        if self.fd >= 0 and self.waiting == WAIT_FROZEN:
+            self.on_denied(error)
 
 
 cdef bint is_wide(Template template) noexcept:

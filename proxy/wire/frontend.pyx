@@ -21,6 +21,7 @@ from foreshard.proxy.wire.session cimport (
     WAIT_ANSWER,
     WAIT_CLIENT,
     WAIT_COMMANDS,
+    WAIT_FROZEN,
     WAIT_NOTHING,
     WAIT_POOL,
     WAIT_SCHEMA,
@@ -503,11 +504,13 @@ cdef class Frontend(Simple):
         return self.written_shard()
 
     def cancel_wait(self) -> None:
-        """A cancel request, and the statement waits for a backend: it fails."""
+        """A cancel request, and the statement waits for a backend, or for a bucket that moves: it fails."""
         if self.waiting == WAIT_POOL and self.phase == FRONTEND_READY:
             for pool in self.pools:
                 if pool is not None:
                     (<Pool> pool).leave(self)
+            self.on_denied(SqlError("57014", "canceling statement due to user request"))
+        elif self.waiting == WAIT_FROZEN:
             self.on_denied(SqlError("57014", "canceling statement due to user request"))
         elif self.gate_place == GATE_IN_LINE:
             self.leave_gate()

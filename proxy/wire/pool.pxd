@@ -46,6 +46,7 @@ cdef class Hub:
     cdef readonly bint is_held              # a change of the schema is being committed: no statement begins
     cdef list held                          # sessions whose next message waits for that
     cdef readonly int frozen_bucket         # that is about to be moved: no statement begins in it; -1: none
+    cdef double frozen_at
     cdef list frozen                        # sessions whose next message waits for that
     cdef public bytes enlist                # what a new backend says before it is used; None: nothing
     cdef readonly set away                  # shards that no backend is connected to now, and clients wait for

@@ -117,6 +117,7 @@ cdef class Hub:
         cdef Pool pool
         now = self.loop.time()
         self.retry_behind()
+        self.expire_frozen(now)
         for key, pool in list(self.pools.items()):
             pool.expire(now)
             if pool.session_count == 0 and not pool.backends and not pool.waiters and not pool.joiners:
@@ -136,6 +137,7 @@ cdef class Hub:
     def freeze(self, int bucket) -> list:
         """Begin nothing in the bucket; the sessions that have it open."""
         self.frozen_bucket = bucket
+        self.frozen_at = monotonic()
         self.placer.frozen_bucket = bucket
         self.reactor.is_hasty = True
         return [session for session in self.sessions.values() if session.has_open(bucket)]
@@ -165,6 +167,16 @@ cdef class Hub:
         frozen, self.frozen = self.frozen, []
         for session in frozen:
             session.go_on_thawed()
+
+    def expire_frozen(self, double now) -> None:
+        """Tell who waits that the shard which the bucket leaves does not answer."""
+        if self.frozen_bucket < 0 or not self.frozen or now - self.frozen_at < self.wait_timeout_s:
+            return
+        frozen, self.frozen = self.frozen, []
+        for session in frozen:
+            session.give_up_frozen(SqlError(
+                "57P03", f"bucket {self.frozen_bucket} is being moved, and its shard does not tell whether it has been",
+                f"waited {self.wait_timeout_s:g} s", "SHOW MOVES and SHOW SHARDS tell more."))
 
     def pids(self, int shard) -> list:
         """The server processes of the shard's backends."""

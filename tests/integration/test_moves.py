@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
+import psycopg
 import pytest
 
 from foreshard._core.buckets import bucket_of
-from tests.support.messages import SYNC, bind, execute, extended, parse
+from foreshard.proxy.control.fence import FREEZE_CHANNEL, IS_WAITING
+from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.placing import Notice
+from tests.support.messages import SYNC, bind, execute, extended, parse, query
 from tests.support.moving import SCHEMA, TABLES, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
-from tests.support.raw import RawConnection, kinds
+from tests.support.raw import RawConnection, error_of, kinds, send_cancel
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
@@ -230,3 +236,32 @@ def test_statements_wait_no_longer_than_the_freeze(
         other.rows("COMMIT")
         world.wait_moved()
     assert client.value(f"SELECT n FROM document WHERE id = {key}") == "1"
+
+
+def test_a_statement_that_waits_for_a_move_can_be_cancelled(
+    world: MovingWorld, shards: Shards, proxy: Proxy, row: tuple[int, int]
+) -> None:
+    key, bucket = row
+    (source,) = place_of(shards, key)
+    with (
+        psycopg.connect(shards.shards[source].dsn) as holder,
+        psycopg.connect(shards.shards[source].dsn, autocommit=True) as bell,
+        proxy.server.connect() as waiting,
+    ):
+        # Whoever takes the router's lock keeps it from taking hold again, as a mover that does not end would.
+        asking = threading.Thread(target=holder.execute, args=(f"SELECT pg_advisory_xact_lock({MOVE_LOCK})",))
+        asking.start()
+        wait_until(lambda: bell.execute(IS_WAITING.replace("$1", "%s"), (holder.info.backend_pid,)).fetchone())
+        bell.execute("SELECT pg_notify(%s, %s)", (FREEZE_CHANNEL, msgspec.json.encode(Notice(bucket, 0)).decode()))
+        asking.join()
+        waiting.send(query(f"SELECT n FROM document WHERE id = {key}"))
+        time.sleep(0.3)
+        send_cancel(proxy.server.host, proxy.server.port, waiting.pid, waiting.secret)
+        assert error_of(waiting.read_until())["C"] == "57014"
+        waiting.send(query(f"SELECT n FROM document WHERE id = {key}"))
+        time.sleep(0.1)
+        with proxy.server.connect() as other:
+            assert other.value("SELECT count(*) FROM person WHERE name = 'nobody'") == "0"
+        holder.rollback()
+        assert kinds(waiting.read_until()) == "TDCZ"
+    world.wait_moved()
