@@ -46,13 +46,14 @@ BEGIN
             HINT = 'Look for the row first.';
   END IF;
   LOOP
-    INSERT INTO foreshard.claim VALUES (name, value, -1) ON CONFLICT DO NOTHING;
+    INSERT INTO foreshard.claim VALUES (home, name, value, -1) ON CONFLICT DO NOTHING;
     IF FOUND THEN
-      DELETE FROM foreshard.claim AS held WHERE held.name = arbitrate.name AND held.key = value;
+      DELETE FROM foreshard.claim AS held
+      WHERE held.home = arbitrate.home AND held.name = arbitrate.name AND held.key = value;
       RETURN NULL;
     END IF;
     SELECT held.bucket INTO found_bucket FROM foreshard.claim AS held
-    WHERE held.name = arbitrate.name AND held.key = value FOR SHARE;
+    WHERE held.home = arbitrate.home AND held.name = arbitrate.name AND held.key = value FOR SHARE;
     IF FOUND THEN
       EXIT;
     END IF;

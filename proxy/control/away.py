@@ -1,8 +1,11 @@
 """The SQL of keys placed by cost: rows that live away from the home bucket of their key (ARCHITECTURE.md, "Away rows").
 
-Every key of such a table has one row `(name, key, bucket)` in foreshard.claim at its home, which says where its row
-is, and whose unique index is the arbiter. A row away from home is noted in foreshard.away on its own shard, because
+Every key of such a table has one row `(home, name, key, bucket)` in foreshard.claim at its home, which says where its
+row is, and whose unique index is the arbiter. A row away from home is noted in foreshard.away on its own shard, because
 its bucket cannot be told from the key there. Both are kept by the table's triggers, whoever writes.
+
+A row stays away from home when moves have brought its home, or its bucket, to the other's shard: its note stands, and
+says which of that shard's buckets it moves with.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ CREATE TABLE IF NOT EXISTS foreshard.away (
   bucket integer NOT NULL CHECK (bucket >= 0),
   PRIMARY KEY (name, key)
 );
+CREATE INDEX IF NOT EXISTS away_in_bucket ON foreshard.away (bucket, name);
 COMMENT ON TABLE foreshard.away IS 'rows of this shard whose keys have other homes, and their buckets';
 """
 
@@ -69,7 +73,8 @@ LANGUAGE plpgsql STABLE {safe} AS $body$
 -- The bucket of the row with this key, as its claim says; NULL when there is none.
 BEGIN
   RETURN (SELECT held.bucket FROM foreshard.claim AS held
-          WHERE held.name = claimed_bucket.name AND held.key = claimed_bucket.key::text);
+          WHERE held.home = foreshard.bucket_of(claimed_bucket.key) AND held.name = claimed_bucket.name
+            AND held.key = claimed_bucket.key::text);
 END
 $body$;
 GRANT EXECUTE ON FUNCTION foreshard.claimed_bucket(text, {type}) TO PUBLIC;
@@ -87,13 +92,14 @@ BEGIN
     RAISE EXCEPTION 'bucket % is not of this shard', home USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
   LOOP
-    INSERT INTO foreshard.claim VALUES (name, key::text, -1) ON CONFLICT DO NOTHING;
+    INSERT INTO foreshard.claim VALUES (home, name, key::text, -1) ON CONFLICT DO NOTHING;
     IF FOUND THEN
-      DELETE FROM foreshard.claim AS held WHERE held.name = reserve_key.name AND held.key = reserve_key.key::text;
+      DELETE FROM foreshard.claim AS held
+      WHERE held.home = reserve_key.home AND held.name = reserve_key.name AND held.key = reserve_key.key::text;
       RETURN NULL;
     END IF;
     SELECT held.bucket INTO found_bucket FROM foreshard.claim AS held
-    WHERE held.name = reserve_key.name AND held.key = reserve_key.key::text;
+    WHERE held.home = reserve_key.home AND held.name = reserve_key.name AND held.key = reserve_key.key::text;
     IF FOUND THEN
       RETURN found_bucket;
     END IF;
@@ -140,7 +146,7 @@ KEY_FUNCTIONS = {
 TRIGGER_FUNCTION = """\
 CREATE OR REPLACE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql {safe} AS $body$
 DECLARE
-  home integer;
+  home_bucket integer;
   place integer;
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
@@ -152,26 +158,27 @@ BEGIN
     PERFORM foreshard.release_row({name}, noted.key, foreshard.bucket_of(present.{key}), noted.bucket)
     FROM {rows} AS present JOIN foreshard.away AS noted ON noted.name = {name} AND noted.key = present.{key}::text;
     DELETE FROM foreshard.claim AS held USING {rows} AS present
-    WHERE held.name = {name} AND held.key = present.{key}::text AND NOT EXISTS
-      (SELECT FROM foreshard.away AS noted WHERE noted.name = {name} AND noted.key = held.key);
+    WHERE held.home = foreshard.bucket_of(present.{key}) AND held.name = {name} AND held.key = present.{key}::text
+      AND NOT EXISTS (SELECT FROM foreshard.away AS noted WHERE noted.name = {name} AND noted.key = held.key);
     DELETE FROM foreshard.away AS noted WHERE noted.name = {name};
     RETURN NULL;
   END IF;
   IF TG_OP <> 'INSERT' THEN
-    home := foreshard.bucket_of(OLD.{key});
+    home_bucket := foreshard.bucket_of(OLD.{key});
     DELETE FROM foreshard.away AS noted WHERE noted.name = {name} AND noted.key = OLD.{key}::text
     RETURNING noted.bucket INTO place;
     IF FOUND THEN
-      PERFORM foreshard.release_row({name}, OLD.{key}::text, home, place);
+      PERFORM foreshard.release_row({name}, OLD.{key}::text, home_bucket, place);
     ELSE
-      DELETE FROM foreshard.claim AS held WHERE held.name = {name} AND held.key = OLD.{key}::text;
-      place := home;
+      DELETE FROM foreshard.claim AS held
+      WHERE held.home = home_bucket AND held.name = {name} AND held.key = OLD.{key}::text;
+      place := home_bucket;
     END IF;
   END IF;
   IF TG_OP <> 'DELETE'{still_there} THEN
-    home := foreshard.bucket_of(NEW.{key});
-    IF foreshard.owns(home) THEN
-      INSERT INTO foreshard.claim VALUES ({name}, NEW.{key}::text, home) ON CONFLICT DO NOTHING;
+    home_bucket := foreshard.bucket_of(NEW.{key});
+    IF foreshard.owns(home_bucket) THEN
+      INSERT INTO foreshard.claim VALUES (home_bucket, {name}, NEW.{key}::text, home_bucket) ON CONFLICT DO NOTHING;
       IF NOT FOUND THEN
         RAISE unique_violation USING
           MESSAGE = {message}, DETAIL = format('Key (%s)=(%s) already exists.', {key_text}, NEW.{key}),
@@ -180,7 +187,7 @@ BEGIN
     ELSE
       place := foreshard.bucket_near(coalesce(place, foreshard.bucket_here()));
       INSERT INTO foreshard.away VALUES ({name}, NEW.{key}::text, place);
-      PERFORM foreshard.claim_row({name}, NEW.{key}::text, home, place);
+      PERFORM foreshard.claim_row({name}, NEW.{key}::text, home_bucket, place);
     END IF;
   END IF;
   RETURN NULL;
@@ -286,8 +293,8 @@ BEGIN
   SET LOCAL bytea_output = 'hex';
   SET LOCAL DateStyle = 'ISO, YMD';
   SET LOCAL TimeZone = 'UTC';
-  INSERT INTO foreshard.claim (name, key, bucket)
-  SELECT {name}, held.{key}::text, foreshard.bucket_of(held.{key}) FROM {rows} AS held;
+  INSERT INTO foreshard.claim (home, name, key, bucket)
+  SELECT foreshard.bucket_of(held.{key}), {name}, held.{key}::text, foreshard.bucket_of(held.{key}) FROM {rows} AS held;
 END
 $take_in$;
 """

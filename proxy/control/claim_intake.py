@@ -38,13 +38,14 @@ LOCK_TIMEOUT = "500ms"  # a writer may wait for a row of ours while we wait for 
 TRIES_MAX = 60
 IS_THERE = "SELECT to_regclass('foreshard.claim_set') IS NOT NULL"
 TAKE = """
-INSERT INTO foreshard.claim (name, key, bucket)
-SELECT $1, given.key, given.bucket FROM unnest($2::text[], $3::integer[]) AS given(key, bucket)
+INSERT INTO foreshard.claim (home, name, key, bucket)
+SELECT given.home, $1, given.key, given.bucket
+FROM unnest($2::text[], $3::integer[], $4::integer[]) AS given(key, home, bucket)
 ON CONFLICT ON CONSTRAINT claim_is_unique DO NOTHING
 """
 HELD_OTHERWISE = """
 SELECT DISTINCT held.key FROM foreshard.claim AS held
-JOIN unnest($2::text[], $3::integer[]) AS given(key, bucket) USING (key)
+JOIN unnest($2::text[], $3::integer[], $4::integer[]) AS given(key, home, bucket) USING (home, key)
 WHERE held.name = $1 AND held.bucket <> given.bucket
 """
 
@@ -173,16 +174,16 @@ class _Taking:
         """Claims for the rows of these keys, as they are now."""
         async with self.source.transaction():
             await self.source.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            shards: dict[int, list[tuple[str, int]]] = defaultdict(list)
+            shards: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
             for row in await self.source.fetch(self._rows_sql(), *keys):
-                shards[self.owners[row["home"]]].append((row["key"], row["bucket"]))
+                shards[self.owners[row["home"]]].append((row["key"], row["home"], row["bucket"]))
             control_point("intake-locked")
             for shard, claims in sorted(shards.items()):
                 await self._claim(self.homes[shard], sorted(claims))
                 control_point("intake-claimed")
 
-    async def _claim(self, home: Connection, claims: list[tuple[str, int]]) -> None:
-        arguments = (self.intake.name, [key for key, _ in claims], [bucket for _, bucket in claims])
+    async def _claim(self, home: Connection, claims: list[tuple[str, int, int]]) -> None:
+        arguments = (self.intake.name, *map(list, zip(*claims, strict=True)))
         async with home.transaction():
             await home.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
             await home.execute(TAKE, *arguments)

@@ -205,13 +205,15 @@ def _insert_sql(table: Table, columns: Sequence[str], trigger: str) -> str:
     also = "" if _is_child_key(table, columns) else f" AND {is_claimed_sql(table, columns, 'NEW')}"
     return f"""\
 CREATE OR REPLACE FUNCTION foreshard.{trigger}_insert() RETURNS trigger LANGUAGE plpgsql {settings} AS $body$
+DECLARE
+  home pg_catalog.int4 := {home};
 BEGIN
-  INSERT INTO foreshard.claim (name, key, bucket)
-  SELECT {name}, {key}, {bucket} FROM foreshard.owned_buckets AS owned
-  WHERE pg_catalog.get_bit(owned.buckets, {home}) OPERATOR(pg_catalog.=) 1{also}
+  INSERT INTO foreshard.claim (home, name, key, bucket)
+  SELECT home, {name}, {key}, {bucket} FROM foreshard.owned_buckets AS owned
+  WHERE pg_catalog.get_bit(owned.buckets, home) OPERATOR(pg_catalog.=) 1{also}
   ON CONFLICT DO NOTHING;
   IF NOT FOUND{also} THEN
-    PERFORM foreshard.claim_row({name}, {key}, {home}, {bucket});
+    PERFORM foreshard.claim_row({name}, {key}, home, {bucket});
   END IF;
   RETURN NULL;
 END

@@ -1,7 +1,8 @@
 """The SQL of claims: values that are unique over all shards (ARCHITECTURE.md, "Claims").
 
 A claim set is one column, or several, of one sharded table (claim_sets.py). Its name is `schema.table.column[,column]`,
-the key of a row its values as text, its home the bucket that their hash names, its bucket the row's own.
+the key of a row its values as text, its home the bucket that their hash names, its bucket the row's own. The claims of
+one home are one range of the table's index, and move with that bucket.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ from foreshard.proxy.control.steps import Step, labelled_step
 SAFE = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
 
 CLAIM = """\
+DO $old$
+BEGIN
+  IF to_regclass('foreshard.claim') IS NOT NULL AND NOT EXISTS (
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('foreshard.claim') AND attname = 'home' AND NOT attisdropped
+  ) THEN
+    RAISE EXCEPTION 'foreshard.claim has no column home: an earlier version of Foreshard made this deployment'
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'There is no way to convert it. Make the deployment anew, and load its rows through Foreshard.';
+  END IF;
+END
+$old$;
 CREATE TABLE IF NOT EXISTS foreshard.claim (
+  home integer NOT NULL,
   name text NOT NULL,
   key text NOT NULL,
   bucket integer NOT NULL,
-  CONSTRAINT claim_is_unique PRIMARY KEY (name, key)
+  CONSTRAINT claim_is_unique PRIMARY KEY (home, name, key)
 );
 COMMENT ON TABLE foreshard.claim IS 'values of unique columns whose home is here, and the buckets of their rows';
 """
@@ -135,7 +148,8 @@ BEGIN
   IF NOT foreshard.owns(home) THEN
     RAISE EXCEPTION 'bucket % is not of this shard', home USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
-  INSERT INTO foreshard.claim (name, key, bucket) VALUES (claim_take.name, claim_take.key, claim_take.bucket);
+  INSERT INTO foreshard.claim (home, name, key, bucket)
+  VALUES (claim_take.home, claim_take.name, claim_take.key, claim_take.bucket);
 EXCEPTION WHEN unique_violation THEN
   PERFORM foreshard.claim_refuse(claim_take.name, claim_take.key);
 END
@@ -152,10 +166,12 @@ BEGIN
   IF NOT foreshard.owns(home) THEN
     RAISE EXCEPTION 'bucket % is not of this shard', home USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
-  INSERT INTO foreshard.claim AS held (name, key, bucket) VALUES (claim_drop.name, claim_drop.key, claim_drop.bucket)
+  INSERT INTO foreshard.claim AS held (home, name, key, bucket)
+  VALUES (claim_drop.home, claim_drop.name, claim_drop.key, claim_drop.bucket)
   ON CONFLICT ON CONSTRAINT claim_is_unique DO UPDATE SET bucket = held.bucket;
   DELETE FROM foreshard.claim AS held
-  WHERE held.name = claim_drop.name AND held.key = claim_drop.key AND held.bucket = claim_drop.bucket;
+  WHERE held.home = claim_drop.home AND held.name = claim_drop.name AND held.key = claim_drop.key
+    AND held.bucket = claim_drop.bucket;
 END
 $body$;
 GRANT EXECUTE ON FUNCTION foreshard.claim_drop(text, text, integer, integer) TO PUBLIC;
@@ -211,9 +227,10 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
   IF EXISTS (SELECT FROM foreshard.owned_buckets AS owned WHERE get_bit(owned.buckets, claim_row.home) = 1)
      AND NOT EXISTS (
-       SELECT FROM foreshard.claim AS held WHERE held.name = claim_row.name AND held.key = claim_row.key
+       SELECT FROM foreshard.claim AS held
+       WHERE held.home = claim_row.home AND held.name = claim_row.name AND held.key = claim_row.key
      ) THEN
-    INSERT INTO foreshard.claim VALUES (name, key, bucket);
+    INSERT INTO foreshard.claim VALUES (home, name, key, bucket);
     RETURN;
   END IF;
   DELETE FROM foreshard.claim_pending AS due
@@ -235,7 +252,8 @@ BEGIN
   END IF;
   IF EXISTS (SELECT FROM foreshard.owned_buckets AS owned WHERE get_bit(owned.buckets, release_row.home) = 1) THEN
     DELETE FROM foreshard.claim AS held
-    WHERE held.name = release_row.name AND held.key = release_row.key AND held.bucket = release_row.bucket;
+    WHERE held.home = release_row.home AND held.name = release_row.name AND held.key = release_row.key
+      AND held.bucket = release_row.bucket;
   END IF;
   IF NOT FOUND THEN -- elsewhere; or not claimed yet: a user's trigger writes the row before its own change is claimed
     INSERT INTO foreshard.claim_pending (name, key, home, bucket, is_drop) VALUES (name, key, home, bucket, true);

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foreshard.proxy.catalog import Table
+from foreshard.proxy.control.verify_claims import CLAIMS, HELD
 from foreshard.proxy.control.verify_findings import Finding, first_keys
 from foreshard.proxy.control.verify_shard import ShardReader, confirmed
 from foreshard.proxy.control.verify_sql import KeyText
 from foreshard.proxy.triggers.capture import quote_table, quote_text
 
 CHUNK_KEYS = 10_000
-CLAIMS = "SELECT key, bucket FROM foreshard.claim WHERE name = $1 AND key = ANY ($2::text[])"
-NEXT_CLAIMS = "SELECT key, bucket FROM foreshard.claim WHERE name = $1 AND key > $2 ORDER BY key LIMIT $3"
-FIRST_CLAIMS = "SELECT key, bucket FROM foreshard.claim WHERE name = $1 ORDER BY key LIMIT $2"
 
 
 class Placed(NamedTuple):
     """A row, or a claim, and the bucket that it is in, or says."""
 
     key: str
-    home: int  # -1 for a claim: it stands there
+    home: int
     bucket: int
 
 
@@ -80,28 +78,29 @@ class AwayVerification:
         wrong = []
         for index, here in homes.items():
             if index in self._readers:
-                found = await self._readers[index].rows(CLAIMS, self._table.claim, [row.key for row in here])
+                found = await self._readers[index].rows(HELD, self._table.claim, *_places(here))
                 said = {claim["key"]: claim["bucket"] for claim in found}
                 wrong += [row for row in here if said.get(row.key) != row.bucket]
         return wrong
 
     async def _check_claims(self, reader: ShardReader) -> None:
         wrong: list[Placed] = []
-        claims = await reader.rows(FIRST_CLAIMS, self._table.claim, CHUNK_KEYS)
-        while claims:
-            wrong += await self._without_row([Placed(row["key"], -1, row["bucket"]) for row in claims])
+        home, key = -1, ""
+        while claims := await reader.rows(CLAIMS, self._table.claim, home, key, CHUNK_KEYS):
+            wrong += await self._without_row(reader, [_claim(row) for row in claims])
             if len(claims) < CHUNK_KEYS:
                 break
-            claims = await reader.rows(NEXT_CLAIMS, self._table.claim, claims[-1]["key"], CHUNK_KEYS)
+            home, key = claims[-1]["home"], claims[-1]["key"]
 
         async def look(suspects: list[Placed]) -> list[Placed]:
-            again = await reader.rows(CLAIMS, self._table.claim, [one.key for one in suspects])
-            return await self._without_row([Placed(row["key"], -1, row["bucket"]) for row in again])
+            again = await reader.rows(HELD, self._table.claim, *_places(suspects))
+            return await self._without_row(reader, [_claim(row) for row in again])
 
-        self._report(reader, await confirmed(wrong, look), "claims of keys that no row has where they say")
+        what = "claims of keys that no row has where they say, or that have another home"
+        self._report(reader, await confirmed(wrong, look), what)
 
-    async def _without_row(self, claims: list[Placed]) -> list[Placed]:
-        """Those claims whose bucket's shard has no such row."""
+    async def _without_row(self, reader: ShardReader, claims: list[Placed]) -> list[Placed]:
+        """Those claims whose bucket's shard has no such row, or whose home is another, or another shard's."""
         owners = await self._read_owners()
         places: dict[int, list[Placed]] = defaultdict(list)
         for claim in claims:
@@ -109,9 +108,14 @@ class AwayVerification:
         wrong = []
         for index, here in places.items():
             if index in self._readers:
-                sql = f"SELECT {self._key.text} AS key FROM {quote_table(self._table)} WHERE {self._key.among(1)}"
-                found = {row["key"] for row in await self._readers[index].rows(sql, [claim.key for claim in here])}
-                wrong += [claim for claim in here if claim.key not in found]
+                sql = f"{self._rows} WHERE {self._key.among(1)}"
+                rows = await self._readers[index].rows(sql, [claim.key for claim in here])
+                found = {(row["key"], row["home"]) for row in rows}
+                wrong += [
+                    claim
+                    for claim in here
+                    if owners[claim.home] != reader.index or (claim.key, claim.home) not in found
+                ]
         return wrong
 
     async def _check_notes(self, reader: ShardReader) -> None:
@@ -133,3 +137,12 @@ class AwayVerification:
                     remedy="insert or delete what is missing in foreshard.claim and foreshard.away",
                 )
             )  # fmt: skip
+
+
+def _claim(row: Any) -> Placed:
+    return Placed(row["key"], row["home"], row["bucket"])
+
+
+def _places(placed: list[Placed]) -> tuple[list[int], list[str]]:
+    """Where claims are looked for: homes and keys."""
+    return [one.home for one in placed], [one.key for one in placed]

@@ -21,8 +21,16 @@ from foreshard.proxy.triggers.capture import quote_name, quote_table
 ROWS_CHUNK = 10_000
 ReadOwners = Callable[[], Awaitable[list[int]]]
 IS_THERE = "SELECT to_regclass('foreshard.claim_set') IS NOT NULL"
-HELD = "SELECT key, bucket FROM foreshard.claim WHERE name = $1 AND key = ANY($2::text[])"
-CLAIMS = "SELECT key, bucket FROM foreshard.claim WHERE name = $1 AND key {0} $2 ORDER BY key LIMIT $3"
+HELD = """
+SELECT held.home, held.key, held.bucket
+FROM unnest($2::integer[], $3::text[]) AS given(home, key) JOIN foreshard.claim AS held USING (home, key)
+WHERE held.name = $1
+"""
+# In the order of the index, which is read once for each set, from home $2 on, whatever else is in it.
+CLAIMS = """
+SELECT home, key, bucket FROM foreshard.claim
+WHERE name = $1 AND (home, name, key) > ($2, $1, $3) ORDER BY home, name, key LIMIT $4
+"""
 
 
 class Claimed(NamedTuple):
@@ -40,6 +48,7 @@ class Claim(NamedTuple):
 
     shard: int
     key: str
+    home: int
     bucket: int
 
 
@@ -80,7 +89,7 @@ class ClaimVerification:
             self._find(
                 shard, "orphan claims", [claim.key for claim in claims],
                 "claims of values that no row of their bucket has: nobody can take these values",
-                f"DELETE FROM foreshard.claim WHERE name = '{self._name}' AND key = ...",
+                f"DELETE FROM foreshard.claim WHERE home = ... AND name = '{self._name}' AND key = ...",
             )  # fmt: skip
 
     async def _scan_rows(self, reader: ShardReader) -> list[Claimed]:
@@ -96,13 +105,13 @@ class ClaimVerification:
 
     async def _scan_claims(self, reader: ShardReader) -> list[Claim]:
         found: list[Claim] = []
-        last: str | None = None
+        home, key = -1, ""
         while len(found) < SUSPECTS_MAX:
-            rows = await reader.rows(CLAIMS.format(">=" if last is None else ">"), self._name, last or "", ROWS_CHUNK)
-            found += await self._rowless([Claim(reader.index, row["key"], row["bucket"]) for row in rows])
+            rows = await reader.rows(CLAIMS, self._name, home, key, ROWS_CHUNK)
+            found += await self._rowless([Claim(reader.index, row["key"], row["home"], row["bucket"]) for row in rows])
             if len(rows) < ROWS_CHUNK:
                 break
-            last = rows[-1]["key"]
+            home, key = rows[-1]["home"], rows[-1]["key"]
         return found
 
     async def _lacking(self, rows: list[Claimed]) -> list[Claimed]:
@@ -114,24 +123,28 @@ class ClaimVerification:
         found: list[Claimed] = []
         for shard, asked in homes.items():
             reader = self._readers.get(shard)
-            held = await reader.rows(HELD, self._name, [row.key for row in asked]) if reader is not None else []
-            known = {(claim["key"], claim["bucket"]) for claim in held}
-            found += [row for row in asked if (row.key, row.bucket) not in known]
+            held = await reader.rows(HELD, self._name, *_places(asked)) if reader is not None else []
+            known = {(claim["key"], claim["home"], claim["bucket"]) for claim in held}
+            found += [row for row in asked if (row.key, row.home, row.bucket) not in known]
         return found
 
     async def _rowless(self, claims: list[Claim]) -> list[Claim]:
-        """Claims without a row of their bucket whose value belongs on their shard."""
+        """Claims without a row of their bucket whose value has their home, which is of their shard."""
         owners = await self._read_owners()
         shards: dict[int, list[Claim]] = defaultdict(list)
         for claim in claims:
             for shard in self._readers if self._is_anywhere else [owners[claim.bucket]]:
                 shards[shard].append(claim)
-        known: set[tuple[str, int, int]] = set()
+        known: set[tuple[str, int, int]] = set()  # key, home, bucket
         for shard, asked in shards.items():
             reader = self._readers.get(shard)
             rows = await reader.rows(self._among_sql(), [claim.key for claim in asked]) if reader is not None else []
-            known |= {(row["key"], row["bucket"], owners[row["home"]]) for row in rows}
-        return [claim for claim in claims if (claim.key, claim.bucket, claim.shard) not in known]
+            known |= {(row["key"], row["home"], row["bucket"]) for row in rows}
+        return [
+            claim
+            for claim in claims
+            if owners[claim.home] != claim.shard or (claim.key, claim.home, claim.bucket) not in known
+        ]
 
     async def _look_at_rows(self, suspects: list[Claimed]) -> list[Claimed]:
         found: list[Claimed] = []
@@ -145,8 +158,8 @@ class ClaimVerification:
     async def _look_at_claims(self, suspects: list[Claim]) -> list[Claim]:
         found: list[Claim] = []
         for shard, asked in _by_shard(suspects).items():
-            rows = await self._readers[shard].rows(HELD, self._name, [claim.key for claim in asked])
-            found += await self._rowless([Claim(shard, row["key"], row["bucket"]) for row in rows])
+            rows = await self._readers[shard].rows(HELD, self._name, *_places(asked))
+            found += await self._rowless([Claim(shard, row["key"], row["home"], row["bucket"]) for row in rows])
         return found
 
     async def _find_twice(self, reader: ShardReader) -> None:
@@ -201,6 +214,11 @@ class ClaimVerification:
                 remedy=remedy,
             )
         )
+
+
+def _places(asked: Sequence[Found]) -> tuple[list[int], list[str]]:
+    """Where claims are looked for: homes and keys."""
+    return [one.home for one in asked], [one.key for one in asked]
 
 
 def _by_shard(found: Sequence[Found]) -> dict[int, list[Found]]:

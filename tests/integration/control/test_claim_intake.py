@@ -96,8 +96,8 @@ def test_verify_finds_lacking_orphan_doubled_and_stray_claims(three_shards: Shar
     config = declared(plain)
     apply_now(config)
     three_shards.execute("DELETE FROM foreshard.claim WHERE key = 'mail 9'")
-    three_shards.execute("INSERT INTO foreshard.claim VALUES ('public.person.email', 'nobody', 1)", on=2)
-    three_shards.execute("INSERT INTO foreshard.claim VALUES ('public.gone.x', 'y', 1)", on=1)
+    three_shards.execute("INSERT INTO foreshard.claim VALUES (3, 'public.person.email', 'nobody', 1)", on=2)
+    three_shards.execute("INSERT INTO foreshard.claim VALUES (3, 'public.gone.x', 'y', 1)", on=1)
     three_shards.execute(
         f"SET session_replication_role = replica; SET foreshard.bucket = '{FIRST[2]}';"
         "INSERT INTO person (email) VALUES ('mail 4')",
