@@ -126,11 +126,13 @@ OWNED = """\
 CREATE TABLE IF NOT EXISTS foreshard.owned_buckets (
   is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
   buckets bit(4096) NOT NULL,
-  moves bigint NOT NULL DEFAULT 0
+  moves bigint NOT NULL DEFAULT 0,
+  arrivals bigint NOT NULL DEFAULT 0
 );
 ALTER TABLE foreshard.owned_buckets ADD COLUMN IF NOT EXISTS moves bigint NOT NULL DEFAULT 0;
+ALTER TABLE foreshard.owned_buckets ADD COLUMN IF NOT EXISTS arrivals bigint NOT NULL DEFAULT 0;
 COMMENT ON TABLE foreshard.owned_buckets IS
-  'bit n: this shard owns bucket n; moves: how many buckets have left it';
+  'bit n: this shard owns bucket n; moves, arrivals: how many buckets have left it, and have come to it';
 """
 
 OWNS = f"""\
@@ -266,7 +268,7 @@ REVOKE EXECUTE ON FUNCTION foreshard.release_row(text, text, integer, integer) F
 
 
 def claim_steps(owners: Sequence[int], index: int) -> Iterator[Step]:
-    """What every shard needs for claims, whether it has tables with such columns or not."""
+    """What every shard needs for claims, whether it has tables with such columns or not; `owners`: before any move."""
     yield labelled_step("table foreshard.claim", CLAIM)
     yield labelled_step("table foreshard.claim_set", CLAIM_SET)
     yield labelled_step("table foreshard.claim_pending", CLAIM_PENDING)
@@ -274,8 +276,9 @@ def claim_steps(owners: Sequence[int], index: int) -> Iterator[Step]:
     bits = "".join("1" if owner == index else "0" for owner in owners)
     yield Step(
         "row of foreshard.owned_buckets",
-        f"INSERT INTO foreshard.owned_buckets (buckets) VALUES (B'{bits}')\n"
-        "ON CONFLICT (is_only_row) DO UPDATE SET buckets = excluded.buckets;\n",
+        f"INSERT INTO foreshard.owned_buckets AS owned (buckets) VALUES (B'{bits}')\n"
+        "ON CONFLICT (is_only_row) DO UPDATE SET buckets = excluded.buckets\n"
+        "WHERE owned.moves = 0 AND owned.arrivals = 0; -- from the first move on, moves write it\n",
     )
     yield function_step("foreshard.owns(integer)", OWNS)
     yield function_step("foreshard.claim_refuse(text, text)", CLAIM_REFUSE)

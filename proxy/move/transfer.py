@@ -49,7 +49,7 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # each statement sees what was c
 HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 OWNS = "SELECT get_bit(buckets, $1) = 1 FROM foreshard.owned_buckets"
 GIVE_UP = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 0), moves = moves + 1"
-TAKE_OVER = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 1)"
+TAKE_OVER = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 1), arrivals = arrivals + 1"
 
 
 class Busy(Exception):
