@@ -82,12 +82,3 @@ def _with_parents(catalog: Catalog, table: Table, row: str, bucket: int) -> str:
         f"{row}.{quote_name(table.via or '')} = ANY (ARRAY(SELECT above.{quote_name(domain.key)} "
         f"FROM {quote_table(domain)} AS above WHERE {condition}))"
     )
-
-
-def digest_sql(table: Table, condition: str) -> str:
-    """Rows under the condition, and the sum of hashes of all that they print, generated columns included."""
-    listed = ", ".join(f"held.{quote_name(column.name)}" for column in table.columns)
-    return (
-        f"SELECT count(*) AS rows, coalesce(sum(hashtextextended(ROW({listed})::text, 0)::numeric), 0)::text AS digest "
-        f"FROM {quote_table(table)} AS held WHERE {condition}"
-    )

@@ -1,4 +1,4 @@
-"""One bucket from one shard to another: its rows, their events, and who owns it, in one distributed transaction.
+"""One bucket from one shard to another: all that is in it, and who owns it, in one distributed transaction.
 
     begin -> [copy -> catch up ...] -> flip -> commit          abandon at any time before the decision: nothing happened
 
@@ -12,6 +12,7 @@ wait, brings the last of them. A small bucket has the flip alone.
 2. The source's part takes MOVE_LOCK of the source, and has it until it has ended: nobody who may have written there by
    the map goes on before he knows (control/moves).
 3. Rows leave only if as many, of the same hash, have come. Nothing of the bucket may be on the target before.
+   Claims at home in the bucket, and notes of rows away in it, go like rows of users' tables (move/movable).
 4. Users' triggers, ours and foreign keys keep quiet (session_replication_role); so no function is called.
 """
 
@@ -24,17 +25,18 @@ from collections.abc import Sequence
 import asyncpg
 import msgspec
 
-from foreshard.proxy.catalog import Catalog, Table
+from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.control.commit_over import commit_over
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.pipe import pipe
 from foreshard.proxy.control.placing import Notice
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.events import carry_events
+from foreshard.proxy.move.movable import Movable, movables
 from foreshard.proxy.move.quiet import quieten
-from foreshard.proxy.move.rows import SETTINGS, digest_sql, in_bucket, moving_tables
+from foreshard.proxy.move.rows import SETTINGS, moving_tables
 from foreshard.proxy.move.sequences import raise_behind, raise_early
-from foreshard.proxy.triggers.capture import quote_name, quote_table
+from foreshard.proxy.triggers.capture import quote_name
 from foreshard.proxy.triggers.points import control_point
 
 LOCK_TIMEOUT_MS = 50  # of a flip, for rows and locks that others have: writers of the bucket wait meanwhile
@@ -68,7 +70,7 @@ class End(msgspec.Struct, frozen=True):
 class Moved(msgspec.Struct):
     """What has been moved so far."""
 
-    rows: int = 0
+    rows: int = 0  # claims and notes among them
     events: int = 0
     rounds: int = 0  # of copying, before the flip
     held_s: float = 0.0  # how long the source's lock was held, or asked for, by the flip that has happened
@@ -86,7 +88,7 @@ class Transfer:
         self._source, self._target = source.connection, target.connection
         self._source_name, self._target_name = source.name, target.name
         self._bell, self._target_index = source.bell, target.index
-        self._tables = moving_tables(catalog)
+        self._tables = movables(catalog, bucket)
         self._columns: dict[str, list[str]] = {}
         self._locked_s = 0.0
         self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
@@ -96,15 +98,15 @@ class Transfer:
     async def begin(self) -> None:
         """Open the target's transaction, see that nothing is in the way, and bring sequences near."""
         for table in self._tables:
-            rows = await self._source.fetch(COLUMNS, quote_table(table))
-            self._columns[table.qualified] = [row["attname"] for row in rows]
+            rows = await self._source.fetch(COLUMNS, table.quoted)
+            self._columns[table.name] = [row["attname"] for row in rows]
         await raise_early(self.catalog, self._source, self._target)
         await self._target.execute(f"{BEGIN}; {SETTINGS}")
         for table in self._tables:
             strays, _ = await self._digest(self._target, table)
             if strays:
                 raise ForeshardError(
-                    f"shard {self._target_name} has {strays} rows of {table.qualified} that belong to bucket "
+                    f"shard {self._target_name} has {strays} rows of {table.name} that belong to bucket "
                     f"{self.bucket} of {self._source_name}: `foreshard verify` tells which; the bucket stays"
                 )
         control_point("move-begun")
@@ -148,10 +150,12 @@ class Transfer:
             control_point("move-locked")
             await self._check_owners()
             await raise_behind(self.catalog, self._source, self._target)
-            self.moved.events = await carry_events(self.catalog, self._tables, self.bucket, self._source, self._target)
-            for table in reversed(self._tables):  # a child's bucket may be asked of its parent's row
-                await self._take_rest(table)
+            self.moved.events = await carry_events(
+                self.catalog, moving_tables(self.catalog), self.bucket, self._source, self._target
+            )
             for table in reversed(self._tables):
+                await self._take_rest(table)
+            for table in reversed(self._tables):  # those that others are asked for go after these
                 await self._take_rows(table)
             await self._source.execute(GIVE_UP, self.bucket)
             await self._target.execute(TAKE_OVER, self.bucket)
@@ -176,64 +180,58 @@ class Transfer:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def _condition(self, table: Table) -> str:
-        return in_bucket(self.catalog, table, "held", self.bucket)
-
-    async def _digest(self, connection: Connection, table: Table) -> tuple[int, str]:
-        row = await connection.fetchrow(digest_sql(table, self._condition(table)))
+    async def _digest(self, connection: Connection, table: Movable) -> tuple[int, str]:
+        row = await connection.fetchrow(table.digest_sql)
         assert row is not None
         return row["rows"], row["digest"]
 
-    def _listed(self, table: Table) -> str:
-        return ", ".join(f"held.{quote_name(name)}" for name in self._columns[table.qualified])
+    def _rows_sql(self, table: Movable) -> str:
+        listed = ", ".join(f"held.{quote_name(name)}" for name in self._columns[table.name])
+        return f"SELECT {listed} FROM {table.quoted} AS held WHERE ({table.condition})"
 
-    async def _pipe(self, query: str, table: Table, into: tuple[str, str] | None = None) -> int:
-        place = into or (table.schema, table.name)
-        return await pipe(self._source, query, self._target, place, self._columns[table.qualified])
+    async def _pipe(self, query: str, table: Movable, into: tuple[str, str] | None = None) -> int:
+        place = into or (table.schema, table.table)
+        return await pipe(self._source, query, self._target, place, self._columns[table.name])
 
-    async def _copy_table(self, table: Table) -> int:
+    async def _copy_table(self, table: Movable) -> int:
         """All rows of the bucket."""
         async with self._snapshot(table):
-            query = f"SELECT {self._listed(table)} FROM {quote_table(table)} AS held WHERE {self._condition(table)}"
-            return await self._pipe(query, table)
+            return await self._pipe(self._rows_sql(table), table)
 
-    async def _catch_up(self, table: Table) -> int:
+    async def _catch_up(self, table: Movable) -> int:
         """What has changed since the table's last round."""
-        since = self._since[table.qualified]
+        since = self._since[table.name]
         async with self._snapshot(table):
             return await self._bring(table, since)
 
-    async def _bring(self, table: Table, since: int) -> int:
+    async def _bring(self, table: Movable, since: int) -> int:
         """Rows with versions since then, in place of those that the target has."""
-        place = quote_table(table)
         stage = f"foreshard_changed_{self._tables.index(table)}"
         await self._target.execute(
-            f"CREATE TEMP TABLE IF NOT EXISTS {stage} (LIKE {place}) ON COMMIT DROP; TRUNCATE pg_temp.{stage}"
+            f"CREATE TEMP TABLE IF NOT EXISTS {stage} (LIKE {table.quoted}) ON COMMIT DROP; TRUNCATE pg_temp.{stage}"
         )
         is_new = f"((held.xmin::text::bigint - {since % 2**32} + {2**32}) % {2**32}) < {2**31}"
-        query = f"SELECT {self._listed(table)} FROM {place} AS held WHERE ({self._condition(table)}) AND {is_new}"
-        count = await self._pipe(query, table, ("pg_temp", stage))
+        count = await self._pipe(f"{self._rows_sql(table)} AND {is_new}", table, ("pg_temp", stage))
         if count:
-            names = ", ".join(map(quote_name, self._columns[table.qualified]))
+            names = ", ".join(map(quote_name, self._columns[table.name]))
             same = " AND ".join(f"held.{key} = changed.{key}" for key in map(quote_name, table.row_key))
             await self._target.execute(
-                f"DELETE FROM {place} AS held USING pg_temp.{stage} AS changed WHERE {same}; "
-                f"INSERT INTO {place} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}"
+                f"DELETE FROM {table.quoted} AS held USING pg_temp.{stage} AS changed WHERE {same}; "
+                f"INSERT INTO {table.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}"
             )
         return count
 
-    def _snapshot(self, table: Table) -> _Round:
-        return _Round(self._source, self._since, table.qualified)
+    def _snapshot(self, table: Movable) -> _Round:
+        return _Round(self._source, self._since, table.name)
 
-    async def _take_rest(self, table: Table) -> None:
+    async def _take_rest(self, table: Movable) -> None:
         """What the target still lacks: all rows, or those changed since the last round; and none that has gone."""
-        if table.qualified not in self._since:
-            query = f"SELECT {self._listed(table)} FROM {quote_table(table)} AS held WHERE {self._condition(table)}"
-            self.moved.rows += await self._pipe(query, table)
+        if table.name not in self._since:
+            self.moved.rows += await self._pipe(self._rows_sql(table), table)
             return
-        await self._bring(table, self._since[table.qualified])
+        await self._bring(table, self._since[table.name])
 
-    async def _take_rows(self, table: Table) -> None:
+    async def _take_rows(self, table: Movable) -> None:
         """The rows leave the source, if the target has the same."""
         found, come = await self._digests(table)
         if found != come:
@@ -241,29 +239,28 @@ class Transfer:
             found, come = await self._digests(table)
         if found != come:
             raise ForeshardError(
-                f"{table.qualified}: bucket {self.bucket} has {found[0]} rows on {self._source_name}, {come[0]} came "
+                f"{table.name}: bucket {self.bucket} has {found[0]} rows on {self._source_name}, {come[0]} came "
                 f"to {self._target_name}, or not the same: is the table defined alike on both? The bucket stays"
             )
-        tag = await self._source.execute(f"DELETE FROM {quote_table(table)} AS held WHERE {self._condition(table)}")
+        tag = await self._source.execute(f"DELETE FROM {table.quoted} AS held WHERE {table.condition}")
         if int(tag.split()[-1]) != found[0]:
-            raise ForeshardError(f"{table.qualified}: {found[0]} rows counted, {tag.split()[-1]} would go; not done")
+            raise ForeshardError(f"{table.name}: {found[0]} rows counted, {tag.split()[-1]} would go; not done")
 
-    async def _digests(self, table: Table) -> Sequence[tuple[int, str]]:
+    async def _digests(self, table: Movable) -> Sequence[tuple[int, str]]:
         return await asyncio.gather(self._digest(self._source, table), self._digest(self._target, table))
 
-    async def _drop_gone(self, table: Table) -> None:
+    async def _drop_gone(self, table: Movable) -> None:
         """Rows that were copied and have been deleted since."""
         keys = ", ".join(map(quote_name, table.row_key))
         stage = f"foreshard_kept_{self._tables.index(table)}"
-        place = quote_table(table)
         await self._target.execute(
-            f"CREATE TEMP TABLE {stage} ON COMMIT DROP AS SELECT {keys} FROM {place} WHERE false"
+            f"CREATE TEMP TABLE {stage} ON COMMIT DROP AS SELECT {keys} FROM {table.quoted} WHERE false"
         )
-        query = f"SELECT {keys} FROM {place} AS held WHERE {self._condition(table)}"
+        query = f"SELECT {keys} FROM {table.quoted} AS held WHERE {table.condition}"
         await pipe(self._source, query, self._target, ("pg_temp", stage), table.row_key)
         same = " AND ".join(f"kept.{key} = held.{key}" for key in map(quote_name, table.row_key))
         await self._target.execute(
-            f"DELETE FROM {place} AS held WHERE ({self._condition(table)}) "
+            f"DELETE FROM {table.quoted} AS held WHERE ({table.condition}) "
             f"AND NOT EXISTS (SELECT FROM pg_temp.{stage} AS kept WHERE {same})"
         )
 

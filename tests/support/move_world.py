@@ -112,16 +112,17 @@ def owners(config: Config, bucket: int) -> list[object]:
 Script = Callable[[Transfer], Awaitable[None]]
 
 
-def run(config: Config, bucket: int, script: Script, source: int = 0) -> Transfer:
-    """Carry out the script with a transfer of the bucket from that shard to the other."""
+def run(config: Config, bucket: int, script: Script, source: int = 0, target: int | None = None) -> Transfer:
+    """Carry out the script with a transfer of the bucket from that shard to the other (of two)."""
 
     async def work() -> Transfer:
+        goal = 1 - source if target is None else target
         ends = [
             End(shard.name, index, await asyncpg.connect(shard.dsn), await asyncpg.connect(shard.dsn))
             for index, shard in enumerate(config.shards)
         ]
         cluster = (await read_two_phase(config)).cluster
-        transfer = Transfer(await read_catalog(config), cluster, bucket, ends[source], ends[1 - source])
+        transfer = Transfer(await read_catalog(config), cluster, bucket, ends[source], ends[goal])
         try:
             await script(transfer)
         finally:
