@@ -59,6 +59,7 @@ cdef class Placer:
     cdef int64_t costed         # rows placed by this process that cost something
     cdef double mean_cost       # their running mean
     cdef int* cursors           # per shard: where next_bucket goes on
+    cdef double charged[4]      # what `charge` predicted last, by resource
     cdef public int frozen_bucket       # that next_bucket leaves out; -1: none
     cdef Decision decision      # the last one made
     cdef int64_t[REASON_COUNT] reason_totals    # decisions charged, by reason

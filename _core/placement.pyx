@@ -102,8 +102,7 @@ cdef class Placer:
     cdef double charge(self, int shard, const double* features, const int* profile_indexes,
                        int profile_count) noexcept nogil:
         """Charge a write that has no choice; its rows do not count as placed."""
-        cdef double by_resource[4]
-        cdef double cost = self.predict(features, profile_indexes, profile_count, by_resource)
+        cdef double cost = self.predict(features, profile_indexes, profile_count, self.charged)
         self.shards[shard].placed += cost
         return cost
 

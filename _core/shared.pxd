@@ -50,6 +50,13 @@ cdef struct Profile:        # controller; one (function, operation)
     double means[4]         # measured cost of one call per resource; stands in when the profile is degraded
 
 
+cdef struct Demand:         # router; what was asked of one bucket since the file was made
+    uint64_t reads          # statements that read it
+    uint64_t rows           # rows that statements wrote in it, as far as their texts say
+    double costs[4]         # predicted cost of the functions of those writes, per resource
+    uint64_t unused[2]
+
+
 cdef class SharedState:
     cdef readonly int shard_count
     cdef readonly int profile_count
@@ -59,6 +66,7 @@ cdef class SharedState:
     cdef Shard* shard_states        # shard_count of them
     cdef Profile* profiles          # profile_count of them
     cdef double* ledger_costs       # POLICY_COUNT x shard_count measured costs
+    cdef Demand* demands            # BUCKET_COUNT of them
     cdef Header* header
     cdef Py_buffer region           # over the mmap that owns all of it; keeps the address valid
 
@@ -69,6 +77,11 @@ cdef class SharedState:
     cdef void add_prediction(self, int profile, const double* features, double* by_resource) noexcept nogil
     # Largest of the resources after dividing by capacity: seconds of a shard.
     cdef double scalar(self, const double* by_resource) noexcept nogil
+
+    # A statement reads the bucket (0 rows), or writes so many rows in it.
+    cdef void count_statement(self, int bucket, uint64_t rows) noexcept nogil
+    # Functions of a write in the bucket are expected to cost so much.
+    cdef void add_demand(self, int bucket, const double* by_resource) noexcept nogil
 
     cdef int map_parts(self, object mapping, str path, int shard_count, int profile_count) except -1
     cdef void fill(self, uint64_t fingerprint) noexcept

@@ -43,7 +43,7 @@ cdef extern from *:
 POLICIES = ("bounded", "key-hash", "cost-hash", "two-choices", "least-loaded")
 
 cdef uint64_t MAGIC = 0x4452414853524F46    # "FORSHARD" in a little-endian file
-cdef uint64_t LAYOUT_VERSION = 1
+cdef uint64_t LAYOUT_VERSION = 2
 cdef enum:
     RETRIES_MAX = 64        # a change takes under a microsecond: more means that its writer is not running
     WAITS_MAX = 10_000      # of WAIT_US each: a second in all
@@ -85,6 +85,7 @@ cdef uint64_t layout_digest(int shard_count, int profile_count) noexcept:
     digest = mix64(digest ^ sizeof(Header)) + sizeof(Common)
     digest = mix64(digest) + sizeof(Shard)
     digest = mix64(digest) + sizeof(Profile)
+    digest = mix64(digest) + sizeof(Demand)
     digest = mix64(digest) + BUCKET_COUNT * POLICY_COUNT
     digest = mix64(digest) + <uint64_t> shard_count
     return mix64(digest) + <uint64_t> profile_count
@@ -98,6 +99,7 @@ cdef Py_ssize_t state_size(int shard_count, int profile_count) noexcept:
         + whole_lines(shard_count * <Py_ssize_t> sizeof(Shard))
         + whole_lines(profile_count * <Py_ssize_t> sizeof(Profile))
         + whole_lines(POLICY_COUNT * shard_count * <Py_ssize_t> sizeof(double))
+        + BUCKET_COUNT * <Py_ssize_t> sizeof(Demand)
     )
 
 
@@ -178,6 +180,8 @@ cdef class SharedState:
         self.profiles = <Profile*> at
         at += whole_lines(profile_count * <Py_ssize_t> sizeof(Profile))
         self.ledger_costs = <double*> at
+        at += whole_lines(POLICY_COUNT * shard_count * <Py_ssize_t> sizeof(double))
+        self.demands = <Demand*> at
         return 0
 
     cdef void fill(self, uint64_t fingerprint) noexcept:
@@ -286,9 +290,38 @@ cdef class SharedState:
         for i in range(4):
             by_resource[i] += cost[i] * rows
 
+    cdef void count_statement(self, int bucket, uint64_t rows) noexcept nogil:
+        if rows:
+            self.demands[bucket].rows += rows
+        else:
+            self.demands[bucket].reads += 1
+
+    cdef void add_demand(self, int bucket, const double* by_resource) noexcept nogil:
+        cdef int i
+        for i in range(4):
+            self.demands[bucket].costs[i] += by_resource[i]
+
     cdef double scalar(self, const double* by_resource) noexcept nogil:
         """Scalar cost of a cost vector."""
         return scalar_cost(by_resource, self.common.capacities)
+
+    # For Python: demand
+
+    def demand(self):
+        """(reads, rows written, predicted costs) of every bucket since the file was made; the last is buckets x 4."""
+        reads = np.empty(BUCKET_COUNT, dtype=np.uint64)
+        rows = np.empty(BUCKET_COUNT, dtype=np.uint64)
+        costs = np.empty((BUCKET_COUNT, 4), dtype=np.float64)
+        cdef uint64_t[:] read_counts = reads
+        cdef uint64_t[:] row_counts = rows
+        cdef double[:, :] cost_sums = costs
+        cdef int bucket, i
+        for bucket in range(BUCKET_COUNT):
+            read_counts[bucket] = self.demands[bucket].reads
+            row_counts[bucket] = self.demands[bucket].rows
+            for i in range(4):
+                cost_sums[bucket, i] = self.demands[bucket].costs[i]
+        return reads, rows, costs
 
     # For Python: the bucket map
 

@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
         "foreshard.proxy.triggers.worker",
         "one more worker process for a shard, beside those of serve, on this host or another",
     ),
+    "rebalance": (
+        "foreshard.proxy.move.command_rebalance",
+        "look at, ask for and pause moves of buckets between shards",
+    ),
     "triggers": ("foreshard.proxy.triggers.command", "list, pause and resume trigger functions; replay dead letters"),
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
     "router": ("foreshard.proxy.router", None),

@@ -86,7 +86,7 @@ class World:
 def run_signal(signal: str, seed: int, scale: Scale) -> Drift:
     """One signal, on the same world as the others with this seed."""
     world = World(seed, scale)
-    rebalancer = Rebalancer(Limits())
+    rebalancer = Rebalancer(Limits(least=0.0))
     ratios, moved = [], []
     for epoch in range(scale.epochs):
         demand, carried = np.zeros(SHARDS), 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from foreshard.proxy.admin import views, views_state, views_two_phase
+from foreshard.proxy.admin import views, views_moves, views_state, views_two_phase
 from foreshard.proxy.admin.results import ResultSet, make_result
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.errors import SqlError, not_built
@@ -47,6 +47,11 @@ COMMANDS: dict[str, tuple[str, View]] = {
         "prepared transactions, and how those over several shards will end",
         views_two_phase.show_two_phase,
     ),
+    "MOVES": (
+        "moves of buckets between shards: under way, planned, and the last that ended",
+        views_moves.show_moves,
+    ),
+    "REBALANCE": ("what the rebalancer has decided, newest first", views_moves.show_decisions),
     "CONFIG": ("the configuration in force, secrets left out", views.show_config),
     "VERSION": ("the version of Foreshard", views.show_version),
 }

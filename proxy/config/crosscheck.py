@@ -32,6 +32,8 @@ def check(config: Config, places: Mapping[str, Item], root: Item) -> None:
     _check_cycles(config, tables, places)
     for trigger in config.triggers:
         _check_trigger(trigger, tables, places)
+    if config.rebalance.goal >= config.rebalance.start:
+        places["rebalance"].problem(f"`goal` must be below `start`, which is {config.rebalance.start:g}")
     if config.schema is not None and not config.schema.is_file():
         places["schema"].problem(f"there is no file {config.schema}")
     if config.functions_path is not None and not config.functions_path.is_dir():

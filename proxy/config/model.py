@@ -118,6 +118,16 @@ class WorkersConfig(msgspec.Struct, frozen=True, kw_only=True):
     preload: tuple[str, ...] = ()
 
 
+class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """When buckets move by themselves, and how much at a time."""
+
+    automatic: bool = True  # False: only what an operator asks for
+    start: float = 1.15  # a shard with more than so many times its share of the demand is relieved
+    goal: float = 1.05  # until none has more than this
+    rows_per_minute: float = 0.02  # share of all rows that moves may carry in a minute
+    cooldown_s: float = 600.0  # a bucket that was moved stays for so long
+
+
 class QueryNodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The database whose tables are foreign tables over all shards."""
 
@@ -144,4 +154,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolConfig = PoolConfig()
     limits: LimitsConfig = LimitsConfig()
     workers: WorkersConfig = WorkersConfig()
+    rebalance: RebalanceConfig = RebalanceConfig()
     query_node: QueryNodeConfig | None = None  # None: one is made where the first shard's user may make it

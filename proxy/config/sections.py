@@ -131,6 +131,16 @@ WORKERS = Section(
         "preload": Field("preload", kinds.module_name, many=True),
     },
 )
+REBALANCE = Section(
+    model.RebalanceConfig,
+    {
+        "automatic": Field("automatic", kinds.boolean),
+        "start": Field("start", kinds.number(1, 100)),
+        "goal": Field("goal", kinds.number(1, 100)),
+        "rows_per_minute": Field("rows_per_minute", kinds.number(0.0001, 1)),
+        "cooldown": Field("cooldown_s", kinds.duration),
+    },
+)
 QUERY_NODE = Section(
     model.QueryNodeConfig,
     {"database": Field("database", kinds.database_name), "dsn": Field("dsn", kinds.dsn)},
@@ -149,6 +159,7 @@ TOP = Section(
         "pool": ("pool", POOL),
         "limits": ("limits", LIMITS),
         "workers": ("workers", WORKERS),
+        "rebalance": ("rebalance", REBALANCE),
     },
 )
 

@@ -22,6 +22,12 @@ END_MS = 5000  # for a session to end that was told to
 _SAFE = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
 _HERE = "held.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 _ROUTER_LOCK = f"held.locktype = 'advisory' AND held.classid = {ROUTER_CLASS} AND held.objsubid = 2 AND {_HERE}"
+# The query node is made anew at any time, no table of its lasts: its sessions hold a lock each, and are found by that.
+ENLIST_AT_NODE = f"SELECT pg_catalog.pg_advisory_lock_shared({ROUTER_CLASS}, {{}})"
+FENCE_AT_NODE = f"""
+SELECT pg_terminate_backend(held.pid, {END_MS}) FROM pg_locks AS held
+WHERE {_ROUTER_LOCK} AND held.granted AND held.objid::integer = ANY ($1)
+"""
 IS_WAITING = (
     "SELECT NOT held.granted FROM pg_locks AS held WHERE held.pid = $1 AND held.locktype = 'advisory' "
     f"AND held.classid = 0 AND held.objid = {MOVE_LOCK} AND held.objsubid = 1"

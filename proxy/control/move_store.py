@@ -25,6 +25,7 @@ class State(Enum):
     CANCELLED = "cancelled"
 
 
+OPEN_STATES = [State.PLANNED.value, State.COPYING.value, State.FLIPPING.value]
 MOVE = f"""\
 CREATE TABLE IF NOT EXISTS foreshard.move (
   id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -135,6 +136,12 @@ async def next_move(connection: Connection) -> Planned | None:
 async def unfinished(connection: Connection) -> list[Planned]:
     """The moves that somebody has begun."""
     return [_planned(row) for row in await connection.fetch(UNFINISHED)]
+
+
+async def targets(connection: Connection) -> dict[int, int]:
+    """Where the buckets go whose moves are planned or under way."""
+    rows = await connection.fetch("SELECT bucket, target FROM foreshard.move WHERE state = ANY ($1)", OPEN_STATES)
+    return {row["bucket"]: row["target"] for row in rows}
 
 
 async def begin_move(connection: Connection, id: int) -> bool:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from foreshard._core.buckets import BUCKET_COUNT
 from foreshard._core.shared import SharedState
 from foreshard.proxy.config import Config, ShardConfig
-from foreshard.proxy.control.fence import FREEZE_CHANNEL, ROUTER_CLASS
+from foreshard.proxy.control.fence import ENLIST_AT_NODE, FREEZE_CHANNEL, ROUTER_CLASS
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.kept import IDENTITY
 from foreshard.proxy.control.moves import MOVE_LOCK
@@ -55,6 +55,7 @@ class Traffic(Protocol):
 
     frozen_bucket: int
     enlist: bytes | None
+    enlist_at_node: bytes | None
 
     def freeze(self, bucket: int) -> list[Any]: ...
     def leave_bucket(self, shard: int) -> None: ...
@@ -83,6 +84,7 @@ class Placing:
         self._moves = [0] * len(config.shards)
         self.holds = [_Hold(self, index, shard) for index, shard in enumerate(config.shards)]
         traffic.enlist = f"SELECT foreshard.enlist({self.router})".encode()
+        traffic.enlist_at_node = ENLIST_AT_NODE.format(self.router).encode()
 
     async def begin(self, left_out: Collection[int] = ()) -> None:
         """Take hold of every shard but those that are left out. ForeshardError when one cannot be had."""

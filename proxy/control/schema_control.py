@@ -6,6 +6,7 @@ import uuid
 
 from foreshard._core.buckets import BUCKET_COUNT, initial_map
 from foreshard.proxy.config import Config
+from foreshard.proxy.control.balance_store import balance_table_steps
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import move_table_steps
 from foreshard.proxy.control.steps import APPLIED, SCHEMA, Step, labelled_step
@@ -80,6 +81,7 @@ def control_steps(config: Config, cluster: str) -> list[Step]:
         BUCKET_MAP,
         BUSY_ROUTER,
         *move_table_steps(),
+        *balance_table_steps(),
         Step(
             "row of foreshard.cluster",
             f"INSERT INTO foreshard.cluster (name, epoch, shards) VALUES ({quote_text(cluster)}, 1, {count})\n"

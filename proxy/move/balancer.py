@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import signal
+import socket
 import sys
 from collections.abc import Callable
 
 import uvloop
 
+from foreshard._core.shared import SharedState
 from foreshard.proxy.config import Config, load_config
+from foreshard.proxy.control.balance_store import Orders, keep_decision, read_orders, read_told, tell
 from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import (
@@ -28,18 +32,24 @@ from foreshard.proxy.control.move_store import (
     next_move,
     note_flipping,
     note_problem,
+    plan_moves,
     put_off,
+    targets,
     unfinished,
 )
 from foreshard.proxy.control.plan import read_catalog
 from foreshard.proxy.control.retry import LOST, connect, end_tasks, pause
-from foreshard.proxy.control.schema_control import read_cluster
+from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.mover import Mover, why
+from foreshard.proxy.move.rounds import RESOURCES, ROUND_S, Rounds, own_demand
 from foreshard.proxy.move.transfer import Busy
+from foreshard.proxy.placement import open_state
+from foreshard.proxy.rebalance import Verdict
 from foreshard.proxy.triggers.points import control_point
 
+FORGET_S = 60.0  # a proxy that has told nothing for so long is gone; until then it may be cut off
 LEADER_LOCK = 0x6C656164  # the bytes of "lead"
 LOOK_INTERVAL_S = 1.0  # for moves whose time has come; those that are planned are notified
 TRIES_MAX = 20
@@ -68,7 +78,7 @@ async def serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    balancer = Balancer(config, report)
+    balancer = Balancer(config, open_state(config), report)
     working = asyncio.create_task(balancer.run(stopping))
     await asyncio.wait((working, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
     while balancer.mover is not None and balancer.mover.is_committing:
@@ -79,16 +89,38 @@ async def serve(config: Config) -> None:
 
 
 class Balancer:
-    """Waits for its turn to lead, and leads."""
+    """Tells what its proxy was asked; waits for its turn to lead, and leads."""
 
-    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, state: SharedState | None, report: Callable[[str], None]) -> None:
         self.config = config
+        self.state = state
+        self.instance = f"{socket.gethostname()}:{config.listen_port}"
         self._report = report
         self.mover: Mover | None = None  # while it leads
         self._trouble = ""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Lead whenever nobody else does, until `stopping` is set."""
+        """Tell, and lead whenever nobody else does, until `stopping` is set."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell(stopping))
+            tasks.create_task(self._lead_in_turn(stopping))
+
+    async def _tell(self, stopping: asyncio.Event) -> None:
+        """Keep the others informed of what this proxy is asked."""
+        connection: Connection | None = None
+        while self.state is not None and not stopping.is_set():
+            try:
+                connection = connection or await connect(control_dsn(self.config), SETTINGS)
+                await tell(connection, own_demand(self.config, self.state, self.instance))
+            except LOST:
+                if connection is not None:
+                    connection.terminate()
+                connection = None
+            await pause(stopping, ROUND_S / 2)
+        if connection is not None:
+            connection.terminate()
+
+    async def _lead_in_turn(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
                 connection = await connect(control_dsn(self.config), SETTINGS)
@@ -124,6 +156,10 @@ class _Leader:
         self._report = report
         self._news = asyncio.Event()
         self._mover = mover
+        self._rounds = Rounds(config)
+        self._next_round_s = 0.0
+        self._asked_at: datetime.datetime | None = None
+        self._verdict: Verdict | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Carry out moves; ends when `stopping` is set, or by an error of the control database's."""
@@ -132,13 +168,48 @@ class _Leader:
             await self._settle(planned, planned.state is State.FLIPPING)
         while not stopping.is_set():
             self._news.clear()
-            while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
-                await self._make(due)
+            orders = await read_orders(self._connection)
+            if not orders.is_paused:
+                await self._plan(orders)
+                while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
+                    await self._make(due)
+                    if (await read_orders(self._connection)).is_paused:
+                        break
             try:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await self._news.wait()
             except TimeoutError:
                 continue
+
+    async def _plan(self, orders: Orders) -> None:
+        """Hold a round when it is time for one, or somebody has asked for it."""
+        now_s = asyncio.get_running_loop().time()
+        is_asked = orders.asked_at is not None and orders.asked_at != self._asked_at and self._next_round_s > 0
+        self._asked_at = orders.asked_at
+        if not is_asked and (now_s < self._next_round_s or not self.config.rebalance.automatic):
+            return
+        if is_asked:
+            self._rounds.hurry()
+        self._next_round_s = now_s + ROUND_S
+        told = await read_told(self._connection, FORGET_S)
+        moving = await targets(self._connection)
+        owners = await read_bucket_map(self._connection)
+        decision = await self._rounds.run(await read_catalog(self.config), told, owners, moving, now_s)
+        if decision is None or (decision.verdict is self._verdict and not decision.moves):
+            return
+        self._verdict = decision.verdict
+        resource = RESOURCES[decision.resource]
+        gain = decision.before - decision.after
+        reason = f"{resource}: the fullest shard has {decision.before:.2f} of its share, {decision.after:.2f} then"
+        moves = [(move.bucket, move.source, move.target, gain) for move in decision.moves]
+        async with self._connection.transaction():
+            await keep_decision(
+                self._connection, decision.verdict.name.lower(), resource, (decision.before, decision.after),
+                len(moves), decision.rows, decision.detail,
+            )  # fmt: skip
+            await plan_moves(self._connection, moves, reason)
+        if moves:
+            self._report(f"{decision.verdict.value}: {len(moves)} moves planned, {decision.rows} rows; {reason}")
 
     async def _make(self, planned: Planned) -> None:
         """Carry out one move, and write down what came of it."""

@@ -21,9 +21,11 @@ import asyncpg
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.connect import described
+from foreshard.proxy.control.fence import FENCE_AT_NODE
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import Figures, Planned
 from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.query_node import query_node_dsn
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.transfer import OWNS, Busy, End, Transfer
@@ -106,10 +108,14 @@ class Mover:
         if not silent:
             return
         self._report(f"routers {', '.join(map(str, silent))} do not answer: their sessions are ended on every shard")
-        for shard in self.config.shards:
-            connection = await connect(shard.dsn, SETTINGS)
+        places = [(shard.dsn, "SELECT foreshard.fence($1)") for shard in self.config.shards]
+        node = query_node_dsn(self.config)
+        if node is not None:
+            places.append((node, FENCE_AT_NODE))
+        for dsn, sql in places:
+            connection = await connect(dsn, SETTINGS)
             try:
-                await connection.execute("SELECT foreshard.fence($1)", silent)
+                await connection.fetch(sql, silent)
             finally:
                 await connection.close()
             control_point("move-fenced")

@@ -11,6 +11,7 @@ from foreshard.proxy.rebalance.search import Move
 class Verdict(Enum):
     """Why there are moves, or none."""
 
+    IDLE = "no shard has much to do"
     EVEN = "no shard is above the threshold"
     WAITING = "a shard is above the threshold, not for long enough yet"
     FROZEN = "what is known is not certain"

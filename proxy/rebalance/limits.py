@@ -10,9 +10,11 @@ class Limits:
     """Ratios are of a shard's load to what its weight entitles it to. `bench balance` runs with these values."""
 
     start: float = 1.15  # a shard above it, for `rounds_min` rounds in a row, is relieved
+    least: float = 0.05  # of what a shard of its weight can do: one that is asked for less is never relieved
     goal: float = 1.05  # until no shard is above this
     rounds_min: int = 2
-    rows_share: float = 0.02  # of all rows: what moves may carry at most within `budget_s`
+    rows_share: float = 0.02  # of all rows: what moves may carry at most within `budget_s`, if that is more than
+    rows_least: float = 1_000.0  # that are always allowed: as good as nothing, wherever there are few
     budget_s: float = 60.0
     cooldown_s: float = 600.0  # a bucket that was moved stays for so long
     smoothing: float = 0.5  # weight of the newest round; the rest is what was known before

@@ -48,6 +48,9 @@ class Rebalancer:
         moves = self._drain(loads, search, rows_max)
         if moves:
             return self._decided(Verdict.DRAINING, before, search, moves, now_s)
+        if (by_shard[:, resource] < self.limits.least * weights).all():
+            self._over = 0
+            return Decision(Verdict.IDLE, before, before, resource=resource)
         self._over = self._over + 1 if before > self.limits.start else 0
         if not self._over:
             return Decision(Verdict.EVEN, before, before, resource=resource)
@@ -57,6 +60,10 @@ class Rebalancer:
         if moves:
             return self._decided(Verdict.MOVING, before, search, moves, now_s)
         return self._stuck(loads, by_shard, resource, before)
+
+    def hurry(self) -> None:
+        """Somebody asks for it: the next round that finds a shard above the threshold relieves it."""
+        self._over = self.limits.rounds_min - 1
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -86,7 +93,8 @@ class Rebalancer:
     def _rows_left(self, loads: Loads, now_s: float) -> float:
         """How many rows the moves of this round may carry."""
         self._spent = [(then, rows) for then, rows in self._spent if now_s - then < self.limits.budget_s]
-        return self.limits.rows_share * float(loads.rows.sum()) - sum(rows for _, rows in self._spent)
+        allowed = max(self.limits.rows_share * float(loads.rows.sum()), self.limits.rows_least)
+        return allowed - sum(rows for _, rows in self._spent)
 
     # -- what follows ----------------------------------------------------------------------------------------------
 

@@ -94,6 +94,8 @@ class Text:
             return (Key(index, flags),) if same == fields["sval"].get("sval", "").encode() else None
         if family is not INTEGERS or kind != LITERAL_INTEGER or not ("ival" in fields or "fval" in fields):
             return None
+        if "fval" in fields and not fields["fval"]["fval"].lstrip("-").isdigit():
+            return None  # in hexadecimal, or with underscores
         value = int(fields["ival"].get("ival", 0) if "ival" in fields else fields["fval"]["fval"])
         if parse_key(written, VALUE_NUMBER) not in (abs(value), "none"):
             return None

@@ -97,6 +97,8 @@ cdef class Away(Gather):
         cdef int shard
         cdef bint reserves
         self.key_homes[0] = home
+        self.hub.buckets.clear()
+        self.hub.buckets.add(home)
         if self.goal < 0:
             self.goal = self.choose(template, literals, params, home)
         reserves = self.goal != home_shard or template.new_keys == NEW_KEYS_CONFLICT

@@ -17,5 +17,6 @@ cdef class Freezing(Arbiter):
     cdef bint touch(self, int bucket, bint stays) except -1
     cdef bint touch_found(self, Template template, int shard) except -1
     cdef int note_touched(self, int bucket, bint stays) noexcept
+    cdef int count_work(self, Template template) noexcept
     cdef int keep_reading(self) noexcept
     cdef int forget_touched(self) noexcept

@@ -40,12 +40,16 @@ cdef class Freezing(Arbiter):
         cdef int shard
         if self.hub.shard_count == 1:
             return Arbiter.route(self, template, literals, params, only)
+        self.work_bucket = BUCKET_NONE
         if not self.links:
             self.forget_touched()
         if is_wide(template) or self.is_repeatable:
             if not self.touch(BUCKET_ANY, stays(template) or self.is_repeatable):
                 return ROUTE_WAIT
-            return Arbiter.route(self, template, literals, params, only)
+            shard = Arbiter.route(self, template, literals, params, only)
+            if template.kind == ROUTE_KEYED and shard >= 0:
+                self.count_work(template)
+            return shard
         shard = Arbiter.route(self, template, literals, params, only)
         if template.kind == ROUTE_KEYED and shard != ROUTE_WAIT and not self.touch_found(template, shard):
             return ROUTE_WAIT
@@ -63,7 +67,16 @@ cdef class Freezing(Arbiter):
                     return False
         for index in range(buckets.count):
             self.note_touched(buckets.items[index], stays(template))
+        self.count_work(template)
         return True
+
+    cdef int count_work(self, Template template) noexcept:
+        """Note what is asked of the one bucket that route_keyed has found."""
+        cdef Buckets buckets = self.hub.buckets
+        if buckets.count == 1 and not buckets.every:
+            self.work_bucket = buckets.items[0]
+            self.hub.state.count_statement(self.work_bucket, template.rows if template.is_write else 0)
+        return 0
 
     cdef bint touch(self, int bucket, bint stays) except -1:
         """Note that the statement works in the bucket; False: it is frozen, the message has to wait."""
@@ -92,6 +105,7 @@ cdef class Freezing(Arbiter):
 
     cdef int note_placed(self, int bucket) except -1:
         self.note_touched(bucket, True)
+        self.work_bucket = bucket
         return 0
 
     cdef bint touches(self, int bucket) noexcept:

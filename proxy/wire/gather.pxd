@@ -26,6 +26,7 @@ cdef class Gather(Asking):
     cdef list held_rows                 # and the rows before it
     cdef int decided_rows               # of the placement at hand
     cdef double decided_cost
+    cdef int work_bucket                # the one bucket that the statement at hand works in; -1: several, or not known
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3

@@ -205,19 +205,29 @@ cdef class Gather(Asking):
 
         `rows` is how many of an INSERT's rows were sent there; 0 means all.
         """
+        cdef Hub hub = self.hub
         cdef double features[4]
         cdef int index
         if self.decided_shard >= 0:
             backend.bucket_rows += self.decided_rows
             backend.bucket_cost += self.decided_cost
             self.decided_shard = -1
+            if self.decided_rows and self.work_bucket >= 0:
+                hub.state.count_statement(self.work_bucket, self.decided_rows)
+            if template.profile_count and self.work_bucket >= 0:
+                template.read_features(literals, params, features)
+                hub.placer.predict(
+                    features, template.profile_indexes, template.profile_count, hub.placer.charged)
+                hub.state.add_demand(self.work_bucket, hub.placer.charged)
         elif template.profile_count and template.is_write:
             template.read_features(literals, params, features)
             if rows:        # n rows of a statement fire a function once, which sees n rows
                 for index in range(3):
                     features[index] *= <double> rows / template.rows
                 features[3] = <double> rows * rows
-            self.hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
+            hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
+            if self.work_bucket >= 0:
+                hub.state.add_demand(self.work_bucket, hub.placer.charged)
         return 0
 
     cdef bint attach_all(self, list shards, bint is_write) except -1:

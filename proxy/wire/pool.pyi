@@ -27,6 +27,7 @@ class Hub:
     is_stopping: bool
     frozen_bucket: int
     enlist: bytes | None
+    enlist_at_node: bytes | None
     away: set[int]
     def __init__(
         self,

@@ -292,6 +292,7 @@ cdef class Pool(BackendHome):
     cdef int reset(self, Backend backend, bytes sql) except -1:
         """Clean a backend that nobody owns; on_backend_ready follows, or it is closed."""
         backend.is_resetting = True
+        backend.is_enlisted = backend.is_enlisted and backend.types is None     # a lock that DISCARD ALL gives back
         backend.bucket = -1
         backend.idle_since = monotonic()
         backend.write_query(sql, REPLY_QUERY | REPLY_NOTIFY)
@@ -440,9 +441,11 @@ cdef class Pool(BackendHome):
 
     cdef int on_backend_ready(self, Backend backend) except -1:
         """Start-up, enlisting or DISCARD ALL is complete."""
-        if self.hub.enlist is not None and not backend.is_enlisted:
+        cdef bytes text = self.hub.enlist if backend.types is None else self.hub.enlist_at_node
+        if text is not None and not backend.is_enlisted:
+            self.reset(backend, text)
             backend.is_enlisted = True
-            return self.reset(backend, self.hub.enlist)
+            return 0
         backend.has_begun = True
         if self.server_parameters is None:
             self.server_parameters = dict(backend.parameters)

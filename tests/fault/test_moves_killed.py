@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foreshard.proxy.triggers.points import HOLD_NAMES, MOVE_NAMES, MOVER_NAMES
-from tests.support.moving import SCHEMA, TABLES, MovingWorld
+from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import RawConnection, kinds
@@ -44,7 +44,7 @@ def restarts(proxy: Proxy) -> int:
 @pytest.mark.parametrize("point", POINTS)
 def test_a_process_is_killed_at_a_control_point(shards: Shards, tmp_path: Path, point: str) -> None:
     with Proxy(
-        shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}, environment={"FORESHARD_CRASH_AT": point}
+        shards.dsns, tmp_path, tables=TABLES, **MOVED_BY_HAND, environment={"FORESHARD_CRASH_AT": point}
     ) as proxy:
         world = MovingWorld(shards, [proxy], CLIENTS, 10 + POINTS.index(point))
         world.start()
@@ -67,13 +67,13 @@ def test_a_process_is_killed_at_a_control_point(shards: Shards, tmp_path: Path, 
 
 
 def test_a_stopped_router_is_fenced_and_tells_nothing_wrong_when_it_goes_on(shards: Shards, tmp_path: Path) -> None:
-    with two_proxies(shards.dsns, tmp_path, TABLES) as proxies:
+    with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 4, 41)
         world.start()
         stopped = hurt(proxies[1], "router", signal.SIGSTOP)
         assert len(stopped) == 1
         buckets = [world.bucket() for _ in range(3)]
-        for bucket in dict.fromkeys(buckets):
+        for bucket in buckets:
             world.plan(bucket)
         world.wait_moved()
         time.sleep(SILENT_S / 10)
@@ -91,7 +91,7 @@ def test_a_stopped_router_is_fenced_and_tells_nothing_wrong_when_it_goes_on(shar
 
 def test_a_mover_that_dies_as_it_fences_is_followed_by_another(shards: Shards, tmp_path: Path) -> None:
     armed = {"FORESHARD_CRASH_AT": "move-fenced"}
-    with two_proxies(shards.dsns, tmp_path, TABLES, first=armed, second=armed) as proxies:
+    with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND, first=armed, second=armed) as proxies:
         world = MovingWorld(shards, proxies, 4, 42)
         world.start()
         stopped = hurt(proxies[1], "router", signal.SIGSTOP)
@@ -107,7 +107,7 @@ def test_a_mover_that_dies_as_it_fences_is_followed_by_another(shards: Shards, t
 
 @pytest.mark.parametrize("word", ["router", "balancer", "controller"])
 def test_processes_are_killed_again_and_again(shards: Shards, tmp_path: Path, word: str) -> None:
-    with two_proxies(shards.dsns, tmp_path, TABLES) as proxies:
+    with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 4, 50 + len(word))
         world.start()
         for number in range(5):
@@ -124,7 +124,7 @@ def test_processes_are_killed_again_and_again(shards: Shards, tmp_path: Path, wo
 
 
 def test_a_statement_that_outlives_its_router_does_not_write_behind_a_move(shards: Shards, tmp_path: Path) -> None:
-    with two_proxies(shards.dsns, tmp_path, TABLES) as proxies:
+    with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 2, 60)
         world.start()
         bucket = world.bucket()
@@ -158,7 +158,7 @@ def running(shards: Shards, on: int) -> int:
 
 
 def test_a_shard_dies_while_its_buckets_move(shards: Shards, test_instances: TestInstances, tmp_path: Path) -> None:
-    with Proxy(shards.dsns, tmp_path, tables=TABLES, workers={"per_shard": 0}) as proxy:
+    with Proxy(shards.dsns, tmp_path, tables=TABLES, **MOVED_BY_HAND) as proxy:
         world = MovingWorld(shards, [proxy], CLIENTS, 70)
         world.start()
         for index in range(SHARD_COUNT):

@@ -15,7 +15,7 @@ from foreshard.proxy.control.fence import FREEZE_CHANNEL, IS_WAITING
 from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.placing import Notice
 from tests.support.messages import SYNC, bind, execute, extended, parse, query
-from tests.support.moving import SCHEMA, TABLES, MovingWorld
+from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import RawConnection, error_of, kinds, send_cancel
@@ -37,7 +37,7 @@ def shards(test_instances: TestInstances) -> Iterator[Shards]:
 
 @pytest.fixture(scope="module")
 def proxy(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with Proxy(shards.dsns, tmp_path_factory.mktemp("moves"), tables=TABLES, workers={"per_shard": 0}) as proxy:
+    with Proxy(shards.dsns, tmp_path_factory.mktemp("moves"), tables=TABLES, **MOVED_BY_HAND) as proxy:
         yield proxy
     assert_verified(proxy.configuration)
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
@@ -25,6 +26,7 @@ CREATE TABLE symbol (id bigserial PRIMARY KEY, document_id bigint NOT NULL REFER
 CREATE TABLE person (name text PRIMARY KEY, owner integer NOT NULL, n integer NOT NULL DEFAULT 0);
 """
 TABLES = {"document": {"key": "id"}, "symbol": {"key": "id"}, "person": {"key": "name"}}
+MOVED_BY_HAND: dict[str, Any] = {"workers": {"per_shard": 0}, "rebalance": {"automatic": False}}
 OPEN = "state IN ('planned', 'copying', 'flipping')"
 STATES = "SELECT id, bucket, source, target, state, coalesce(problem, ''), way, pause_s FROM foreshard.move ORDER BY id"
 MOVE_DEADLINE_S = 60.0
@@ -186,6 +188,7 @@ class MovingWorld:
         self.shards = shards
         self.proxies = proxies
         self.draw = random.Random(seed)
+        self.asked: set[int] = set()
         self.clients = [
             Mover(proxies[number % len(proxies)], seed * 100 + number, random.Random(seed * 100 + number))
             for number in range(clients)
@@ -209,9 +212,13 @@ class MovingWorld:
         return {int(str(bucket)): int(str(shard)) for bucket, shard in rows}
 
     def bucket(self) -> int:
-        """The bucket of some row of a client's."""
-        client = self.draw.choice(self.clients)
-        return bucket_of(int(self.draw.choice(list(client.documents))))
+        """The bucket of some row of a client's, that was not asked for before."""
+        while True:
+            client = self.draw.choice(self.clients)
+            bucket = bucket_of(int(self.draw.choice(list(client.documents))))
+            if bucket not in self.asked:
+                self.asked.add(bucket)
+                return bucket
 
     def key_in(self, bucket: int) -> int:
         """A client's document in the bucket."""

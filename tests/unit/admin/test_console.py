@@ -53,6 +53,15 @@ CATALOG = Catalog(
     }
 )
 
+MOVED: tuple[object, ...] = (
+    *(1, 7, 0, 1, "done", "small", 12, 3, 0, 21.5, 1, 0.2, "cpu", None),
+    *("2026-11-22 10:00:00+00", "2026-11-22 10:00:00+00", "2026-11-22 10:00:01+00"),
+)
+KEPT: dict[str, tuple[tuple[object, ...], ...]] = {
+    "foreshard.move": (MOVED,),
+    "foreshard.rebalance_decision": (("2026-11-22 10:00:00+00", "moving", "cpu", 1.5, 1.05, 3, 120, ""),),
+}
+
 
 class Sources:
     """A router's state, fixed."""
@@ -92,7 +101,7 @@ class Sources:
         return self.answers
 
     async def ask_control(self, sql: str) -> ShardAnswer:
-        return ShardAnswer("control")
+        return ShardAnswer("control", next((rows for table, rows in KEPT.items() if table in sql), ()))
 
 
 async def show(name: str) -> ResultSet:
@@ -293,3 +302,13 @@ def test_result_sets_are_encoded_as_the_protocol_says() -> None:
 
 def test_comments_and_empty_commands_are_dropped() -> None:
     assert split_commands("SHOW A;;-- SHOW B\n SHOW C") == [["SHOW", "A"], ["SHOW", "C"]]
+
+
+async def test_moves_name_their_shards() -> None:
+    (row,) = await show_rows("MOVES")
+    assert (row["bucket"], row["source"], row["target"], row["state"], row["pause_ms"]) == (7, "s0", "s1", "done", 21.5)
+
+
+async def test_decisions_tell_what_was_expected_of_them() -> None:
+    (row,) = await show_rows("REBALANCE")
+    assert (row["verdict"], row["fullest"], row["expected"], row["moves"]) == ("moving", 1.5, 1.05, 3)

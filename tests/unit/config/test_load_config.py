@@ -17,6 +17,7 @@ from foreshard.proxy.config import (
     PoolConfig,
     ProfilePrior,
     QueryNodeConfig,
+    RebalanceConfig,
     ShardConfig,
     TableConfig,
     TriggerConfig,
@@ -31,6 +32,7 @@ from foreshard.proxy.config.sections import (
     PLACEMENT,
     POOL,
     PRIOR,
+    REBALANCE,
     SHARD,
     TABLE,
     TOP,
@@ -40,7 +42,7 @@ from foreshard.proxy.config.sections import (
 from foreshard.proxy.errors import ConfigError
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "config" / "foreshard.yaml"
-SECTIONS = [SHARD, EMBEDDED, TABLE, PRIOR, TRIGGER, CAPACITY, PLACEMENT, POOL, LIMITS, WORKERS, TOP]
+SECTIONS = [SHARD, EMBEDDED, TABLE, PRIOR, TRIGGER, CAPACITY, PLACEMENT, POOL, LIMITS, WORKERS, REBALANCE, TOP]
 
 
 def load(folder: Path, text: str, **environ: str) -> Config:
@@ -153,7 +155,7 @@ def test_the_example_names_every_option(tmp_path: Path) -> None:
 
 def test_every_attribute_of_every_struct_can_be_configured() -> None:
     for struct in (ShardConfig, EmbeddedConfig, TableConfig, ProfilePrior, TriggerConfig, PlacementConfig, PoolConfig,
-                   LimitsConfig, WorkersConfig):  # fmt: skip
+                   LimitsConfig, RebalanceConfig, WorkersConfig):  # fmt: skip
         own = [section for section in SECTIONS if section.struct is struct]
         filled = {field.attribute for section in own for field in section.fields.values()}
         filled |= {attribute for section in own for attribute, _ in section.nested.values()}
@@ -163,10 +165,15 @@ def test_every_attribute_of_every_struct_can_be_configured() -> None:
 SHARDS = "shards: [{name: s0, dsn: 'postgresql://h/d'}]\n"
 
 GOLDEN = {
+    "a goal of the rebalancer above its start": (
+        SHARDS + "rebalance: {start: 1.1, goal: 1.2}\n",
+        ["f.yaml:2: rebalance: `goal` must be below `start`, which is 1.1"],
+    ),
     "an unknown key": (
         SHARDS + "tabels: {}\n",
         ["f.yaml:2: tabels: is not a known key; did you mean `tables`? (allowed: listen, shards, tables, triggers,"
-         " query_node, control, run_directory, schema, functions_path, embedded, placement, pool, limits, workers)"],
+         " query_node, control, run_directory, schema, functions_path, embedded, placement, pool, limits, workers,"
+         " rebalance)"],
     ),
     "an unknown nested key": (
         SHARDS + "pool:\n  sise: 3\n",

@@ -91,7 +91,7 @@ def test_a_bucket_that_was_moved_rests() -> None:
 
 
 def test_moves_carry_no_more_than_their_share_of_the_rows() -> None:
-    rebalancer = Rebalancer(Limits(rounds_min=1, rows_share=0.02, budget_s=60.0, cooldown_s=0.0))
+    rebalancer = Rebalancer(Limits(rounds_min=1, rows_share=0.02, rows_least=0.0, budget_s=60.0, cooldown_s=0.0))
     owner, rows = [0] * 60 + [1] * 40, np.full(100, 10.0)
     owner_now = np.array(owner)
     total = 0
@@ -147,7 +147,7 @@ def test_a_shard_without_weight_is_emptied_of_everything() -> None:
 
 
 def test_draining_keeps_to_the_budget_but_never_stops() -> None:
-    rebalancer = Rebalancer(Limits(rows_share=0.02, budget_s=10.0))
+    rebalancer = Rebalancer(Limits(rows_share=0.02, rows_least=0.0, budget_s=10.0))
     owner = np.array([0] * 10 + [1] * 10)
     for number in range(200):
         found = loads(owner.tolist(), [1.0] * 20, rows=np.full(20, 100.0), weights=[1.0, 0.0])
@@ -189,7 +189,7 @@ def test_whatever_is_asked_it_gets_better_within_the_bounds(data: st.DataObject)
     weights = data.draw(st.lists(st.sampled_from([1.0, 1.0, 2.0]), min_size=shards, max_size=shards))
     share = data.draw(st.sampled_from([0.02, 0.2, 1.0]))
     found = loads(owner, demand, rows=rows, weights=weights)
-    decision = Rebalancer(Limits(rounds_min=1, rows_share=share)).decide(found, 0.0)
+    decision = Rebalancer(Limits(rounds_min=1, rows_share=share, rows_least=0.0)).decide(found, 0.0)
     after = found.owner.copy()
     for move in decision.moves:
         assert after[move.bucket] == move.source
