@@ -7,12 +7,17 @@ whoever has it again, and then reads foreshard.owned_buckets, knows what is ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 
+from foreshard.proxy.config import Config
+from foreshard.proxy.control.connect import connected, control_dsn
 from foreshard.proxy.control.key_sql import function_step
 from foreshard.proxy.control.steps import Step
 
 MOVE_LOCK = 0x6D6F7665  # the bytes of "move"
+# In the control database: held shared while a bucket moves, and by whoever works by a map that must stay.
+STAY_LOCK = 0x73746179  # the bytes of "stay"
 
 STILL_PLACED = f"""\
 CREATE OR REPLACE FUNCTION foreshard.still_placed(moves bigint) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $body$
@@ -24,6 +29,14 @@ END
 $body$;
 REVOKE EXECUTE ON FUNCTION foreshard.still_placed(bigint) FROM PUBLIC;
 """
+
+
+@contextlib.asynccontextmanager
+async def buckets_stay(config: Config) -> AsyncIterator[None]:
+    """No bucket moves meanwhile; waits for one that does."""
+    async with connected("control database", control_dsn(config)) as connection:
+        await connection.execute(f"SELECT pg_advisory_lock({STAY_LOCK})", timeout=None)
+        yield
 
 
 def move_steps() -> Iterator[Step]:

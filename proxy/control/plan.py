@@ -27,6 +27,7 @@ from foreshard.proxy.control.derive import build_catalog, compare_shards, derive
 from foreshard.proxy.control.facts import Facts
 from foreshard.proxy.control.introspect import introspect
 from foreshard.proxy.control.key_sql import bucket_index_object
+from foreshard.proxy.control.moves import buckets_stay
 from foreshard.proxy.control.names import NAMES, local_names
 from foreshard.proxy.control.opened import Work, opened
 from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_query_node
@@ -139,7 +140,8 @@ async def apply(config: Config, say: Callable[[str], None] = lambda line: None) 
     async with planned(config) as plan:
         await _apply_plan(config, plan, say)
     for unit in plan.units:
-        await spread(config, unit.names, say)
+        async with buckets_stay(config):
+            await spread(config, unit.names, say)
     if plan.units:
         async with planned(config) as rest:
             await _apply_plan(config, rest, say)
@@ -162,7 +164,8 @@ async def _apply_plan(config: Config, plan: Plan, say: Callable[[str], None]) ->
     if plan.forgotten:
         await drop_claims(config, plan.forgotten)
     if plan.intakes:
-        await take_in(config, plan.intakes, await read_owners(config), say)
+        async with buckets_stay(config):
+            await take_in(config, plan.intakes, await read_owners(config), say)
 
 
 async def _carry_out(work: Work | NodeWork, say: Callable[[str], None]) -> None:
@@ -190,7 +193,8 @@ async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterat
         whole = build_catalog(config, _facts(shards[0]))
         control = await _control_work(stack, config, shards)
         cluster = await _plan_control(config, control)
-        units = await _find_units(config, whole, shards, control)
+        owners = await _known_map(config, control)
+        units = await _find_units(config, whole, shards, owners)
         declared, config = config, without(config, {name for unit in units for name in unit.names})
         compare_shards(declared, [_facts(work) for work in shards], {name for unit in units for name in unit.names})
         if config is not declared:
@@ -201,7 +205,7 @@ async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterat
             if await _check_identity(config, work, index, cluster):
                 await _check_names(config, index, shards, cluster)
             _check_stray(config, _facts(work))
-            await _check_rows(config, catalog, work, index)
+            await _check_rows(config, catalog, work, index, owners)
             steps = shard_steps(config, catalog, _facts(work), index, cluster)
             known = {step.object for step in work.lacking}  # as control database it lacks some of them too
             lacking = await find_lacking(work.connection, steps)
@@ -219,11 +223,15 @@ async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterat
         )
 
 
-async def _find_units(config: Config, catalog: Catalog, shards: list[Work], control: Work) -> list[Unit]:
-    """The tables that are plain ones of the first shard still; refuses those that cannot be spread."""
-    owners = initial_map(len(config.shards))
+async def _known_map(config: Config, control: Work) -> list[int]:
+    """The owners of the buckets: as they are, or as they will be first."""
     if await control.connection.fetchval("SELECT to_regclass('foreshard.bucket_map') IS NOT NULL"):
-        owners = await read_bucket_map(control.connection)
+        return await read_bucket_map(control.connection)
+    return initial_map(len(config.shards))
+
+
+async def _find_units(config: Config, catalog: Catalog, shards: list[Work], owners: list[int]) -> list[Unit]:
+    """The tables that are plain ones of the first shard still; refuses those that cannot be spread."""
     applied = await read_applied(shards[0].connection)
     seen = [(work.connection, _facts(work)) for work in shards]
     movings, problems = await find_movings(config, catalog, applied, seen, owners)
@@ -339,10 +347,9 @@ def _check_stray(config: Config, facts: Facts) -> None:
             )
 
 
-async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int) -> None:
+async def _check_rows(config: Config, catalog: Catalog, work: Work, index: int, owners: list[int]) -> None:
     """Before a table is taken in: its rows must lie where their keys, or their parents', say."""
     applied = await read_applied(work.connection)
-    owners = initial_map(len(config.shards))
     for table in catalog.tables.values():
         if table.kind is TableKind.REFERENCE or key_object(table) in applied or bucket_index_object(table) in applied:
             continue

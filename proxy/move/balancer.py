@@ -37,9 +37,11 @@ from foreshard.proxy.control.move_store import (
     targets,
     unfinished,
 )
+from foreshard.proxy.control.moves import STAY_LOCK
 from foreshard.proxy.control.plan import read_catalog
 from foreshard.proxy.control.retry import LOST, connect, end_tasks, pause
 from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
+from foreshard.proxy.control.two_phase import two_phase_ready
 from foreshard.proxy.embedded import resolve_shards
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.mover import Mover, why
@@ -50,6 +52,10 @@ from foreshard.proxy.rebalance import Verdict
 from foreshard.proxy.triggers.points import control_point
 
 FORGET_S = 60.0  # a proxy that has told nothing for so long is gone; until then it may be cut off
+STAY_WANTED = f"""
+SELECT EXISTS (SELECT FROM pg_locks AS held WHERE held.locktype = 'advisory' AND held.classid = 0
+  AND held.objid = {STAY_LOCK} AND held.objsubid = 1 AND NOT held.granted)
+"""
 LEADER_LOCK = 0x6C656164  # the bytes of "lead"
 LOOK_INTERVAL_S = 1.0  # for moves whose time has come; those that are planned are notified
 TRIES_MAX = 20
@@ -140,6 +146,10 @@ class Balancer:
         known = await read_cluster(connection)
         if known is None:
             raise ForeshardError("the control database knows no cluster; run `foreshard apply`")
+        ready = await two_phase_ready(self.config)
+        lacking = [shard.name for shard in self.config.shards if shard.name not in ready]
+        if lacking:
+            raise ForeshardError(f"max_prepared_transactions is 0 on {', '.join(lacking)}: buckets stay where they are")
         self.mover = Mover(self.config, known[0], self._report)
         try:
             await _Leader(self.config, connection, self.mover, self._report).run(stopping)
@@ -171,15 +181,25 @@ class _Leader:
             orders = await read_orders(self._connection)
             if not orders.is_paused:
                 await self._plan(orders)
-                while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
-                    await self._make(due)
-                    if (await read_orders(self._connection)).is_paused:
-                        break
+                await self._make_all(stopping)
             try:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await self._news.wait()
             except TimeoutError:
                 continue
+
+    async def _make_all(self, stopping: asyncio.Event) -> None:
+        """Carry out what is due, unless somebody works by a map that must stay, or says that nothing is to move."""
+        if not await self._connection.fetchval(f"SELECT pg_try_advisory_lock_shared({STAY_LOCK})"):
+            return
+        try:
+            while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
+                await self._make(due)
+                if (await read_orders(self._connection)).is_paused or await self._connection.fetchval(STAY_WANTED):
+                    break
+        finally:
+            if not self._connection.is_closed():
+                await self._connection.execute(f"SELECT pg_advisory_unlock_shared({STAY_LOCK})")
 
     async def _plan(self, orders: Orders) -> None:
         """Hold a round when it is time for one, or somebody has asked for it."""
@@ -213,8 +233,10 @@ class _Leader:
 
     async def _make(self, planned: Planned) -> None:
         """Carry out one move, and write down what came of it."""
-        if not await begin_move(self._connection, planned.id):
-            return
+        if await begin_move(self._connection, planned.id):
+            await self._carry_out(planned)
+
+    async def _carry_out(self, planned: Planned) -> None:
         steps = _Steps(self._connection, planned.id)
         control_point("move-written")
         try:

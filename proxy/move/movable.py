@@ -10,7 +10,7 @@ import msgspec
 
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.move.rows import in_bucket, moving_tables
-from foreshard.proxy.triggers.capture import quote_name
+from foreshard.proxy.triggers.capture import quote_name, quote_text
 
 
 class Movable(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Movable(msgspec.Struct, frozen=True):
         """How many rows there are, and the sum of hashes of all that they print."""
         listed = ", ".join(f"held.{quote_name(name)}" for name in self.columns)
         return (
-            f"SELECT count(*) AS rows, "
+            f"SELECT {quote_text(self.name)} AS name, count(*) AS rows, "
             f"coalesce(sum(hashtextextended(ROW({listed})::text, 0)::numeric), 0)::text AS digest "
             f"FROM {self.quoted} AS held WHERE {self.condition}"
         )

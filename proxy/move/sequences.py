@@ -6,6 +6,8 @@ is made good in the flip, where ALTER SEQUENCE blocks nextval, and is undone wit
 
 from __future__ import annotations
 
+import asyncio
+
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.move.rows import moving_tables
@@ -28,29 +30,32 @@ ORDER BY 1
 LAST = "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name}"
 
 
-async def raise_early(catalog: Catalog, source: Connection, target: Connection) -> None:
-    """Bring the target's counters beyond the source's, outside of any transaction."""
-    for name, last in await _behind(catalog, source, target):
-        raised = f"setval({quote_text(name)}, {last + MARGIN})"
-        await target.execute(f"SELECT {raised} FROM {name} WHERE last_value <= {last}")
-
-
-async def raise_behind(catalog: Catalog, source: Connection, target: Connection) -> None:
-    """The same inside the flip, for those that the source has overtaken meanwhile."""
-    for name, last in await _behind(catalog, source, target):
-        await target.execute(f"ALTER SEQUENCE {name} RESTART WITH {last + 1}")
-
-
-async def _behind(catalog: Catalog, source: Connection, target: Connection) -> list[tuple[str, int]]:
-    """Sequences of the target that are behind the source's, and how far those are."""
+async def sequence_names(catalog: Catalog, source: Connection, target: Connection) -> list[str]:
+    """The sequences behind the tables that move, as SQL, that both shards have."""
     tables = [quote_table(table) for table in moving_tables(catalog)]
     known = [name for name in catalog.all_sequences if name]
     asked = [row["name"] for row in await source.fetch(OF_TABLES, tables, known)]
     there = {row["name"] for row in await target.fetch(OF_TABLES, tables, known)}
-    names = [name for name in asked if name in there]
+    return [name for name in asked if name in there]
+
+
+async def raise_early(names: list[str], source: Connection, target: Connection) -> None:
+    """Bring the target's counters beyond the source's, outside of any transaction."""
+    for name, last in await _behind(names, source, target):
+        raised = f"setval({quote_text(name)}, {last + MARGIN})"
+        await target.execute(f"SELECT {raised} FROM {name} WHERE last_value <= {last}")
+
+
+async def raise_behind(names: list[str], source: Connection, target: Connection) -> None:
+    """The same inside the flip, for those that the source has overtaken meanwhile."""
+    for name, last in await _behind(names, source, target):
+        await target.execute(f"ALTER SEQUENCE {name} RESTART WITH {last + 1}")
+
+
+async def _behind(names: list[str], source: Connection, target: Connection) -> list[tuple[str, int]]:
+    """Sequences of the target that are behind the source's, and how far those are."""
     if not names:
         return []
     everything = " UNION ALL ".join(f"({LAST.format(name=name)})" for name in names)
-    ours = [row[0] for row in await source.fetch(everything)]
-    theirs = [row[0] for row in await target.fetch(everything)]
-    return [(name, mine) for name, mine, its in zip(names, ours, theirs, strict=True) if its < mine]
+    ours, theirs = await asyncio.gather(source.fetch(everything), target.fetch(everything))
+    return [(name, mine[0]) for name, mine, its in zip(names, ours, theirs, strict=True) if its[0] < mine[0]]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 import asyncpg
 import msgspec
@@ -35,7 +34,7 @@ from foreshard.proxy.move.events import carry_events
 from foreshard.proxy.move.movable import Movable, movables
 from foreshard.proxy.move.quiet import quieten
 from foreshard.proxy.move.rows import SETTINGS, moving_tables
-from foreshard.proxy.move.sequences import raise_behind, raise_early
+from foreshard.proxy.move.sequences import raise_behind, raise_early, sequence_names
 from foreshard.proxy.triggers.capture import quote_name
 from foreshard.proxy.triggers.points import control_point
 
@@ -91,6 +90,7 @@ class Transfer:
         self._tables = movables(catalog, bucket)
         self._columns: dict[str, list[str]] = {}
         self._locked_s = 0.0
+        self._sequences: list[str] = []  # of both
         self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -100,13 +100,13 @@ class Transfer:
         for table in self._tables:
             rows = await self._source.fetch(COLUMNS, table.quoted)
             self._columns[table.name] = [row["attname"] for row in rows]
-        await raise_early(self.catalog, self._source, self._target)
+        self._sequences = await sequence_names(self.catalog, self._source, self._target)
+        await raise_early(self._sequences, self._source, self._target)
         await self._target.execute(f"{BEGIN}; {SETTINGS}")
-        for table in self._tables:
-            strays, _ = await self._digest(self._target, table)
+        for name, (strays, _) in (await self._digests(self._target)).items():
             if strays:
                 raise ForeshardError(
-                    f"shard {self._target_name} has {strays} rows of {table.name} that belong to bucket "
+                    f"shard {self._target_name} has {strays} rows of {name} that belong to bucket "
                     f"{self.bucket} of {self._source_name}: `foreshard verify` tells which; the bucket stays"
                 )
         control_point("move-begun")
@@ -115,7 +115,7 @@ class Transfer:
         """Rows of the bucket on the source, by which the way of the move is chosen."""
         await self._source.execute(f"{BEGIN}; {SETTINGS}")
         try:
-            return sum([(await self._digest(self._source, table))[0] for table in self._tables])
+            return sum(rows for rows, _ in (await self._digests(self._source)).values())
         finally:
             await self._source.execute("ROLLBACK")
 
@@ -149,14 +149,18 @@ class Transfer:
             await self._source.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             control_point("move-locked")
             await self._check_owners()
-            await raise_behind(self.catalog, self._source, self._target)
+            await raise_behind(self._sequences, self._source, self._target)
             self.moved.events = await carry_events(
                 self.catalog, moving_tables(self.catalog), self.bucket, self._source, self._target
             )
+            held = await self._digests(self._source)
             for table in reversed(self._tables):
-                await self._take_rest(table)
+                if held[table.name][0] or table.name in self._since:
+                    await self._take_rest(table)
+            held = await self._compare()
             for table in reversed(self._tables):  # those that others are asked for go after these
-                await self._take_rows(table)
+                if held[table.name][0]:
+                    await self._drop_rows(table, held[table.name][0])
             await self._source.execute(GIVE_UP, self.bucket)
             await self._target.execute(TAKE_OVER, self.bucket)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
@@ -180,10 +184,11 @@ class Transfer:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    async def _digest(self, connection: Connection, table: Movable) -> tuple[int, str]:
-        row = await connection.fetchrow(table.digest_sql)
-        assert row is not None
-        return row["rows"], row["digest"]
+    async def _digests(self, connection: Connection) -> dict[str, tuple[int, str]]:
+        """Rows of the bucket, and what tells them from others, by table."""
+        sql = " UNION ALL ".join(f"({table.digest_sql})" for table in self._tables)
+        found = await connection.fetch(f"SELECT * FROM ({sql}) AS digests")
+        return {row["name"]: (row["rows"], row["digest"]) for row in found}
 
     def _rows_sql(self, table: Movable) -> str:
         listed = ", ".join(f"held.{quote_name(name)}" for name in self._columns[table.name])
@@ -231,23 +236,27 @@ class Transfer:
             return
         await self._bring(table, self._since[table.name])
 
-    async def _take_rows(self, table: Movable) -> None:
-        """The rows leave the source, if the target has the same."""
-        found, come = await self._digests(table)
-        if found != come:
-            await self._drop_gone(table)
-            found, come = await self._digests(table)
-        if found != come:
-            raise ForeshardError(
-                f"{table.name}: bucket {self.bucket} has {found[0]} rows on {self._source_name}, {come[0]} came "
-                f"to {self._target_name}, or not the same: is the table defined alike on both? The bucket stays"
-            )
-        tag = await self._source.execute(f"DELETE FROM {table.quoted} AS held WHERE {table.condition}")
-        if int(tag.split()[-1]) != found[0]:
-            raise ForeshardError(f"{table.name}: {found[0]} rows counted, {tag.split()[-1]} would go; not done")
+    async def _compare(self) -> dict[str, tuple[int, str]]:
+        """See that the target has what the source has: that."""
+        held, come = await asyncio.gather(self._digests(self._source), self._digests(self._target))
+        if held != come:
+            for table in reversed(self._tables):
+                if held[table.name] != come[table.name]:
+                    await self._drop_gone(table)
+            held, come = await asyncio.gather(self._digests(self._source), self._digests(self._target))
+        for name, (rows, digest) in held.items():
+            if come[name] != (rows, digest):
+                raise ForeshardError(
+                    f"{name}: bucket {self.bucket} has {rows} rows on {self._source_name}, {come[name][0]} came "
+                    f"to {self._target_name}, or not the same: is the table defined alike on both? The bucket stays"
+                )
+        return held
 
-    async def _digests(self, table: Movable) -> Sequence[tuple[int, str]]:
-        return await asyncio.gather(self._digest(self._source, table), self._digest(self._target, table))
+    async def _drop_rows(self, table: Movable, rows: int) -> None:
+        """The rows leave the source, which the target has now."""
+        tag = await self._source.execute(f"DELETE FROM {table.quoted} AS held WHERE {table.condition}")
+        if int(tag.split()[-1]) != rows:
+            raise ForeshardError(f"{table.name}: {rows} rows counted, {tag.split()[-1]} would go; not done")
 
     async def _drop_gone(self, table: Movable) -> None:
         """Rows that were copied and have been deleted since."""
