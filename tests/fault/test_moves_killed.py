@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from foreshard.proxy.triggers.points import HOLD_NAMES, MOVE_NAMES, MOVER_NAMES
 from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
-from tests.support.raw import RawConnection, kinds
+from tests.support.raw import RawConnection, error_of, kinds
 from tests.support.two_proxies import children, hurt, two_proxies
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
@@ -22,12 +23,23 @@ from tests.support.waiting import wait_until
 SHARD_COUNT = 3
 CLIENTS = 3
 SYMBOLS = 6000  # of one document: its bucket is moved the large way
+ENDING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 SILENT_S = 12.0  # longer than a router is waited for
 POINTS = [name for name in (*MOVE_NAMES, *MOVER_NAMES, *HOLD_NAMES) if name != "move-fenced"]
 
 
 @pytest.fixture(scope="module")
 def shards(test_instances: TestInstances) -> Iterator[Shards]:
+    yield from make_shards(test_instances)
+
+
+@pytest.fixture
+def fresh(test_instances: TestInstances) -> Iterator[Shards]:
+    yield from make_shards(test_instances)
+
+
+def make_shards(test_instances: TestInstances) -> Iterator[Shards]:
+    """Databases that lose nothing when their server is killed."""
     made = test_instances.create(SHARD_COUNT)
     made.execute(SCHEMA)
     name = made.shards[0].dsn.rpartition("/")[2]
@@ -171,5 +183,49 @@ def test_a_shard_dies_while_its_buckets_move(shards: Shards, test_instances: Tes
             wait_until(lambda: "E" not in kinds(client.query("SELECT count(*) FROM document")))
         world.stop()
     world.check(may_break=True)
+    assert {state[4] for state in world.states()} == {"done"}
+    assert_verified(proxy.configuration)
+
+
+def test_a_proxy_is_restarted_while_buckets_move(shards: Shards, tmp_path: Path) -> None:
+    with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
+        world = MovingWorld(shards, proxies, 4, 80)
+        world.start()
+        for proxy in proxies:
+            for _ in range(3):
+                world.plan(world.bucket())
+            proxy.stop()
+            proxy.start()
+            world.wait_moved()
+        world.stop()
+    for client in world.clients:
+        assert not {error for error in client.errors if not error.startswith(("57P01", "08006"))}, client.errors
+    world.check(may_break=True)
+    assert {state[4] for state in world.states()} == {"done"}
+    assert_verified(proxies[0].configuration)
+
+
+def test_without_the_control_database_traffic_goes_on_and_moves_stop(fresh: Shards, tmp_path: Path) -> None:
+    *dsns, control = fresh.dsns
+    name = control.rpartition("/")[2]
+    server = control.rpartition("/")[0] + "/postgres"
+    with Proxy(dsns, tmp_path, tables=TABLES, control=control, **MOVED_BY_HAND) as proxy:
+        world = MovingWorld(fresh, [proxy], CLIENTS, 90, control=2)
+        world.start()
+        world.plan(world.bucket(), shard_count=2)
+        world.wait_moved()
+        console_server = proxy.server._replace(database="foreshard")
+        with psycopg.connect(server, autocommit=True) as admin, console_server.connect() as console:
+            world.plan(world.bucket(), shard_count=2)
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.execute(ENDING, (name,))
+            acts = sum(client.acts for client in world.clients)
+            time.sleep(2.0)
+            assert sum(client.acts for client in world.clients) > acts
+            assert error_of(console.query("SHOW MOVES"))["C"] == "08006"
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        world.wait_moved()
+        world.stop()
+    world.check()
     assert {state[4] for state in world.states()} == {"done"}
     assert_verified(proxy.configuration)

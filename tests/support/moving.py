@@ -29,6 +29,7 @@ TABLES = {"document": {"key": "id"}, "symbol": {"key": "id"}, "person": {"key": 
 MOVED_BY_HAND: dict[str, Any] = {"workers": {"per_shard": 0}, "rebalance": {"automatic": False}}
 OPEN = "state IN ('planned', 'copying', 'flipping')"
 STATES = "SELECT id, bucket, source, target, state, coalesce(problem, ''), way, pause_s FROM foreshard.move ORDER BY id"
+COUNT_OPEN = f"SELECT count(*) FROM foreshard.move WHERE {OPEN}"
 MOVE_DEADLINE_S = 60.0
 
 
@@ -184,8 +185,10 @@ class Mover:
 class MovingWorld:
     """Clients of some proxies over the same shards, and moves."""
 
-    def __init__(self, shards: Shards, proxies: Sequence[Proxy], clients: int, seed: int) -> None:
+    def __init__(self, shards: Shards, proxies: Sequence[Proxy], clients: int, seed: int, control: int = 0) -> None:
+        """`control` is the one of the shards' servers whose database is the control database."""
         self.shards = shards
+        self.control = control
         self.proxies = proxies
         self.draw = random.Random(seed)
         self.asked: set[int] = set()
@@ -208,7 +211,7 @@ class MovingWorld:
             thread.join()
 
     def owners(self) -> dict[int, int]:
-        rows = self.shards.query("SELECT bucket, shard FROM foreshard.bucket_map")
+        rows = self.shards.query("SELECT bucket, shard FROM foreshard.bucket_map", on=self.control)
         return {int(str(bucket)): int(str(shard)) for bucket, shard in rows}
 
     def bucket(self) -> int:
@@ -233,24 +236,24 @@ class MovingWorld:
     def has_document(self, index: int, key: int) -> bool:
         return self.shards.query(f"SELECT count(*) FROM document WHERE id = {key}", on=index) == [(1,)]
 
-    def plan(self, bucket: int, target: int | None = None) -> int:
+    def plan(self, bucket: int, target: int | None = None, shard_count: int = 0) -> int:
         """Plan a move; the target."""
         source = self.owners()[bucket]
-        count = len(self.shards.shards)
+        count = shard_count or len(self.shards.shards)
         goal = (source + self.draw.randrange(1, count)) % count if target is None else target
         self.shards.execute(
             f"INSERT INTO foreshard.move (bucket, source, target, reason) VALUES ({bucket}, {source}, {goal}, 'test');"
             "NOTIFY foreshard_move",
-            on=0,
+            on=self.control,
         )
         return goal
 
     def wait_moved(self, deadline_s: float = MOVE_DEADLINE_S) -> None:
         """Until nothing is planned or under way."""
-        wait_until(lambda: self.shards.query(f"SELECT count(*) FROM foreshard.move WHERE {OPEN}") == [(0,)], deadline_s)
+        wait_until(lambda: self.shards.query(COUNT_OPEN, on=self.control) == [(0,)], deadline_s)
 
     def states(self) -> list[tuple[object, ...]]:
-        return self.shards.query(STATES)
+        return self.shards.query(STATES, on=self.control)
 
     def check(self, may_break: bool = False) -> None:
         """What clients were told, against the shards' rows."""
