@@ -1,7 +1,8 @@
 """Benchmarks: `python -m bench [NAME...] [--small] [--seed N] [--out DIR]`.
 
 A bench is a subpackage of this one with `run(options) -> dict`: it prints its tables, returns what belongs in its JSON
-file, and puts figures beside it. Under `--small` it finishes in seconds: so it runs inside the test suite.
+file, and puts figures beside it. What must not happen at all it names under `failures`: the command fails then. Under
+`--small` it finishes in seconds: so it runs inside the test suite.
 """
 
 from __future__ import annotations
@@ -19,3 +20,7 @@ class Options:
     small: bool = False
     seed: int = 1
     out: Path = field(default=RESULTS)  # exists when a bench runs
+
+
+class Failed(Exception):
+    """A bench has found something that must not be; its result is written."""

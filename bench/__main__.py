@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import bench
-from bench import RESULTS, Options, report
+from bench import RESULTS, Failed, Options, report
 
 
 def discover() -> list[str]:
@@ -19,9 +19,12 @@ def discover() -> list[str]:
 
 
 def run_bench(name: str, options: Options) -> Path:
-    """Run one bench and write its result; answers the JSON file's path."""
+    """Run one bench and write its result; answers the JSON file's path. Failed with what must not have been."""
     result = importlib.import_module(f"bench.{name}").run(options)
-    return report.write_result(name, result, options)
+    path = report.write_result(name, result, options)
+    if result.get("failures"):
+        raise Failed("\n".join(result["failures"]))
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,12 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(small=chosen.small, seed=chosen.seed, out=chosen.out)
     options.out.mkdir(parents=True, exist_ok=True)
     print(report.header(options))
+    status = 0
     for name in chosen.names or names:
         print(f"\n== {name} ==", flush=True)
         started = time.monotonic()
-        path = run_bench(name, options)
-        print(f"{time.monotonic() - started:.1f} s; {path}", flush=True)
-    return 0
+        try:
+            shown = str(run_bench(name, options))
+        except Failed as error:
+            shown, status = f"FAILED: {error}", 1
+        print(f"{time.monotonic() - started:.1f} s; {shown}", flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -27,6 +27,15 @@ def test_the_command_prints_machine_versions_and_seed(tmp_path: Path, capsys: py
     assert (tmp_path / "new" / "micro.json").exists()
 
 
+def test_the_command_fails_when_a_bench_finds_what_must_not_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.moves.run", lambda options: {"failures": ["2 acknowledged writes are lost"]})
+    assert main(["moves", "--small", "--out", str(tmp_path)]) == 1
+    assert "FAILED: 2 acknowledged writes are lost" in capsys.readouterr().out
+    assert (tmp_path / "moves.json").exists()
+
+
 def test_an_unknown_bench_is_refused_with_the_names_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["nothing"])
