@@ -60,9 +60,9 @@ GRANT EXECUTE ON FUNCTION foreshard.enlist(integer) TO PUBLIC;
 """
 
 END_SESSIONS = f"""\
-CREATE OR REPLACE FUNCTION foreshard.end_sessions(routers integer[], living integer[]) RETURNS integer
+CREATE OR REPLACE FUNCTION foreshard.end_sessions(routers integer[], pids integer[]) RETURNS integer
 LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
--- End the sessions of these routers that are not among the living ones; how many there were.
+-- End the sessions of these routers that are among the pids, all of them where that is NULL; how many there were.
 DECLARE
   stray record;
   ended integer := 0;
@@ -70,16 +70,19 @@ BEGIN
   FOR stray IN
     SELECT known.pid FROM foreshard.enlisted AS known
     JOIN pg_stat_get_activity(NULL) AS present ON present.pid = known.pid AND present.backend_start = known.started
-    WHERE known.router = ANY (routers) AND known.pid <> ALL (living)
+    WHERE known.router = ANY (routers) AND (pids IS NULL OR known.pid = ANY (pids))
   LOOP
-    IF NOT pg_terminate_backend(stray.pid, {END_MS}) AND EXISTS (
-      SELECT FROM pg_stat_get_activity(stray.pid) AS present JOIN foreshard.enlisted AS known USING (pid)
-      WHERE present.backend_start = known.started) THEN
-      RAISE EXCEPTION 'session % of a router does not end', stray.pid USING ERRCODE = 'lock_not_available';
+    IF NOT pg_terminate_backend(stray.pid, {END_MS}) THEN
+      PERFORM pg_stat_clear_snapshot();
+      IF EXISTS (
+        SELECT FROM pg_stat_get_activity(stray.pid) AS present JOIN foreshard.enlisted AS known USING (pid)
+        WHERE present.backend_start = known.started) THEN
+        RAISE EXCEPTION 'session % of a router does not end', stray.pid USING ERRCODE = 'lock_not_available';
+      END IF;
     END IF;
     ended := ended + 1;
   END LOOP;
-  DELETE FROM foreshard.enlisted AS known WHERE known.pid <> ALL (living) AND NOT EXISTS (
+  DELETE FROM foreshard.enlisted AS known WHERE NOT EXISTS (
     SELECT FROM pg_stat_get_activity(NULL) AS present
     WHERE present.pid = known.pid AND present.backend_start = known.started);
   RETURN ended;
@@ -93,18 +96,18 @@ CREATE OR REPLACE FUNCTION foreshard.end_strangers() RETURNS integer LANGUAGE sq
 -- End the sessions of routers that have no hold on this shard any more: nobody answers for what they do.
   SELECT foreshard.end_sessions(ARRAY(
     SELECT DISTINCT known.router FROM foreshard.enlisted AS known WHERE NOT EXISTS (
-      SELECT FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.objid = known.router::oid AND held.granted)), '{{}}')
+      SELECT FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.objid = known.router::oid AND held.granted)), NULL)
 $body$;
 REVOKE EXECUTE ON FUNCTION foreshard.end_strangers() FROM PUBLIC;
 """
 
 GIVE_WAY = f"""\
-CREATE OR REPLACE FUNCTION foreshard.give_way(router integer, living integer[], bucket integer) RETURNS boolean
+CREATE OR REPLACE FUNCTION foreshard.give_way(router integer, lost integer[], bucket integer) RETURNS boolean
 LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
 -- Called by a router that has nothing open in the bucket any more: let whoever waits take it away. Whether it is here
--- still when that has ended. `living` are the router's sessions; what others of its do is not known to it.
+-- still when that has ended. `lost` are sessions that the router has given up: it does not know what they do.
 BEGIN
-  PERFORM foreshard.end_sessions(ARRAY[router], living);
+  PERFORM foreshard.end_sessions(ARRAY[router], lost);
   PERFORM pg_advisory_unlock_shared({MOVE_LOCK});
   PERFORM pg_advisory_lock_shared({MOVE_LOCK});
   RETURN (SELECT get_bit(owned.buckets, give_way.bucket) = 1 FROM foreshard.owned_buckets AS owned);
@@ -133,7 +136,7 @@ BEGIN
   PERFORM pg_terminate_backend(held.pid, {END_MS}) FROM pg_locks AS held
   WHERE {_ROUTER_LOCK} AND held.granted AND held.objid::integer = ANY (routers);
   LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE;  -- sessions that are being enlisted are there, or are refused
-  PERFORM foreshard.end_sessions(routers, '{{}}');
+  PERFORM foreshard.end_sessions(routers, NULL);
 END
 $body$;
 REVOKE EXECUTE ON FUNCTION foreshard.fence(integer[]) FROM PUBLIC;

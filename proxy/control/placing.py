@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -43,6 +43,7 @@ AGAIN_S = 0.1  # before a lost connection is made again
 READS_MAX = 50  # of all maps, until they fit: moves are few
 SETTINGS = {"application_name": "foreshard router's hold", "default_transaction_isolation": "read committed"}
 HOLD = f"SELECT pg_try_advisory_lock({ROUTER_CLASS}, {{}}), pg_advisory_lock_shared({MOVE_LOCK})"
+STILL_THERE = "SELECT pid FROM pg_stat_get_activity(NULL) WHERE pid = ANY ($1)"  # and its heartbeat
 OWNED = "SELECT buckets::text AS bits, moves FROM foreshard.owned_buckets"
 
 log = logging.getLogger("foreshard.router")
@@ -60,7 +61,8 @@ class Traffic(Protocol):
     def freeze(self, bucket: int) -> list[Any]: ...
     def leave_bucket(self, shard: int) -> None: ...
     def thaw(self) -> None: ...
-    def pids(self, shard: int) -> list[int]: ...
+    def take_lost(self, shard: int) -> list[int]: ...
+    def note_lost(self, shard: int, pids: Iterable[int]) -> None: ...
     def leave_shard(self, shard: int) -> None: ...
     def return_to_shard(self, shard: int) -> None: ...
 
@@ -222,7 +224,9 @@ class _Hold:
             async with asyncio.timeout(HEARTBEAT_S):
                 await self._news.wait()
         except TimeoutError:
-            await connection.fetchval("SELECT 1")
+            lost = self._placing.traffic.take_lost(self.index)
+            left = await connection.fetch(STILL_THERE, lost)
+            self._placing.traffic.note_lost(self.index, [row["pid"] for row in left])
 
     def _on_notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._notices.append(msgspec.json.decode(str(payload), type=Notice))
@@ -255,9 +259,14 @@ class _Hold:
                 await asyncio.sleep(POLL_S)
             traffic.leave_bucket(self.index)
             control_point("hold-given")
-            is_here = await connection.fetchval(
-                "SELECT foreshard.give_way($1, $2, $3)", placing.router, traffic.pids(self.index), notice.bucket
-            )
+            lost = traffic.take_lost(self.index)
+            try:
+                is_here = await connection.fetchval(
+                    "SELECT foreshard.give_way($1, $2, $3)", placing.router, lost, notice.bucket
+                )
+            except BaseException:
+                traffic.note_lost(self.index, lost)
+                raise
             if not is_here:
                 placing.note_moved(notice.bucket, self.index, notice.target)
             self._thaw_own()

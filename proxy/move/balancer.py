@@ -18,9 +18,10 @@ from collections.abc import Callable
 import uvloop
 
 from foreshard._core.shared import SharedState
+from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control.balance_store import Orders, keep_decision, read_orders, read_told, tell
-from foreshard.proxy.control.connect import control_dsn
+from foreshard.proxy.control.connect import connected, control_dsn
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import (
     MOVE_CHANNEL,
@@ -39,6 +40,7 @@ from foreshard.proxy.control.move_store import (
 )
 from foreshard.proxy.control.moves import STAY_LOCK
 from foreshard.proxy.control.plan import read_catalog
+from foreshard.proxy.control.query_watch import STATE
 from foreshard.proxy.control.retry import LOST, connect, end_tasks, pause
 from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.control.two_phase import two_phase_ready
@@ -154,6 +156,7 @@ class Balancer:
         try:
             await _Leader(self.config, connection, self.mover, self._report).run(stopping)
         finally:
+            self.mover.close()
             self.mover = None
 
 
@@ -167,6 +170,8 @@ class _Leader:
         self._news = asyncio.Event()
         self._mover = mover
         self._rounds = Rounds(config)
+        self._catalog: Catalog | None = None
+        self._catalog_state = ""
         self._next_round_s = 0.0
         self._asked_at: datetime.datetime | None = None
         self._verdict: Verdict | None = None
@@ -187,6 +192,14 @@ class _Leader:
                     await self._news.wait()
             except TimeoutError:
                 continue
+
+    async def _read_catalog(self) -> Catalog:
+        """The catalog as it is now; read anew when the first shard's schema has changed."""
+        async with connected(f"shard {self.config.shards[0].name}", self.config.shards[0].dsn) as connection:
+            state = await connection.fetchval(STATE)
+        if self._catalog is None or state != self._catalog_state:
+            self._catalog, self._catalog_state = await read_catalog(self.config), state
+        return self._catalog
 
     async def _make_all(self, stopping: asyncio.Event) -> None:
         """Carry out what is due, unless somebody works by a map that must stay, or says that nothing is to move."""
@@ -214,7 +227,7 @@ class _Leader:
         told = await read_told(self._connection, FORGET_S)
         moving = await targets(self._connection)
         owners = await read_bucket_map(self._connection)
-        decision = await self._rounds.run(await read_catalog(self.config), told, owners, moving, now_s)
+        decision = await self._rounds.run(await self._read_catalog(), told, owners, moving, now_s)
         if decision is None or (decision.verdict is self._verdict and not decision.moves):
             return
         self._verdict = decision.verdict
@@ -240,7 +253,7 @@ class _Leader:
         steps = _Steps(self._connection, planned.id)
         control_point("move-written")
         try:
-            figures = await self._mover.move(await read_catalog(self.config), planned, steps)
+            figures = await self._mover.move(await self._read_catalog(), planned, steps)
         except Busy as error:
             return await self._put_off(planned, error)
         except ForeshardError as error:

@@ -32,6 +32,14 @@ class Movable(msgspec.Struct, frozen=True):
         return f"{quote_name(self.schema)}.{quote_name(self.table)}"
 
     @property
+    def count_sql(self) -> str:
+        """How many rows there are."""
+        return (
+            f"SELECT {quote_text(self.name)} AS name, count(*) AS rows, '' AS digest "
+            f"FROM {self.quoted} AS held WHERE {self.condition}"
+        )
+
+    @property
     def digest_sql(self) -> str:
         """How many rows there are, and the sum of hashes of all that they print."""
         listed = ", ".join(f"held.{quote_name(name)}" for name in self.columns)

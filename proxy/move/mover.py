@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -31,7 +32,7 @@ from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.transfer import OWNS, Busy, End, Transfer
 from foreshard.proxy.triggers.points import control_point
 
-SMALL_ROWS = 5000  # a bucket with more is copied before its writers are asked to wait
+SMALL_ROWS = 1000  # a bucket with more is copied before its writers are asked to wait
 LEASE_S = 5.0  # a router that is not heard of for so long is taken for stopped
 FLIPS_MAX = {"small": 8, "large": 60}  # a copy is not thrown away soon
 PAUSE_FIRST_S = 0.05  # after a flip that found somebody in the way; doubled each time
@@ -48,13 +49,14 @@ class Steps(Protocol):
 
 
 class Mover:
-    """Moves buckets between the shards of one configuration. Owns connections only while it moves one."""
+    """Moves buckets between the shards of one configuration. Owns connections, which `close` ends."""
 
     def __init__(self, config: Config, cluster: str, report: Callable[[str], None]) -> None:
         self.config = config
         self.cluster = cluster
         self.is_committing = False  # to be left alone for some milliseconds
         self._report = report
+        self._kept: dict[int, list[Connection]] = defaultdict(list)  # by shard
 
     async def move(self, catalog: Catalog, planned: Planned, steps: Steps) -> Figures:
         """Make one move. Busy, or one of LOST: it has not happened, or (after note_flipping) `settle` tells.
@@ -122,8 +124,11 @@ class Mover:
 
     async def settle(self, planned: Planned) -> bool:
         """Whether a move that somebody has begun has happened. Waits until that is certain; LOST when it cannot be."""
-        async with self._ends(planned) as (source, target):
-            await source.connection.execute(f"SELECT pg_advisory_lock_shared({MOVE_LOCK})")
+        async with (
+            self._ends(planned) as (source, target),
+            source.connection.transaction(isolation="read_committed"),
+        ):
+            await source.connection.execute(f"SELECT pg_advisory_xact_lock_shared({MOVE_LOCK})")
             if await source.connection.fetchval(OWNS, planned.bucket):
                 return False
             if await target.connection.fetchval(OWNS, planned.bucket):
@@ -134,18 +139,36 @@ class Mover:
 
     @contextlib.asynccontextmanager
     async def _ends(self, planned: Planned) -> AsyncIterator[tuple[End, End]]:
-        opened: list[Connection] = []
+        opened: list[tuple[int, Connection]] = []
         try:
             ends = []
             for index in (planned.source, planned.target):
-                shard = self.config.shards[index]
                 for _ in range(2):
-                    opened.append(await connect(shard.dsn, SETTINGS))
-                ends.append(End(shard.name, index, opened[-2], opened[-1]))
+                    opened.append((index, await self._connection(index)))
+                ends.append(End(self.config.shards[index].name, index, opened[-2][1], opened[-1][1]))
             yield ends[0], ends[1]
-        finally:
-            for connection in opened:
+        except BaseException:
+            for _, connection in opened:
                 connection.terminate()
+            raise
+        for index, connection in opened:
+            self._kept[index].append(connection)
+
+    async def _connection(self, index: int) -> Connection:
+        """One that a move before has left, if there is any."""
+        while self._kept[index]:
+            connection = self._kept[index].pop()
+            if not connection.is_closed() and not connection.is_in_transaction():
+                return connection
+            connection.terminate()
+        return await connect(self.config.shards[index].dsn, SETTINGS)
+
+    def close(self) -> None:
+        """Give every connection up."""
+        for connections in self._kept.values():
+            for connection in connections:
+                connection.terminate()
+        self._kept.clear()
 
 
 def why(error: Exception) -> str:

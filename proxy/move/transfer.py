@@ -47,6 +47,7 @@ SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # each statement sees what was committed before it
+BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 OWNS = "SELECT get_bit(buckets, $1) = 1 FROM foreshard.owned_buckets"
 GIVE_UP = "UPDATE foreshard.owned_buckets SET buckets = set_bit(buckets, $1, 0), moves = moves + 1"
@@ -90,6 +91,7 @@ class Transfer:
         self._tables = movables(catalog, bucket)
         self._columns: dict[str, list[str]] = {}
         self._locked_s = 0.0
+        self._is_copied = False  # and has been compared
         self._sequences: list[str] = []  # of both
         self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
 
@@ -125,6 +127,7 @@ class Transfer:
             self.moved.rows += await self._copy_table(table)
         control_point("move-copied")
         await self.catch_up()
+        await self._verify()
 
     async def catch_up(self) -> None:
         """What has changed since the last round, until a round brings little."""
@@ -153,7 +156,7 @@ class Transfer:
             self.moved.events = await carry_events(
                 self.catalog, moving_tables(self.catalog), self.bucket, self._source, self._target
             )
-            held = await self._digests(self._source)
+            held = await self._digests(self._source, self._is_copied)
             for table in reversed(self._tables):
                 if held[table.name][0] or table.name in self._since:
                     await self._take_rest(table)
@@ -184,9 +187,31 @@ class Transfer:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    async def _digests(self, connection: Connection) -> dict[str, tuple[int, str]]:
+    async def _verify(self) -> None:
+        """See that what was copied is the same, before anybody has to wait for it: then rows need only be counted in
+        the flip, for it brings every row with a newer version.
+        """
+        await self._source.execute(f"{BEGIN_SNAPSHOT}; {SETTINGS}")
+        try:
+            horizon = int(await self._source.fetchval(HORIZON))
+            for table in self._tables:
+                await self._bring(table, self._since[table.name])
+            await self._compare()
+        finally:
+            if not self._source.is_closed():
+                await self._source.execute("ROLLBACK")
+        self._since = {table.name: horizon for table in self._tables}
+        self._is_copied = True
+
+    async def _both_digests(self, only_counts: bool) -> tuple[dict[str, tuple[int, str]], dict[str, tuple[int, str]]]:
+        one, other = await asyncio.gather(
+            self._digests(self._source, only_counts), self._digests(self._target, only_counts)
+        )
+        return one, other
+
+    async def _digests(self, connection: Connection, only_counts: bool = False) -> dict[str, tuple[int, str]]:
         """Rows of the bucket, and what tells them from others, by table."""
-        sql = " UNION ALL ".join(f"({table.digest_sql})" for table in self._tables)
+        sql = " UNION ALL ".join(f"({table.count_sql if only_counts else table.digest_sql})" for table in self._tables)
         found = await connection.fetch(f"SELECT * FROM ({sql}) AS digests")
         return {row["name"]: (row["rows"], row["digest"]) for row in found}
 
@@ -238,12 +263,12 @@ class Transfer:
 
     async def _compare(self) -> dict[str, tuple[int, str]]:
         """See that the target has what the source has: that."""
-        held, come = await asyncio.gather(self._digests(self._source), self._digests(self._target))
+        held, come = await self._both_digests(self._is_copied)
         if held != come:
             for table in reversed(self._tables):
                 if held[table.name] != come[table.name]:
                     await self._drop_gone(table)
-            held, come = await asyncio.gather(self._digests(self._source), self._digests(self._target))
+            held, come = await self._both_digests(self._is_copied)
         for name, (rows, digest) in held.items():
             if come[name] != (rows, digest):
                 raise ForeshardError(

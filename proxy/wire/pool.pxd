@@ -50,6 +50,7 @@ cdef class Hub:
     cdef list frozen                        # sessions whose next message waits for that
     cdef public bytes enlist                # what a new backend says before it is used; None: nothing
     cdef public bytes enlist_at_node        # and one to the query node
+    cdef list lost                          # by shard: server processes of closed backends, which may still be at work
     cdef readonly set away                  # shards that no backend is connected to now, and clients wait for
     cdef list behind                        # those of which it waits for the query node to follow a change
     cdef Values params                      # scratch of whoever is decoding a Bind or a Query

@@ -86,6 +86,7 @@ cdef class Hub:
         self.frozen_bucket = -1
         self.frozen = []
         self.away = set()
+        self.lost = [set() for _ in range(self.shard_count + 1)]
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
         self.sessions = {}
@@ -178,13 +179,19 @@ cdef class Hub:
                 "57P03", f"bucket {self.frozen_bucket} is being moved, and its shard does not tell whether it has been",
                 f"waited {self.wait_timeout_s:g} s", "SHOW MOVES and SHOW SHARDS tell more."))
 
-    def pids(self, int shard) -> list:
-        """The server processes of the shard's backends."""
+    def take_lost(self, int shard) -> list:
+        """The server processes of backends that were closed, and may still be at work; they are the caller's then."""
         cdef Pool pool
         cdef Backend backend
-        return [
-            backend.pid for pool in self.pools.values() if pool.shard == shard for backend in pool.backends
-            if backend.pid]
+        lost, self.lost[shard] = self.lost[shard], set()
+        for pool in self.pools.values():
+            if pool.shard == shard:
+                lost.difference_update([backend.pid for backend in pool.backends])
+        return list(lost)
+
+    def note_lost(self, int shard, pids) -> None:
+        """These may still be at work."""
+        self.lost[shard].update(pids)
 
     def leave_shard(self, int shard) -> None:
         """Connect no backend to the shard; clients wait."""
@@ -457,6 +464,8 @@ cdef class Pool(BackendHome):
             return 0
         self.backends.discard(backend)
         self.hub.backend_counts[self.shard] -= 1
+        if backend.pid:
+            self.hub.lost[self.shard].add(backend.pid)
         if backend in self.idle:
             self.idle.remove(backend)
             self.hub.idle_counts[self.shard] -= 1
