@@ -16,6 +16,7 @@ from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.steps import Step, labelled_step
 
 ROUTER_CLASS = 0x726F7574  # the bytes of "rout": first half of the locks of routers, their number is the second
+GIVEN_CLASS = 0x67697665  # the bytes of "give": of a router's consent, the bucket is the second half
 FREEZE_CHANNEL = "foreshard_freeze"
 END_MS = 5000  # for a session to end that was told to
 
@@ -23,10 +24,29 @@ _SAFE = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
 _HERE = "held.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 _ROUTER_LOCK = f"held.locktype = 'advisory' AND held.classid = {ROUTER_CLASS} AND held.objsubid = 2 AND {_HERE}"
 # The query node is made anew at any time, no table of its lasts: its sessions hold a lock each, and are found by that.
+# What a backend says first, whatever its client's defaults are.
+ENLIST = "BEGIN READ WRITE ISOLATION LEVEL READ COMMITTED; SELECT foreshard.enlist({}); COMMIT"
 ENLIST_AT_NODE = f"SELECT pg_catalog.pg_advisory_lock_shared({ROUTER_CLASS}, {{}})"
 FENCE_AT_NODE = f"""
 SELECT pg_terminate_backend(held.pid, {END_MS}) FROM pg_locks AS held
 WHERE {_ROUTER_LOCK} AND held.granted AND held.objid::integer = ANY ($1)
+"""
+# Ended sessions are forgotten by whoever comes first; nobody waits for that.
+FORGET_ENDED = """
+DELETE FROM foreshard.enlisted WHERE ctid = ANY (ARRAY(
+  SELECT known.ctid FROM foreshard.enlisted AS known WHERE NOT EXISTS (
+    SELECT FROM pg_stat_get_activity(NULL) AS present
+    WHERE present.pid = known.pid AND present.backend_start = known.started)
+  FOR UPDATE SKIP LOCKED))
+"""
+# Sessions that are being enlisted are there first, or are refused.
+END_STRANGERS_NOW = """
+BEGIN; LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE; SELECT foreshard.end_strangers(); COMMIT
+"""
+UNWILLING = f"""
+SELECT count(*) FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.granted AND NOT EXISTS (
+  SELECT FROM pg_locks AS given WHERE given.pid = held.pid AND given.locktype = 'advisory' AND given.granted
+    AND given.classid = {GIVEN_CLASS} AND given.objid = $1::integer::oid AND given.objsubid = 2)
 """
 IS_WAITING = (
     "SELECT NOT held.granted FROM pg_locks AS held WHERE held.pid = $1 AND held.locktype = 'advisory' "
@@ -42,7 +62,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS foreshard.enlisted (
 COMMENT ON TABLE foreshard.enlisted IS 'sessions of routers; some may have ended';
 """
 
-ENLIST = f"""\
+ENLIST_FUNCTION = f"""\
 CREATE OR REPLACE FUNCTION foreshard.enlist(router integer) RETURNS void LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
 -- This session is the router's. Written first, then looked: whoever ends a router's sessions waits for writers.
 BEGIN
@@ -82,9 +102,6 @@ BEGIN
     END IF;
     ended := ended + 1;
   END LOOP;
-  DELETE FROM foreshard.enlisted AS known WHERE NOT EXISTS (
-    SELECT FROM pg_stat_get_activity(NULL) AS present
-    WHERE present.pid = known.pid AND present.backend_start = known.started);
   RETURN ended;
 END
 $body$;
@@ -108,8 +125,10 @@ LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
 -- still when that has ended. `lost` are sessions that the router has given up: it does not know what they do.
 BEGIN
   PERFORM foreshard.end_sessions(ARRAY[router], lost);
+  PERFORM pg_advisory_lock_shared({GIVEN_CLASS}, give_way.bucket); -- MOVE_LOCK does not say which bucket may go
   PERFORM pg_advisory_unlock_shared({MOVE_LOCK});
   PERFORM pg_advisory_lock_shared({MOVE_LOCK});
+  PERFORM pg_advisory_unlock_shared({GIVEN_CLASS}, give_way.bucket);
   RETURN (SELECT get_bit(owned.buckets, give_way.bucket) = 1 FROM foreshard.owned_buckets AS owned);
 END
 $body$;
@@ -146,7 +165,7 @@ REVOKE EXECUTE ON FUNCTION foreshard.fence(integer[]) FROM PUBLIC;
 def fence_steps() -> Iterator[Step]:
     """What every shard needs to tell whose sessions it has."""
     yield labelled_step("table foreshard.enlisted", ENLISTED)
-    yield function_step("foreshard.enlist(integer)", ENLIST)
+    yield function_step("foreshard.enlist(integer)", ENLIST_FUNCTION)
     yield function_step("foreshard.end_sessions(integer[], integer[])", END_SESSIONS)
     yield function_step("foreshard.end_strangers()", END_STRANGERS)
     yield function_step("foreshard.give_way(integer, integer[], integer)", GIVE_WAY)

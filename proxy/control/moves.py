@@ -14,10 +14,13 @@ from foreshard.proxy.config import Config
 from foreshard.proxy.control.connect import connected, control_dsn
 from foreshard.proxy.control.key_sql import function_step
 from foreshard.proxy.control.steps import Step
+from foreshard.proxy.errors import ForeshardError
 
 MOVE_LOCK = 0x6D6F7665  # the bytes of "move"
 # In the control database: held shared while a bucket moves, and by whoever works by a map that must stay.
 STAY_LOCK = 0x73746179  # the bytes of "stay"
+HAS_MOVES = "SELECT to_regclass('foreshard.move') IS NOT NULL"
+UNDER_WAY = "SELECT EXISTS (SELECT FROM foreshard.move WHERE state IN ('copying', 'flipping'))"
 
 STILL_PLACED = f"""\
 CREATE OR REPLACE FUNCTION foreshard.still_placed(moves bigint) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $body$
@@ -36,6 +39,10 @@ async def buckets_stay(config: Config) -> AsyncIterator[None]:
     """No bucket moves meanwhile; waits for one that does."""
     async with connected("control database", control_dsn(config)) as connection:
         await connection.execute(f"SELECT pg_advisory_lock({STAY_LOCK})", timeout=None)
+        if await connection.fetchval(HAS_MOVES) and await connection.fetchval(UNDER_WAY):
+            raise ForeshardError(
+                "a move is under way whose mover has ended: run it again when a balancer has settled it"
+            )
         yield
 
 

@@ -28,7 +28,8 @@ import numpy.typing as npt
 from foreshard._core.buckets import BUCKET_COUNT
 from foreshard._core.shared import SharedState
 from foreshard.proxy.config import Config, ShardConfig
-from foreshard.proxy.control.fence import ENLIST_AT_NODE, FREEZE_CHANNEL, ROUTER_CLASS
+from foreshard.proxy.control.connect import connected
+from foreshard.proxy.control.fence import ENLIST, ENLIST_AT_NODE, FORGET_ENDED, FREEZE_CHANNEL, ROUTER_CLASS
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.kept import IDENTITY
 from foreshard.proxy.control.moves import MOVE_LOCK
@@ -42,7 +43,7 @@ HEARTBEAT_S = 1.0  # of a hold; movers take a router for stopped that is not hea
 AGAIN_S = 0.1  # before a lost connection is made again
 READS_MAX = 50  # of all maps, until they fit: moves are few
 SETTINGS = {"application_name": "foreshard router's hold", "default_transaction_isolation": "read committed"}
-HOLD = f"SELECT pg_try_advisory_lock({ROUTER_CLASS}, {{}}), pg_advisory_lock_shared({MOVE_LOCK})"
+HOLD = f"SELECT pg_advisory_lock_shared({MOVE_LOCK}); SELECT pg_advisory_lock_shared({ROUTER_CLASS}, {{}})"
 STILL_THERE = "SELECT pid FROM pg_stat_get_activity(NULL) WHERE pid = ANY ($1)"  # and its heartbeat
 OWNED = "SELECT buckets::text AS bits, moves FROM foreshard.owned_buckets"
 
@@ -85,7 +86,7 @@ class Placing:
         self.owned: list[Bits | None] = [None] * len(config.shards)  # as each shard said last
         self._moves = [0] * len(config.shards)
         self.holds = [_Hold(self, index, shard) for index, shard in enumerate(config.shards)]
-        traffic.enlist = f"SELECT foreshard.enlist({self.router})".encode()
+        traffic.enlist = ENLIST.format(self.router).encode()
         traffic.enlist_at_node = ENLIST_AT_NODE.format(self.router).encode()
 
     async def begin(self, left_out: Collection[int] = ()) -> None:
@@ -116,7 +117,7 @@ class Placing:
             if self._settle():
                 return
             await asyncio.sleep(AGAIN_S / 10)
-        log.error("the shards do not agree on who has which bucket: `foreshard verify` tells")
+        raise ForeshardError("the shards do not agree on who has which bucket: `foreshard verify` tells")
 
     def _settle(self) -> bool:
         """Make one map of all; False when they do not fit (yet)."""
@@ -128,13 +129,22 @@ class Placing:
         where = np.array(known)[bits.argmax(axis=0)]
         unknown = [index for index in range(len(self.owned)) if index not in known]
         lost = (counts == 0) & np.isin(owners, known)  # has left the shard that we thought had it
-        if (counts > 1).any() or (lost.any() and len(unknown) != 1):
+        if (counts > 1).any() or (lost.any() and not unknown):
             return False
         owners = np.where(counts == 1, where, owners)
         if unknown:
-            owners[lost] = unknown[0]
+            owners[lost] = unknown[0]  # or another of them: whoever comes first tells; until then it is waited for
         self.publish(owners)
         return True
+
+    async def follow(self, bucket: int, source: int, target: int) -> None:
+        """The bucket has left the source: to the shard that was named, or (another move came first) to a third."""
+        await self.holds[target].read_owned()
+        bits = self.owned[target]
+        if bits is not None and bits[bucket]:
+            return self.note_moved(bucket, source, target)
+        self.note_moved(bucket, source, target)
+        return await self.read_maps()
 
     def note_moved(self, bucket: int, source: int, target: int) -> None:
         """The bucket has gone from one shard to the other."""
@@ -172,6 +182,7 @@ class _Hold:
         self._is_mine = False  # we have frozen the bucket that is frozen
         self._notices: list[Notice] = []
         self._news = asyncio.Event()
+        self._turn = asyncio.Lock()  # held while the connection may wait for long
 
     def close(self) -> None:
         """Let go."""
@@ -218,14 +229,22 @@ class _Hold:
         connection = self._connection
         assert connection is not None
         while self._notices:
-            await self._give_way(connection, self._notices.pop(0))
+            async with self._turn:
+                await self._give_way(connection, self._notices.pop(0))
         self._news.clear()
         try:
             async with asyncio.timeout(HEARTBEAT_S):
                 await self._news.wait()
         except TimeoutError:
             lost = self._placing.traffic.take_lost(self.index)
-            left = await connection.fetch(STILL_THERE, lost)
+            try:
+                async with self._turn:
+                    left = await connection.fetch(STILL_THERE, lost)
+                    if len(left) < len(lost):
+                        await connection.execute(FORGET_ENDED)
+            except BaseException:
+                self._placing.traffic.note_lost(self.index, lost)
+                raise
             self._placing.traffic.note_lost(self.index, [row["pid"] for row in left])
 
     def _on_notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -237,7 +256,11 @@ class _Hold:
         connection = self._connection
         if connection is None:
             return self._placing.note_owned(self.index, None)
-        row = await connection.fetchrow(OWNED)
+        if self._turn.locked():
+            async with connected(f"shard {self.name}", self._dsn) as another:
+                row = await another.fetchrow(OWNED)
+        else:
+            row = await connection.fetchrow(OWNED)
         if row is None or len(row["bits"]) != BUCKET_COUNT:
             raise ForeshardError(f"shard {self.name}: foreshard.owned_buckets has no row; run `foreshard apply`")
         bits = np.frombuffer(row["bits"].encode(), dtype=np.uint8) == ord("1")
@@ -250,6 +273,8 @@ class _Hold:
         async with placing.freezing:
             if loop.time() > deadline or placing.state.owner_of(notice.bucket) != self.index:
                 return
+            if traffic.frozen_bucket >= 0:
+                return  # of a shard that does not tell yet what has become of it
             left = traffic.freeze(notice.bucket)
             self._is_mine = True
             control_point("hold-frozen")
@@ -268,7 +293,7 @@ class _Hold:
                 traffic.note_lost(self.index, lost)
                 raise
             if not is_here:
-                placing.note_moved(notice.bucket, self.index, notice.target)
+                await placing.follow(notice.bucket, self.index, notice.target)
             self._thaw_own()
             control_point("hold-thawed")
 

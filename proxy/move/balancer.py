@@ -180,7 +180,8 @@ class _Leader:
         """Carry out moves; ends when `stopping` is set, or by an error of the control database's."""
         await self._connection.add_listener(MOVE_CHANNEL, lambda *_: self._news.set())
         for planned in await unfinished(self._connection):
-            await self._settle(planned, planned.state is State.FLIPPING)
+            if planned.state is State.COPYING or not await self._has_happened(planned):
+                await put_off(self._connection, planned.id, "its mover ended", 0)
         while not stopping.is_set():
             self._news.clear()
             orders = await read_orders(self._connection)
@@ -257,23 +258,29 @@ class _Leader:
         except Busy as error:
             return await self._put_off(planned, error)
         except ForeshardError as error:
-            return await self._fail(planned, error)
+            if not await self._has_happened(planned):  # by a mover that thought it led
+                await self._fail(planned, error)
+            return
         except LOST as error:
-            if steps.may_have_happened:
-                return await self._settle(planned, True)
-            return await self._put_off(planned, error)
+            if not steps.may_have_happened or not await self._has_happened(planned):
+                await self._put_off(planned, error)
+            return
         control_point("move-made")
         await end_move(self._connection, planned, State.DONE, figures)
         self._report(f"{self._called(planned)}: {describe(figures)}")
 
-    async def _settle(self, planned: Planned, is_flipping: bool) -> None:
-        """End or begin anew what somebody has begun; until the shards tell what has happened."""
+    async def _has_happened(self, planned: Planned) -> bool:
+        try:
+            return await self._settle(planned)
+        except ForeshardError:
+            return False
+
+    async def _settle(self, planned: Planned) -> bool:
+        """Ask the shards what has become of a flip, until they tell; False when it has not happened."""
         wait_s = AGAIN_FIRST_S
-        while is_flipping:
+        while True:
             try:
                 has_happened = await self._mover.settle(planned)
-            except ForeshardError as error:
-                return await self._fail(planned, error)
             except LOST as error:
                 self._report(f"{self._called(planned)}: not known whether it has happened: {why(error)}")
                 await asyncio.sleep(wait_s)
@@ -281,9 +288,8 @@ class _Leader:
                 continue
             if has_happened:
                 await end_move(self._connection, planned, State.DONE)
-                return self._report(f"{self._called(planned)}: had happened when its mover ended")
-            break
-        await put_off(self._connection, planned.id, "its mover ended", 0)
+                self._report(f"{self._called(planned)}: had happened when its mover ended")
+            return has_happened
 
     async def _put_off(self, planned: Planned, error: Exception) -> None:
         if planned.tries + 1 >= TRIES_MAX:

@@ -3,7 +3,7 @@
 While MOVE_LOCK of the source is held by the mover's transaction, nothing uses the bucket there:
 
 - a router that holds it shared was told by NOTIFY, and has let go when no session of its has the bucket open
-  (control/placing.py); one that has lost its hold is a stranger, whose sessions are ended;
+  (control/placing.py), and says which bucket; one that has lost its hold is a stranger, whose sessions are ended;
 - a transaction that was prepared before is waited for, whosever it is: its rows would not be seen, and stay behind.
 """
 
@@ -14,7 +14,7 @@ import asyncio
 import asyncpg
 import msgspec
 
-from foreshard.proxy.control.fence import FREEZE_CHANNEL, IS_WAITING
+from foreshard.proxy.control.fence import END_STRANGERS_NOW, FREEZE_CHANNEL, IS_WAITING, UNWILLING
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.placing import Notice
@@ -42,7 +42,10 @@ async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
             await asyncio.sleep(POLL_S)
     finally:
         await locking
-    await source.execute("SELECT foreshard.end_strangers()")
+    unwilling = await bell.fetchval(UNWILLING, notice.bucket)
+    if unwilling:
+        raise asyncpg.LockNotAvailableError(f"{unwilling} routers have not given the bucket up")
+    await bell.execute(END_STRANGERS_NOW)
     await _see_prepared_end(source)
 
 

@@ -47,6 +47,7 @@ SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # each statement sees what was committed before it
+UNIQUES = "SELECT count(*)::integer FROM pg_index WHERE indrelid = to_regclass($1) AND indisunique"
 BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 OWNS = "SELECT get_bit(buckets, $1) = 1 FROM foreshard.owned_buckets"
@@ -90,6 +91,7 @@ class Transfer:
         self._bell, self._target_index = source.bell, target.index
         self._tables = movables(catalog, bucket)
         self._columns: dict[str, list[str]] = {}
+        self._uniques: dict[str, int] = {}  # indexes
         self._locked_s = 0.0
         self._is_copied = False  # and has been compared
         self._sequences: list[str] = []  # of both
@@ -102,6 +104,7 @@ class Transfer:
         for table in self._tables:
             rows = await self._source.fetch(COLUMNS, table.quoted)
             self._columns[table.name] = [row["attname"] for row in rows]
+            self._uniques[table.name] = await self._target.fetchval(UNIQUES, table.quoted)
         self._sequences = await sequence_names(self.catalog, self._source, self._target)
         await raise_early(self._sequences, self._source, self._target)
         await self._target.execute(f"{BEGIN}; {SETTINGS}")
@@ -131,10 +134,11 @@ class Transfer:
 
     async def catch_up(self) -> None:
         """What has changed since the last round, until a round brings little."""
-        changed = CAUGHT_UP_ROWS
-        while changed >= CAUGHT_UP_ROWS and self.moved.rounds < ROUNDS_MAX:
+        for _ in range(ROUNDS_MAX):
             changed = sum([await self._catch_up(table) for table in self._tables])
             self.moved.rounds += 1
+            if changed < CAUGHT_UP_ROWS:
+                break
         control_point("move-caught-up")
 
     async def flip(self) -> None:
@@ -246,7 +250,11 @@ class Transfer:
             names = ", ".join(map(quote_name, self._columns[table.name]))
             same = " AND ".join(f"held.{key} = changed.{key}" for key in map(quote_name, table.row_key))
             await self._target.execute(
-                f"DELETE FROM {table.quoted} AS held USING pg_temp.{stage} AS changed WHERE {same}; "
+                f"DELETE FROM {table.quoted} AS held USING pg_temp.{stage} AS changed WHERE {same}"
+            )
+            if self._uniques[table.name] > 1:  # what has gone may have had a value that others have now
+                await self._drop_gone(table)
+            await self._target.execute(
                 f"INSERT INTO {table.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}"
             )
         return count
@@ -288,6 +296,7 @@ class Transfer:
         keys = ", ".join(map(quote_name, table.row_key))
         stage = f"foreshard_kept_{self._tables.index(table)}"
         await self._target.execute(
+            f"DROP TABLE IF EXISTS pg_temp.{stage}; "
             f"CREATE TEMP TABLE {stage} ON COMMIT DROP AS SELECT {keys} FROM {table.quoted} WHERE false"
         )
         query = f"SELECT {keys} FROM {table.quoted} AS held WHERE {table.condition}"

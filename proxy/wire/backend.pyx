@@ -409,6 +409,8 @@ cdef class Backend(Requests):
     cdef int on_statement_failed(self, int head, bytes body, bint is_changed) except -1:
         """The same to a statement: the owner may want to hear of other shards' first."""
         cdef int action = self.on_error_reply(head) if self.deadlock is None else self.on_deadlock(head, body)
+        if action == ACTION_FATAL and not self.has_begun:
+            self.last_words = decode_error(body)    # it was to enlist: whoever waits for it hears why
         cdef bint is_told = action == ACTION_ERROR or action == ACTION_ERROR_DROP
         if is_told and self.owner.keeps_error(self, body):
             return ACTION_ERROR_DROP
@@ -443,7 +445,8 @@ cdef class Backend(Requests):
             self.owner_push(<const char*> told, len(told))
         if owner is None:
             if action == ACTION_FATAL:
-                self.lose(SqlError("08006", "the shard did not end the session of a client that has left"))
+                self.lose(self.last_words or SqlError(
+                    "08006", "the shard did not end the session of a client that has left"))
             elif self.is_resetting and self.replies.count == 0:
                 self.is_resetting = False
                 self.home.on_backend_ready(self)

@@ -18,6 +18,7 @@ from foreshard._core.replies cimport REPLY_QUERY
 from foreshard._core.template cimport KEY_LIMIT_UNIT, ROUTE_COPY, Template, type_of
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport owe_claims
+from foreshard.proxy.wire.freezing cimport BUCKET_ANY
 from foreshard.proxy.wire.shadowing cimport Shadowing
 from foreshard.proxy.wire.parsing cimport HANDLED, RETRY
 from foreshard.proxy.wire.pool cimport Pool
@@ -48,6 +49,8 @@ cdef class Copying(Shadowing):
         if template.is_claimed and self.has_away and owe_claims(self.links):
             raise not_built("COPY FROM STDIN into a table placed by cost behind writes of rows away from home",
                             "COMMIT first, or INSERT the rows.", "Their claims are settled at COMMIT.")
+        if self.hub.shard_count > 1 and not self.touch(BUCKET_ANY, True):
+            return RETRY
         if self.wait_until_drained():
             return RETRY
         if self.simple and not self.explicit:

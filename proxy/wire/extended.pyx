@@ -87,7 +87,8 @@ cdef class Extended(Parsing):
         if self.is_own(template):
             return self.bind_own(statement, &parts)
         shard = self.hub.default_shard
-        if (template.kind != ROUTE_DEFAULT or template.cursor is not None) and template.kind != ROUTE_MULTI:
+        if (template.kind != ROUTE_DEFAULT or template.cursor is not None or template.is_wide) and \
+                template.kind != ROUTE_MULTI:
             if decode_bind_params(&parts, self.hub.params):
                 return self.protocol_error("invalid Bind message")
             if statement.text_parameters:

@@ -25,9 +25,10 @@ from foreshard._core.values cimport Values
 from foreshard.proxy.wire.arbiter cimport Arbiter
 from foreshard.proxy.wire.away cimport ROUTE_WAIT
 from foreshard.proxy.wire.gather cimport ROUTE_CARRIED
-from foreshard.proxy.wire.session cimport WAIT_FROZEN, WAIT_POOL
+from foreshard.proxy.wire.session cimport WAIT_FROZEN
 
 from foreshard._core.errors import SqlError
+from foreshard.proxy.wire.session import ISOLATION
 
 
 cdef class Freezing(Arbiter):
@@ -43,8 +44,8 @@ cdef class Freezing(Arbiter):
         self.work_bucket = BUCKET_NONE
         if not self.links:
             self.forget_touched()
-        if is_wide(template) or self.is_repeatable:
-            if not self.touch(BUCKET_ANY, stays(template) or self.is_repeatable):
+        if is_wide(template) or self.is_repeatable or (self.keeps_snapshot and self.explicit):
+            if not self.touch(BUCKET_ANY, stays(template) or self.is_repeatable or self.keeps_snapshot):
                 return ROUTE_WAIT
             shard = Arbiter.route(self, template, literals, params, only)
             if template.kind == ROUTE_KEYED and shard >= 0:
@@ -109,6 +110,9 @@ cdef class Freezing(Arbiter):
         return 0
 
     cdef bint touches(self, int bucket) noexcept:
+        return self.goes_on and self.has_touched(bucket)
+
+    cdef bint has_touched(self, int bucket) noexcept:
         cdef int index
         if self.touches_every or self.reading == bucket or self.reading == BUCKET_ANY:
             return True
@@ -118,10 +122,35 @@ cdef class Freezing(Arbiter):
         return False
 
     def has_open(self, int bucket) -> bool:
-        """Whether a transaction or statement under way works in the bucket, or may."""
-        if not self.links or (self.waiting == WAIT_POOL and len(self.links) == 0):
+        """Whether a transaction or statement under way works in the bucket, or may.
+
+        One that waits for its first backend does not: its message is handled again, and meets the freeze.
+        """
+        return len(self.links) > 0 and self.has_touched(bucket)
+
+    def let_go_on(self, bint goes_on) -> None:
+        """It is waited for, and need not wait itself; or not any more."""
+        self.goes_on = goes_on
+
+    cdef int note_isolation(self, bytes text) except -1:
+        Arbiter.note_isolation(self, text)
+        self.keeps_snapshot = ISOLATION.search(text) is not None
+        for setting in (self.begin_text, *[each for _, each, _ in self.history], *self.script):
+            self.keeps_snapshot = self.keeps_snapshot or ISOLATION.search(setting) is not None
+        for _, value in self.parameters:
+            self.keeps_snapshot = self.keeps_snapshot or ISOLATION.search(value.encode()) is not None
+        return 0
+
+    cdef bint open_snapshots(self, bint asks_node) except -1:
+        if not self.touch(BUCKET_ANY, True):
             return False
-        return self.touches(bucket)
+        return Arbiter.open_snapshots(self, asks_node)
+
+    cdef int settle_verb(self, Template template) except -1:
+        Arbiter.settle_verb(self, template)
+        if template.chain:
+            self.forget_touched()       # release_links follows where no transaction does
+        return 0
 
     cdef int keep_reading(self) noexcept:
         """A portal stays open: what it reads is read until the transaction ends."""
@@ -131,12 +160,13 @@ cdef class Freezing(Arbiter):
 
     cdef int forget_touched(self) noexcept:
         self.touched_count = 0
-        self.touches_every = False
+        self.touches_every = self.goes_on = False
         self.reading = BUCKET_NONE
         return 0
 
     cdef int end_segment(self) except -1:
-        if self.reading != BUCKET_NONE and self.explicit and not self.portals and not self.is_unsynced():
+        if self.reading != BUCKET_NONE and self.explicit and not self.keeps_snapshot and not self.portals and \
+                not self.is_unsynced():
             self.reading = BUCKET_NONE
         return Arbiter.end_segment(self)
 

@@ -47,6 +47,7 @@ cdef class Hub:
     cdef list held                          # sessions whose next message waits for that
     cdef readonly int frozen_bucket         # that is about to be moved: no statement begins in it; -1: none
     cdef double frozen_at
+    cdef list exempt                        # sessions that had it open then
     cdef list frozen                        # sessions whose next message waits for that
     cdef public bytes enlist                # what a new backend says before it is used; None: nothing
     cdef public bytes enlist_at_node        # and one to the query node

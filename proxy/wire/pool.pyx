@@ -85,6 +85,7 @@ cdef class Hub:
         self.behind = []
         self.frozen_bucket = -1
         self.frozen = []
+        self.exempt = []
         self.away = set()
         self.lost = [set() for _ in range(self.shard_count + 1)]
         self.pool_size = config.pool.size
@@ -141,7 +142,10 @@ cdef class Hub:
         self.frozen_at = monotonic()
         self.placer.frozen_bucket = bucket
         self.reactor.is_hasty = True
-        return [session for session in self.sessions.values() if session.has_open(bucket)]
+        self.exempt = [session for session in self.sessions.values() if session.has_open(bucket)]
+        for session in self.exempt:
+            session.let_go_on(True)
+        return list(self.exempt)
 
     def leave_bucket(self, int shard) -> None:
         """No session has the frozen bucket open: no backend of the shard is to place rows in it any more."""
@@ -165,9 +169,15 @@ cdef class Hub:
         """Go on with the messages that waited for the bucket."""
         self.frozen_bucket = self.placer.frozen_bucket = -1
         self.reactor.is_hasty = False
+        exempt, self.exempt = self.exempt, []
+        for session in exempt:
+            session.let_go_on(False)
         frozen, self.frozen = self.frozen, []
         for session in frozen:
-            session.go_on_thawed()
+            try:
+                session.go_on_thawed()
+            except Exception as mistake:        # of ours: ends that session only
+                self.services.report_failure(session, mistake)
 
     def expire_frozen(self, double now) -> None:
         """Tell who waits that the shard which the bucket leaves does not answer."""

@@ -14,7 +14,17 @@ from foreshard._core.buckets import bucket_of
 from foreshard.proxy.control.fence import FREEZE_CHANNEL, IS_WAITING
 from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.placing import Notice
-from tests.support.messages import SYNC, bind, execute, extended, parse, query
+from tests.support.messages import (
+    SYNC,
+    bind,
+    copy_data,
+    describe_statement,
+    execute,
+    extended,
+    message,
+    parse,
+    query,
+)
 from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
@@ -110,8 +120,17 @@ OPEN = {
     "everything": ["BEGIN", "UPDATE document SET n = n + 1"],
     "repeatable": ["BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT count(*) FROM person"],
     "cursor": ["BEGIN", "DECLARE c CURSOR FOR SELECT id FROM document WHERE id = {key}"],
+    "serializable": ["BEGIN ISOLATION LEVEL SERIALIZABLE", "SELECT n FROM person WHERE name = 'nobody'"],
+    "characteristics": [
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "BEGIN",
+        "SELECT id FROM document WHERE id = {key}",
+    ],
     "several": ["BEGIN", "SELECT id FROM document WHERE id = {key} FOR UPDATE"],
 }
+
+
+READING = ("repeatable", "cursor", "serializable", "characteristics")
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -126,12 +145,12 @@ def test_a_transaction_that_has_the_bucket_open_is_waited_for(
         target = world.plan(bucket)
         wait_until(lambda: is_held_up(world))
         assert place_of(shards, key) == before
-        if name not in ("repeatable", "cursor"):
+        if name not in READING:
             other.rows(f"UPDATE document SET owner = -2 WHERE id = {key}")
         other.rows("COMMIT")
         world.wait_moved()
         assert place_of(shards, key) == [target]
-        if name not in ("repeatable", "cursor"):
+        if name not in READING:
             assert other.value(f"SELECT owner FROM document WHERE id = {key}") == "-2"
 
 
@@ -265,3 +284,58 @@ def test_a_statement_that_waits_for_a_move_can_be_cancelled(
         holder.rollback()
         assert kinds(waiting.read_until()) == "TDCZ"
     world.wait_moved()
+
+
+def test_snapshots_that_a_describe_has_opened_are_waited_for(
+    world: MovingWorld, shards: Shards, proxy: Proxy, row: tuple[int, int]
+) -> None:
+    key, bucket = row
+    with proxy.server.connect() as other:
+        other.rows("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        assert kinds(other.ask(parse(f"SELECT n FROM document WHERE id = {key}"), describe_statement(), SYNC)) == "1tTZ"
+        target = world.plan(bucket)
+        wait_until(lambda: is_held_up(world))
+        assert kinds(other.ask(bind(), execute(), SYNC)) == "2DCZ"
+        other.rows("COMMIT")
+        world.wait_moved()
+    assert place_of(shards, key) == [target]
+
+
+def test_a_copy_that_is_under_way_is_waited_for(
+    world: MovingWorld, shards: Shards, proxy: Proxy, row: tuple[int, int]
+) -> None:
+    key, bucket = row
+    with proxy.server.connect() as other:
+        other.send(parse("COPY symbol (document_id, name) FROM STDIN"), bind(), execute(), message(b"H"))
+        assert kinds(other.read_until(b"G")) == "12G"
+        target = world.plan(bucket)
+        wait_until(lambda: is_held_up(world))
+        other.send(copy_data(f"{key}\tcopied\n".encode()), message(b"c"), SYNC)
+        assert kinds(other.read_until()) == "CZ"
+        world.wait_moved()
+    assert shards.query(f"SELECT name FROM symbol WHERE document_id = {key}", on=target) == [("copied",)]
+
+
+def test_clients_whose_sessions_are_read_only_are_served(proxy: Proxy) -> None:
+    with proxy.server.connect(options="-c default_transaction_read_only=on") as other:
+        assert other.value("SELECT count(*) FROM person WHERE name = 'nobody'") == "0"
+
+
+def test_a_bucket_that_changes_between_rounds_and_before_the_flip_is_moved_whole(
+    world: MovingWorld, shards: Shards, proxy: Proxy, client: RawConnection, row: tuple[int, int]
+) -> None:
+    key, bucket = row
+    client.rows(f"INSERT INTO symbol (document_id, name) SELECT {key}, n::text FROM generate_series(1, 3000) AS n")
+    with proxy.server.connect() as other:
+        other.rows("BEGIN")
+        other.rows(f"DELETE FROM symbol WHERE document_id = {key} AND name = '1'")  # keeps the flip off
+        target = world.plan(bucket)
+        client.rows(f"DELETE FROM symbol WHERE document_id = {key} AND name = '2'")
+        wait_until(lambda: is_held_up(world))
+        client.rows(f"DELETE FROM symbol WHERE document_id = {key} AND name = '3'")
+        client.rows(f"UPDATE symbol SET name = 'new' WHERE document_id = {key} AND name = '4'")
+        other.rows("COMMIT")
+    world.wait_moved()
+    assert world.states()[-1][6] == "large"
+    counts = "count(*), count(*) FILTER (WHERE name = 'new')"
+    assert shards.query(f"SELECT {counts} FROM symbol WHERE document_id = {key}", on=target) == [(2997, 1)]
