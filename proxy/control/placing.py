@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
@@ -217,13 +218,14 @@ class _Hold:
                     self._thaw_own()
                     self._placing.traffic.return_to_shard(self.index)
                 await self._serve()
-            except (*LOST, ForeshardError) as error:
-                if self._connection is not None:
-                    log.warning("lost hold of shard %s: %s", self.name, error)
+            except Exception as error:
+                is_ours = not isinstance(error, (*LOST, ForeshardError))
+                if self._connection is not None or is_ours:
+                    log.warning("lost hold of shard %s: %s", self.name, error, exc_info=is_ours)
                 self.close()
                 self._placing.note_owned(self.index, None)
                 self._placing.traffic.leave_shard(self.index)
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(AGAIN_S * random.uniform(0.5, 1.5))
 
     async def _serve(self) -> None:
         connection = self._connection
@@ -260,42 +262,52 @@ class _Hold:
             async with connected(f"shard {self.name}", self._dsn) as another:
                 row = await another.fetchrow(OWNED)
         else:
-            row = await connection.fetchrow(OWNED)
+            async with self._turn:
+                row = await connection.fetchrow(OWNED)
         if row is None or len(row["bits"]) != BUCKET_COUNT:
             raise ForeshardError(f"shard {self.name}: foreshard.owned_buckets has no row; run `foreshard apply`")
         bits = np.frombuffer(row["bits"].encode(), dtype=np.uint8) == ord("1")
         return self._placing.note_owned(self.index, bits, row["moves"])
 
     async def _give_way(self, connection: Connection, notice: Notice) -> None:
-        """Let the mover have the bucket, if nobody has it open soon."""
-        placing, traffic, loop = self._placing, self._placing.traffic, asyncio.get_running_loop()
-        deadline = loop.time() + FREEZE_S
-        async with placing.freezing:
-            if loop.time() > deadline or placing.state.owner_of(notice.bucket) != self.index:
-                return
-            if traffic.frozen_bucket >= 0:
-                return  # of a shard that does not tell yet what has become of it
-            left = traffic.freeze(notice.bucket)
-            self._is_mine = True
-            control_point("hold-frozen")
-            while left := [session for session in left if session.has_open(notice.bucket)]:
-                if loop.time() > deadline:
-                    return self._thaw_own()
-                await asyncio.sleep(POLL_S)
-            traffic.leave_bucket(self.index)
-            control_point("hold-given")
-            lost = traffic.take_lost(self.index)
-            try:
-                is_here = await connection.fetchval(
-                    "SELECT foreshard.give_way($1, $2, $3)", placing.router, lost, notice.bucket
-                )
-            except BaseException:
-                traffic.note_lost(self.index, lost)
-                raise
-            if not is_here:
-                await placing.follow(notice.bucket, self.index, notice.target)
-            self._thaw_own()
-            control_point("hold-thawed")
+        """Let the mover have the bucket, if nobody has it open soon. One at a time, whatever shard asks."""
+        placing = self._placing
+        deadline = asyncio.get_running_loop().time() + FREEZE_S
+        try:
+            async with asyncio.timeout(FREEZE_S):
+                await placing.freezing.acquire()
+        except TimeoutError:
+            return
+        try:
+            # What is frozen still is of a shard that does not tell yet what has become of it.
+            if placing.state.owner_of(notice.bucket) == self.index and placing.traffic.frozen_bucket < 0:
+                await self._freeze(connection, notice, deadline)
+        finally:
+            placing.freezing.release()
+
+    async def _freeze(self, connection: Connection, notice: Notice, deadline: float) -> None:
+        placing, traffic = self._placing, self._placing.traffic
+        left = traffic.freeze(notice.bucket)
+        self._is_mine = True
+        control_point("hold-frozen")
+        while left := [session for session in left if session.has_open(notice.bucket)]:
+            if asyncio.get_running_loop().time() > deadline:
+                return self._thaw_own()
+            await asyncio.sleep(POLL_S)
+        traffic.leave_bucket(self.index)
+        control_point("hold-given")
+        lost = traffic.take_lost(self.index)
+        try:
+            is_here = await connection.fetchval(
+                "SELECT foreshard.give_way($1, $2, $3)", placing.router, lost, notice.bucket
+            )
+        except BaseException:
+            traffic.note_lost(self.index, lost)
+            raise
+        if not is_here:
+            await placing.follow(notice.bucket, self.index, notice.target)
+        self._thaw_own()
+        control_point("hold-thawed")
 
     def _thaw_own(self) -> None:
         if self._is_mine:
