@@ -17,7 +17,7 @@ from foreshard.proxy.control.steps import Step
 from foreshard.proxy.errors import ForeshardError
 
 MOVE_LOCK = 0x6D6F7665  # the bytes of "move"
-# In the control database: held shared while a bucket moves, and by whoever works by a map that must stay.
+# In the control database: held by the leader while a bucket moves, shared by those who work by a map that must stay.
 STAY_LOCK = 0x73746179  # the bytes of "stay"
 HAS_MOVES = "SELECT to_regclass('foreshard.move') IS NOT NULL"
 UNDER_WAY = "SELECT EXISTS (SELECT FROM foreshard.move WHERE state IN ('copying', 'flipping'))"
@@ -38,7 +38,7 @@ REVOKE EXECUTE ON FUNCTION foreshard.still_placed(bigint) FROM PUBLIC;
 async def buckets_stay(config: Config) -> AsyncIterator[None]:
     """No bucket moves meanwhile; waits for one that does."""
     async with connected("control database", control_dsn(config)) as connection:
-        await connection.execute(f"SELECT pg_advisory_lock({STAY_LOCK})", timeout=None)
+        await connection.execute(f"SELECT pg_advisory_lock_shared({STAY_LOCK})", timeout=None)
         if await connection.fetchval(HAS_MOVES) and await connection.fetchval(UNDER_WAY):
             raise ForeshardError(
                 "a move is under way whose mover has ended: run it again when a balancer has settled it"

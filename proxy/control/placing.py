@@ -38,7 +38,7 @@ from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.triggers.points import control_point
 
-FREEZE_S = 0.05  # for transactions in a bucket to end; statements that came meanwhile wait
+FREEZE_S = 0.05  # at first; a mover that meets somebody again and again asks for more
 POLL_S = 0.001  # between looks whether they have; nothing tells
 HEARTBEAT_S = 1.0  # of a hold; movers take a router for stopped that is not heard of for fence.LEASE_S
 AGAIN_S = 0.1  # before a lost connection is made again
@@ -74,6 +74,7 @@ class Notice(msgspec.Struct, frozen=True):
 
     bucket: int
     target: int
+    patience_s: float = FREEZE_S  # for transactions in it to end; statements that came meanwhile wait
 
 
 class Placing:
@@ -272,9 +273,9 @@ class _Hold:
     async def _give_way(self, connection: Connection, notice: Notice) -> None:
         """Let the mover have the bucket, if nobody has it open soon. One at a time, whatever shard asks."""
         placing = self._placing
-        deadline = asyncio.get_running_loop().time() + FREEZE_S
+        deadline = asyncio.get_running_loop().time() + notice.patience_s
         try:
-            async with asyncio.timeout(FREEZE_S):
+            async with asyncio.timeout(notice.patience_s):
                 await placing.freezing.acquire()
         except TimeoutError:
             return

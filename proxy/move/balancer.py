@@ -204,7 +204,7 @@ class _Leader:
 
     async def _make_all(self, stopping: asyncio.Event) -> None:
         """Carry out what is due, unless somebody works by a map that must stay, or says that nothing is to move."""
-        if not await self._connection.fetchval(f"SELECT pg_try_advisory_lock_shared({STAY_LOCK})"):
+        if not await self._connection.fetchval(f"SELECT pg_try_advisory_lock({STAY_LOCK})"):
             return
         try:
             while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
@@ -213,7 +213,7 @@ class _Leader:
                     break
         finally:
             if not self._connection.is_closed():
-                await self._connection.execute(f"SELECT pg_advisory_unlock_shared({STAY_LOCK})")
+                await self._connection.execute(f"SELECT pg_advisory_unlock({STAY_LOCK})")
 
     async def _plan(self, orders: Orders) -> None:
         """Hold a round when it is time for one, or somebody has asked for it."""

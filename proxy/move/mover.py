@@ -26,6 +26,7 @@ from foreshard.proxy.control.fence import FENCE_AT_NODE
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import Figures, Planned
 from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.placing import FREEZE_S
 from foreshard.proxy.control.query_node import query_node_dsn
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.errors import ForeshardError
@@ -34,6 +35,7 @@ from foreshard.proxy.triggers.points import control_point
 
 SMALL_ROWS = 1000  # a bucket with more is copied before its writers are asked to wait
 LEASE_S = 5.0  # a router that is not heard of for so long is taken for stopped
+PATIENCE_DOUBLED_MAX = 3  # times: a move that was put off as often freezes its bucket for 0.4 s, rather than never move
 FLIPS_MAX = {"small": 8, "large": 60}  # a copy is not thrown away soon
 PAUSE_FIRST_S = 0.05  # after a flip that found somebody in the way; doubled each time
 PAUSE_MAX_S = 0.5
@@ -74,7 +76,7 @@ class Mover:
                 figures.rows, figures.rounds = transfer.moved.rows, transfer.moved.rounds
                 await steps.note_flipping(figures)
                 control_point("move-noted")
-                await self._flip(transfer, source, figures, steps)
+                await self._flip(transfer, source, planned, figures, steps)
                 self.is_committing = True
                 await transfer.commit()
             finally:
@@ -86,13 +88,14 @@ class Mover:
             figures.pause_s = moved.held_s
             return figures
 
-    async def _flip(self, transfer: Transfer, source: End, figures: Figures, steps: Steps) -> None:
-        """Flip, as often as somebody is in the way."""
+    async def _flip(self, transfer: Transfer, source: End, planned: Planned, figures: Figures, steps: Steps) -> None:
+        """Flip, as often as somebody is in the way; with more patience, the oftener it was put off."""
+        patience_s = FREEZE_S * 2 ** min(planned.tries, PATIENCE_DOUBLED_MAX)
         pause_s = PAUSE_FIRST_S
         left = FLIPS_MAX[figures.way]
         while True:
             try:
-                return await transfer.flip()
+                return await transfer.flip(patience_s)
             except Busy as error:
                 left -= 1
                 if not left:

@@ -19,7 +19,7 @@ from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.placing import Notice
 
-LOCK_WAIT_MS = 120  # for routers: a turn of their event loop, and what they give transactions to end
+TURN_MS = 70  # that routers may take to hear, beside what they give transactions to end
 PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
 POLL_S = 0.001
 PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
@@ -30,7 +30,7 @@ async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
 
     asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source.
     """
-    await source.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+    await source.execute(f"SET LOCAL lock_timeout = {TURN_MS + int(1000 * notice.patience_s)}")
     locking = asyncio.create_task(source.execute(f"SELECT pg_advisory_xact_lock({MOVE_LOCK})"))
     try:
         while not locking.done():

@@ -28,7 +28,7 @@ from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.control.commit_over import commit_over
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.pipe import pipe
-from foreshard.proxy.control.placing import Notice
+from foreshard.proxy.control.placing import FREEZE_S, Notice
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.events import carry_events
 from foreshard.proxy.move.movable import Movable, movables
@@ -141,18 +141,18 @@ class Transfer:
                 break
         control_point("move-caught-up")
 
-    async def flip(self) -> None:
+    async def flip(self, patience_s: float = FREEZE_S) -> None:
         """Take what is left, and ownership; both transactions are open then.
 
         Busy when somebody is in the way: the target's part is then as it was before, and may be caught up and flipped
-        again.
+        again. Routers give transactions that have the bucket open so long to end.
         """
         copied = self.moved.rows
         await self._target.execute("SAVEPOINT flip")
         self._locked_s = time.monotonic()
         try:
             await self._source.execute(f"{BEGIN}; {SETTINGS}")
-            await quieten(self._source, self._bell, Notice(self.bucket, self._target_index))
+            await quieten(self._source, self._bell, Notice(self.bucket, self._target_index, patience_s))
             await self._source.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             control_point("move-locked")
             await self._check_owners()
