@@ -73,7 +73,8 @@ def measure(dsns: list[str], directory: Path, length: Length, options: Options) 
     """Fill, run, and hold the shards against what clients were told."""
     for dsn in dsns:
         Server.of_dsn(dsn).run(*SCHEMA)
-    with Proxy(dsns, directory / "sharded", tables=TABLES, workers={"per_shard": 0}) as proxy:
+    sections = {"workers": {"per_shard": 0}, "rebalance": {"automatic": False}}
+    with Proxy(dsns, directory / "sharded", tables=TABLES, **sections) as proxy:
         made = asyncio.run(work(proxy, length, options.seed))
         verdict = verdict_of(proxy.configuration)
     found = check(dsns, made.done, made.probed)

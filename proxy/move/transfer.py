@@ -101,6 +101,7 @@ class Transfer:
 
     async def begin(self) -> None:
         """Open the target's transaction, see that nothing is in the way, and bring sequences near."""
+        await self._check_owners()
         for table in self._tables:
             rows = await self._source.fetch(COLUMNS, table.quoted)
             self._columns[table.name] = [row["attname"] for row in rows]

@@ -339,3 +339,20 @@ def test_a_bucket_that_changes_between_rounds_and_before_the_flip_is_moved_whole
     assert world.states()[-1][6] == "large"
     counts = "count(*), count(*) FILTER (WHERE name = 'new')"
     assert shards.query(f"SELECT {counts} FROM symbol WHERE document_id = {key}", on=target) == [(2997, 1)]
+
+
+def test_a_bucket_that_is_elsewhere_by_now_is_not_waited_for(
+    world: MovingWorld, shards: Shards, row: tuple[int, int]
+) -> None:
+    key, bucket = row
+    (source,) = place_of(shards, key)
+    wrong = (source + 1) % SHARD_COUNT
+    shards.execute(
+        f"INSERT INTO foreshard.move (bucket, source, target, reason) VALUES ({bucket}, {wrong}, {source}, 'test');"
+        "NOTIFY foreshard_move",
+        on=0,
+    )
+    wait_until(lambda: world.states()[-1][4] != "planned")
+    world.wait_moved()
+    assert place_of(shards, key) == [source]
+    assert world.states()[-1][4] in ("failed", "done")
