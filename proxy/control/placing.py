@@ -118,7 +118,7 @@ class Placing:
                 await hold.read_owned()
             if self._settle():
                 return
-            await asyncio.sleep(AGAIN_S / 10)
+            await asyncio.sleep(AGAIN_S / 10)  # a move was between the two readings: it takes milliseconds
         raise ForeshardError("the shards do not agree on who has which bucket: `foreshard verify` tells")
 
     def _settle(self) -> bool:
@@ -143,10 +143,10 @@ class Placing:
         """The bucket has left the source: to the shard that was named, or (another move came first) to a third."""
         await self.holds[target].read_owned()
         bits = self.owned[target]
-        if bits is not None and bits[bucket]:
-            return self.note_moved(bucket, source, target)
+        has_come = bits is not None and bool(bits[bucket])
         self.note_moved(bucket, source, target)
-        return await self.read_maps()
+        if not has_come:
+            await self.read_maps()
 
     def note_moved(self, bucket: int, source: int, target: int) -> None:
         """The bucket has gone from one shard to the other."""

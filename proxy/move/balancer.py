@@ -63,7 +63,7 @@ LOOK_INTERVAL_S = 1.0  # for moves whose time has come; those that are planned a
 TRIES_MAX = 20
 AGAIN_FIRST_S = 0.5  # after a move that could not be made; doubled each time
 AGAIN_MAX_S = 60.0
-COMMIT_POLL_S = 0.005
+COMMIT_POLL_S = 0.005  # a signal may not cut a commit in two: it takes milliseconds
 SETTINGS = {"application_name": "foreshard balancer"}
 
 

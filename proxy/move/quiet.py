@@ -21,7 +21,7 @@ from foreshard.proxy.control.placing import Notice
 
 TURN_MS = 70  # that routers may take to hear, beside what they give transactions to end
 PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
-POLL_S = 0.001
+POLL_S = 0.001  # between looks at locks and prepared transactions: PostgreSQL tells nobody of either
 PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
 
 
