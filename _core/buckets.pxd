@@ -5,6 +5,7 @@ cdef enum:
     BUCKET_COUNT = 4096     # fixed for ever
     BUCKET_BITS = 12
     COUNTER_BITS = 40       # of a placed key; the bucket is above it
+    SHARDS_MAX = 128        # of a deployment: what is kept by shard has room for so many
 
 
 # The bucket in [0, BUCKET_COUNT) of a bigint key: named by a placed key, else its home.

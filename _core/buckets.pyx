@@ -14,7 +14,7 @@ from foreshard._core.hashing cimport hash_int8_extended, jump_hash
 cdef int64_t FLAG = <int64_t> 1 << 52       # keys from here up to below twice this carry their bucket
 cdef uint64_t SEED = 0x666F726573686172     # the bytes of "foreshar"; any fixed number would do
 
-globals().update(BUCKET_COUNT=<int> BUCKET_COUNT, COUNTER_BITS=<int> COUNTER_BITS)
+globals().update(BUCKET_COUNT=<int> BUCKET_COUNT, COUNTER_BITS=<int> COUNTER_BITS, SHARDS_MAX=<int> SHARDS_MAX)
 PLACED_FLAG = FLAG
 HOME_SEED = SEED
 BUCKET_OF_SQL = (

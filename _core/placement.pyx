@@ -3,12 +3,13 @@
 A consistent hash proposes candidate buckets, the bucket map says whose they are, predicted cost and current load
 decide which is taken (DESIGN.md, section 3). Rules of the default policy `bounded`:
 
-1. cap(s) = bound x weight(s) x (total load + cost) / total weight, over the shards that are up.
+1. cap(s) = bound x weight(s) x (total load + cost) / total weight, over the shards that can take rows.
 2. A light row stays with candidate 0 while its shard's load is at most cap, else takes the lighter of 1 and 2 if that
    is lighter. A heavy row (cost at or above the running 95th percentile) takes the lightest of the four. Lighter
    means less load per weight; of equals the first candidate wins.
 3. A shard with more than 15 % above its fair count of root rows is no candidate, unless all are that.
-4. A shard that is down is never a candidate; when all candidates are, the next shard that is up takes the row.
+4. A shard that is down, or has no bucket (but one that is being moved), is never a candidate; when all candidates
+   are such, the next shard that is none takes the row.
 5. Nobody picks the lightest of all shards: with loads that are a little old, every proxy would pick the same one.
 
 The heavy threshold moves by a factor at each row: up when the row is heavy, down when it is not, in such a ratio that
@@ -75,10 +76,10 @@ cdef class Placer:
         self.policy = POLICIES.index(policy)
         self.bound = bound
         self.salt = mix64(salt)
-        self.cursors = <int*> calloc(state.shard_count, sizeof(int))
+        self.cursors = <int*> calloc(state.places, sizeof(int))
         if self.cursors == NULL:
             raise MemoryError()
-        for shard in range(state.shard_count):
+        for shard in range(state.places):
             self.cursors[shard] = <int> (mix64(self.salt + shard) % BUCKET_COUNT)
         self.decision.chosen = -1
         self.frozen_bucket = -1
@@ -169,7 +170,7 @@ cdef class Placer:
         made.heavy = cost > 0 and cost >= made.threshold
         made.candidate_count = 0
         for shard in range(self.state.shard_count):
-            if self.shards[shard].up:
+            if self.can_take(shard):
                 up_count += 1
                 up = shard
         if only_shard >= 0:
@@ -186,13 +187,19 @@ cdef class Placer:
             made.buckets[0] = -1
             self.weigh(cost)
 
+    cdef bint can_take(self, int shard) noexcept nogil:
+        """It is up, and has a bucket that stays."""
+        cdef Shard* state = &self.shards[shard]
+        cdef uint64_t leaving = self.frozen_bucket >= 0 and self.state.shard_of_bucket(self.frozen_bucket) == shard
+        return state.up and state.buckets > leaving
+
     cdef void settle(self, int shard, int reason) noexcept nogil:
         self.decision.chosen = shard
         self.decision.reason = reason
 
     @cython.cdivision(True)
     cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil:
-        """Choose among at least two shards that are up."""
+        """Choose among at least two shards that can take rows."""
         cdef int best
         if self.policy == POLICY_COST_HASH:
             # The literal rule hash(cost) % n, which this policy is there to show.
@@ -209,7 +216,7 @@ cdef class Placer:
                 self.settle(self.decision.shards[best if best >= 0 else 0], REASON_TWO_CHOICES)
             else:
                 self.decide_bounded()
-        if not self.shards[self.decision.chosen].up:
+        if not self.can_take(self.decision.chosen):
             self.settle(self.next_up(self.decision.chosen), REASON_FALLBACK)
 
     cdef void propose(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil:
@@ -242,7 +249,7 @@ cdef class Placer:
         cdef int i
         for i in range(self.state.shard_count):
             state = &self.shards[i]
-            if state.up:
+            if self.can_take(i):
                 load_total += self.state.load(i)
                 weight_total += state.weight
                 rows_total += state.rows
@@ -269,7 +276,7 @@ cdef class Placer:
         cdef int best = -1
         cdef int i
         for i in range(first, end):
-            if not self.shards[made.shards[i]].up or (spare_crowded and made.crowded[i]):
+            if not self.can_take(made.shards[i]) or (spare_crowded and made.crowded[i]):
                 continue
             if best < 0 or self.lighter(i, best):
                 best = i
@@ -303,7 +310,7 @@ cdef class Placer:
         cdef double load
         cdef int shard
         for shard in range(self.state.shard_count):
-            if self.shards[shard].up:
+            if self.can_take(shard):
                 load = self.state.load(shard) / self.shards[shard].weight
                 if best < 0 or load < best_load:
                     best = shard
@@ -317,7 +324,7 @@ cdef class Placer:
         cdef int other
         for i in range(1, self.state.shard_count + 1):
             other = (shard + i) % self.state.shard_count
-            if self.shards[other].up:
+            if self.can_take(other):
                 return other
         return -1
 

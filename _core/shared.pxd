@@ -15,9 +15,10 @@ cdef struct Header:         # written once, when the file is made
     uint64_t magic
     uint64_t layout         # digest of structs and dimensions
     uint64_t fingerprint    # the maker's digest of what the indexes mean (shard names, profile keys)
-    int64_t shard_count
+    int64_t shard_count     # when the file was made
     int64_t profile_count
-    int64_t unused[3]
+    int64_t places          # shards that there is room for
+    int64_t unused[2]
 
 
 cdef struct Common:
@@ -38,7 +39,8 @@ cdef struct Shard:          # two cache lines: one per writer
     uint64_t unused[4]
     double placed           # router; predicted cost of everything it forwarded
     double rows             # router; root rows placed
-    uint64_t unused_too[6]
+    uint64_t buckets        # router; how many the map gives it
+    uint64_t unused_too[5]
 
 
 cdef struct Profile:        # controller; one (function, operation)
@@ -58,14 +60,15 @@ cdef struct Demand:         # router; what was asked of one bucket since the fil
 
 
 cdef class SharedState:
-    cdef readonly int shard_count
+    cdef readonly int places        # shards that there is room for
+    cdef readonly int shard_count   # there are so many, as this process knows
     cdef readonly int profile_count
     cdef readonly str path          # of the mapped file; "" for memory of this process alone
     cdef Common* common
     cdef uint16_t* owners           # BUCKET_COUNT shard indexes
-    cdef Shard* shard_states        # shard_count of them
+    cdef Shard* shard_states        # places of them
     cdef Profile* profiles          # profile_count of them
-    cdef double* ledger_costs       # POLICY_COUNT x shard_count measured costs
+    cdef double* ledger_costs       # POLICY_COUNT x places measured costs
     cdef Demand* demands            # BUCKET_COUNT of them
     cdef Header* header
     cdef Py_buffer region           # over the mmap that owns all of it; keeps the address valid
@@ -83,7 +86,8 @@ cdef class SharedState:
     # Functions of a write in the bucket are expected to cost so much.
     cdef void add_demand(self, int bucket, const double* by_resource) noexcept nogil
 
-    cdef int map_parts(self, object mapping, str path, int shard_count, int profile_count) except -1
-    cdef void fill(self, uint64_t fingerprint) noexcept
+    cdef int map_parts(self, object mapping, str path, int places, int profile_count) except -1
+    cdef void count_buckets(self) noexcept nogil
+    cdef void fill(self, int shard_count, uint64_t fingerprint) noexcept
     cdef int checked(self, int shard) except -1
     cdef Profile* profile_at(self, int profile) except NULL

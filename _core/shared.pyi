@@ -27,10 +27,13 @@ class ProfileState(NamedTuple):
     degraded: bool
 
 class SharedState:
+    places: int
     shard_count: int
     profile_count: int
     path: str
 
+    def resize(self, shard_count: int) -> None: ...
+    def clear_shard(self, shard: int) -> None: ...
     @staticmethod
     def create(
         path: str | PathLike[str], shard_count: int, profile_count: int, fingerprint: int = 0

@@ -7,7 +7,8 @@ Rules:
 3. The hot path never waits: after RETRIES_MAX it takes what it has read, words that are each valid, at worst of two
    versions of one model. Readers of whole things wait for a writer that was interrupted inside a change, for WAITS_MAX
    moments; one that died there is not waited for longer, and its successor makes the counter even again.
-4. The header is written before the file gets its name, and never again.
+4. The header is written before the file gets its name, and never again; it has room for more shards than there are,
+   for shards come and go while the file is in use (`resize`).
 """
 
 import mmap
@@ -17,12 +18,12 @@ from typing import NamedTuple
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint16_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.unistd cimport usleep
 
 import numpy as np
 
-from foreshard._core.buckets cimport BUCKET_COUNT, fill_initial_map
+from foreshard._core.buckets cimport BUCKET_COUNT, SHARDS_MAX, fill_initial_map
 from foreshard._core.hashing cimport mix64
 from foreshard._core.model cimport Model
 
@@ -43,7 +44,7 @@ cdef extern from *:
 POLICIES = ("bounded", "key-hash", "cost-hash", "two-choices", "least-loaded")
 
 cdef uint64_t MAGIC = 0x4452414853524F46    # "FORSHARD" in a little-endian file
-cdef uint64_t LAYOUT_VERSION = 2
+cdef uint64_t LAYOUT_VERSION = 3
 cdef enum:
     RETRIES_MAX = 64        # a change takes under a microsecond: more means that its writer is not running
     WAITS_MAX = 10_000      # of WAIT_US each: a second in all
@@ -80,25 +81,25 @@ cdef Py_ssize_t whole_lines(Py_ssize_t size) noexcept:
     return (size + LINE_SIZE - 1) // LINE_SIZE * LINE_SIZE
 
 
-cdef uint64_t layout_digest(int shard_count, int profile_count) noexcept:
+cdef uint64_t layout_digest(int places, int profile_count) noexcept:
     cdef uint64_t digest = mix64(LAYOUT_VERSION)
     digest = mix64(digest ^ sizeof(Header)) + sizeof(Common)
     digest = mix64(digest) + sizeof(Shard)
     digest = mix64(digest) + sizeof(Profile)
     digest = mix64(digest) + sizeof(Demand)
     digest = mix64(digest) + BUCKET_COUNT * POLICY_COUNT
-    digest = mix64(digest) + <uint64_t> shard_count
+    digest = mix64(digest) + <uint64_t> places
     return mix64(digest) + <uint64_t> profile_count
 
 
-cdef Py_ssize_t state_size(int shard_count, int profile_count) noexcept:
+cdef Py_ssize_t state_size(int places, int profile_count) noexcept:
     return (
         whole_lines(sizeof(Header))
         + whole_lines(sizeof(Common))
         + whole_lines(BUCKET_COUNT * sizeof(uint16_t))
-        + whole_lines(shard_count * <Py_ssize_t> sizeof(Shard))
+        + whole_lines(places * <Py_ssize_t> sizeof(Shard))
         + whole_lines(profile_count * <Py_ssize_t> sizeof(Profile))
-        + whole_lines(POLICY_COUNT * shard_count * <Py_ssize_t> sizeof(double))
+        + whole_lines(POLICY_COUNT * places * <Py_ssize_t> sizeof(double))
         + BUCKET_COUNT * <Py_ssize_t> sizeof(Demand)
     )
 
@@ -161,11 +162,11 @@ cdef class SharedState:
 
     # Making and opening
 
-    cdef int map_parts(self, object mapping, str path, int shard_count, int profile_count) except -1:
+    cdef int map_parts(self, object mapping, str path, int places, int profile_count) except -1:
         """Point at the parts inside `mapping`, which is large enough for them."""
         cdef char* at
         PyObject_GetBuffer(mapping, &self.region, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        self.shard_count = shard_count
+        self.places = places
         self.profile_count = profile_count
         self.path = path
         at = <char*> self.region.buf
@@ -176,36 +177,51 @@ cdef class SharedState:
         self.owners = <uint16_t*> at
         at += whole_lines(BUCKET_COUNT * sizeof(uint16_t))
         self.shard_states = <Shard*> at
-        at += whole_lines(shard_count * <Py_ssize_t> sizeof(Shard))
+        at += whole_lines(places * <Py_ssize_t> sizeof(Shard))
         self.profiles = <Profile*> at
         at += whole_lines(profile_count * <Py_ssize_t> sizeof(Profile))
         self.ledger_costs = <double*> at
-        at += whole_lines(POLICY_COUNT * shard_count * <Py_ssize_t> sizeof(double))
+        at += whole_lines(POLICY_COUNT * places * <Py_ssize_t> sizeof(double))
         self.demands = <Demand*> at
         return 0
 
-    cdef void fill(self, uint64_t fingerprint) noexcept:
+    cdef void fill(self, int shard_count, uint64_t fingerprint) noexcept:
         """First values: jump hash map, all shards up with weight 1, no load, profiles that predict nothing."""
         cdef int i
         self.header.magic = MAGIC
-        self.header.layout = layout_digest(self.shard_count, self.profile_count)
+        self.header.layout = layout_digest(self.places, self.profile_count)
         self.header.fingerprint = fingerprint
-        self.header.shard_count = self.shard_count
+        self.header.shard_count = shard_count
+        self.header.places = self.places
         self.header.profile_count = self.profile_count
-        fill_initial_map(self.owners, self.shard_count)
+        self.shard_count = shard_count
+        fill_initial_map(self.owners, shard_count)
+        self.count_buckets()
         for i in range(4):
             self.common.capacities[i] = 1.0
-        for i in range(self.shard_count):
+        for i in range(self.places):
             self.shard_states[i].weight = 1.0
             self.shard_states[i].up = 1
+
+    def resize(self, shard_count: int) -> None:
+        """There are so many shards from now on, as this process sees it. ValueError where there is no room."""
+        if not 1 <= shard_count <= self.places:
+            raise ValueError(f"this state has room for 1..{self.places} shards, not {shard_count}")
+        self.shard_count = shard_count
+
+    def clear_shard(self, shard: int) -> None:
+        """What is known of the shard was of another one, which had its place before (supervisor)."""
+        memset(&self.shard_states[self.checked(shard)], 0, sizeof(Shard))
+        self.shard_states[shard].weight = 1.0
+        self.shard_states[shard].up = 1
 
     @staticmethod
     def create(path, shard_count: int, profile_count: int, fingerprint: int = 0) -> SharedState:
         """Make a new file at `path`, in place of any that is there; who has that one mapped keeps it."""
-        check_dimensions(shard_count, profile_count)
+        check_dimensions(shard_count, profile_count, SHARDS_MAX)
         name = os.fspath(path)
         draft = f"{name}.{os.getpid()}"
-        size = state_size(shard_count, profile_count)
+        size = state_size(SHARDS_MAX, profile_count)
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, size)
@@ -213,8 +229,8 @@ cdef class SharedState:
         finally:
             os.close(descriptor)
         cdef SharedState state = SharedState()
-        state.map_parts(mapping, name, shard_count, profile_count)
-        state.fill(fingerprint)
+        state.map_parts(mapping, name, SHARDS_MAX, profile_count)
+        state.fill(shard_count, fingerprint)
         os.rename(draft, name)
         return state
 
@@ -233,9 +249,10 @@ cdef class SharedState:
             mapping = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        found_shards, found_profiles = check_header(name, mapping, shard_count, profile_count, fingerprint)
+        places, profiles = check_header(name, mapping, profile_count, fingerprint)
         cdef SharedState state = SharedState()
-        state.map_parts(mapping, name, found_shards, found_profiles)
+        state.map_parts(mapping, name, places, profiles)
+        state.resize(state.header.shard_count if shard_count is None else shard_count)
         return state
 
     @staticmethod
@@ -249,10 +266,10 @@ cdef class SharedState:
     @staticmethod
     def private(shard_count: int, profile_count: int = 0) -> SharedState:
         """The same without a file: for shadow ledgers, tests and simulations."""
-        check_dimensions(shard_count, profile_count)
+        check_dimensions(shard_count, profile_count, BUCKET_COUNT)
         cdef SharedState state = SharedState()
         state.map_parts(mmap.mmap(-1, state_size(shard_count, profile_count)), "", shard_count, profile_count)
-        state.fill(0)
+        state.fill(shard_count, 0)
         return state
 
     # The hot path
@@ -368,6 +385,21 @@ cdef class SharedState:
         memcpy(self.owners, fresh, sizeof(fresh))
         self.common.epoch = epoch
         end_change(&self.common.map_sequence)
+        self.count_buckets()
+
+    cdef void count_buckets(self) noexcept nogil:
+        """How many buckets each shard has by the map."""
+        cdef uint64_t counts[SHARDS_MAX]
+        cdef int i
+        if self.places > SHARDS_MAX:        # a simulation's: nothing there is without buckets
+            for i in range(self.places):
+                self.shard_states[i].buckets = BUCKET_COUNT
+            return
+        memset(counts, 0, sizeof(counts))
+        for i in range(BUCKET_COUNT):
+            counts[self.owners[i]] += 1
+        for i in range(self.places):
+            self.shard_states[i].buckets = counts[i]
 
     def owner_of(self, bucket: int) -> int:
         """Owner of one bucket; IndexError out of range."""
@@ -517,12 +549,12 @@ cdef class SharedState:
     def set_ledger(self, policy: str, costs) -> None:
         """Publish the measured cost per shard, had `policy` placed the rows (controller)."""
         cdef int index = POLICIES.index(policy)
-        fill_doubles(self.ledger_costs + index * self.shard_count, costs, self.shard_count)
+        fill_doubles(self.ledger_costs + index * self.places, costs, self.shard_count)
 
     def ledgers(self) -> dict[str, list[float]]:
         """Measured cost per shard, had each policy placed the rows."""
         return {
-            policy: [self.ledger_costs[index * self.shard_count + shard] for shard in range(self.shard_count)]
+            policy: [self.ledger_costs[index * self.places + shard] for shard in range(self.shard_count)]
             for index, policy in enumerate(POLICIES)
         }
 
@@ -537,31 +569,31 @@ cdef int fill_doubles(double* target, object values, Py_ssize_t count) except -1
     return 0
 
 
-cdef int check_dimensions(int shard_count, int profile_count) except -1:
-    if not 1 <= shard_count <= BUCKET_COUNT:
-        raise ValueError(f"a deployment has 1..{int(BUCKET_COUNT)} shards, not {shard_count}")
+cdef int check_dimensions(int shard_count, int profile_count, int places) except -1:
+    if not 1 <= shard_count <= places:
+        raise ValueError(f"a deployment has 1..{places} shards, not {shard_count}")
     if profile_count < 0:
         raise ValueError(f"there are no fewer than 0 profiles, not {profile_count}")
     return 0
 
 
-cdef tuple check_header(str name, object mapping, object shard_count, object profile_count, object fingerprint):
-    """(shards, profiles) of a mapped file that fits what is asked of it; ForeshardError when it does not."""
+cdef tuple check_header(str name, object mapping, object profile_count, object fingerprint):
+    """(places, profiles) of a mapped file that fits what is asked of it; ForeshardError when it does not."""
     cdef Header header
     cdef bytes head = mapping[:sizeof(Header)]
     memcpy(&header, <const char*> head, sizeof(Header))
     if header.magic != MAGIC:
         raise ForeshardError(f"{name}: not a shared state file of Foreshard")
-    shards = header.shard_count
+    places = header.places
     profiles = header.profile_count
-    for what, found, wanted in (("shards", shards, shard_count), ("profiles", profiles, profile_count)):
-        if wanted is not None and found != wanted:
-            raise ForeshardError(f"{name}: made for {found} {what}, the configuration has {wanted}; restart the server")
-    fits = 1 <= shards <= BUCKET_COUNT and 0 <= profiles < 1 << 24
-    if not fits or header.layout != layout_digest(shards, profiles):
+    if profile_count is not None and profiles != profile_count:
+        raise ForeshardError(
+            f"{name}: made for {profiles} profiles, the configuration has {profile_count}; restart the server")
+    fits = 1 <= places <= BUCKET_COUNT and 0 <= profiles < 1 << 24
+    if not fits or header.layout != layout_digest(places, profiles):
         raise ForeshardError(f"{name}: made by another version of Foreshard; restart the server")
-    if len(mapping) < state_size(shards, profiles):
+    if len(mapping) < state_size(places, profiles):
         raise ForeshardError(f"{name}: shorter than its own header says")
     if fingerprint is not None and header.fingerprint != fingerprint:
         raise ForeshardError(f"{name}: made for other shards or trigger functions; restart the server")
-    return shards, profiles
+    return places, profiles

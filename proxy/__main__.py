@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
         "foreshard.proxy.move.command_rebalance",
         "look at, ask for and pause moves of buckets between shards",
     ),
+    "shards": ("foreshard.proxy.move.command_shards", "list, add, drain, remove and weigh shards"),
     "triggers": ("foreshard.proxy.triggers.command", "list, pause and resume trigger functions; replay dead letters"),
     "explain": ("foreshard.proxy.admin.command_explain", "ask a running proxy how it would route a statement"),
     "router": ("foreshard.proxy.router", None),

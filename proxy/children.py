@@ -59,6 +59,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._is_renewed = False  # it was asked to end, to begin anew
         self._backoff_s = BACKOFF_FIRST_S
         self._born_s = 0.0
 
@@ -102,6 +103,10 @@ class Child:
             on_death(self, self._process.pid)
             if self._stopping.is_set():
                 return
+            if self._is_renewed:
+                self._is_renewed = False
+                self.start()
+                continue
             if asyncio.get_running_loop().time() - self._born_s >= STEADY_S:
                 self._backoff_s = BACKOFF_FIRST_S
             how = describe_end(self._process.returncode)
@@ -112,6 +117,12 @@ class Child:
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
             self.restarts += 1
             self.start()
+
+    def renew(self) -> None:
+        """Have it end in its own time, and start it again at once."""
+        if self.pid is not None and not self._stopping.is_set():
+            self._is_renewed = True
+            self._signal(signal.SIGTERM)
 
     async def stop(self, deadline_s: float) -> None:
         """Ask the process to end; kill it and what it started when it has not by the deadline."""

@@ -52,8 +52,9 @@ from foreshard.proxy.control.schema_barrier import STALE, Place, is_milder, take
 from foreshard.proxy.control.schema_change import complete_schema, run_alone
 from foreshard.proxy.control.schema_watch import SchemaWatch
 from foreshard.proxy.control.shard_gate import ShardGate
+from foreshard.proxy.control.shard_list import current
 from foreshard.proxy.control.waits import Cycle, OpenTransaction
-from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ForeshardError, SqlError
 from foreshard.proxy.placement import open_state
 from foreshard.proxy.profiles import profile_keys
@@ -104,6 +105,13 @@ def resolve_address(name: str, dsn: str) -> ShardAddress:
     return ShardAddress(family, address, host, port, database, user)
 
 
+def resolve_addresses(config: Config) -> tuple[list[ShardAddress], ShardAddress | None]:
+    """Where the shards listen, and the query node. ForeshardError when that cannot be resolved."""
+    query_dsn = query_node_dsn(config)
+    shards = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
+    return shards, resolve_address("query", query_dsn) if query_dsn is not None else None
+
+
 class Router:
     """One router: its reactor, hub and listeners; what proxy/wire asks for (`services`); the console's sources."""
 
@@ -120,10 +128,6 @@ class Router:
             config.limits.statement_cache_entries_max,
             seed=int.from_bytes(os.urandom(8), "big"),
         )
-        self.addresses = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
-        query_dsn = query_node_dsn(config)
-        if query_dsn is not None:
-            self.addresses.append(resolve_address("query", query_dsn))
         self.reactor = Reactor(loop, self.report_failure)
         self.hub = Hub(
             self.reactor,
@@ -133,14 +137,13 @@ class Router:
             self.state,
             self.placer,
             self,
-            list(self.addresses),
-            self.addresses[0].database,
+            *resolve_addresses(config),
             bool(config.tables),
             two_phase.cluster if two_phase else "",
             two_phase is not None and len(two_phase.ready) == len(config.shards),
         )
         self.profile_names = [f"{key.function} on {key.operation}" for key in profile_keys(config)]
-        self.views = RouterViews(config, catalog, self.hub, self.placer, loop, self.addresses)
+        self.views = RouterViews(config, catalog, self.hub, self.placer, loop)
         self.console = Console(self.views)
         self.starting: dict[Frontend, float] = {}
         self.listener: socket.socket | None = None
@@ -155,7 +158,7 @@ class Router:
         self.schema_watch = SchemaWatch(config, catalog, self.follow_schema, self)
         self.arrivals = Arrivals(config, self.state, self.hub.unchecked, self._take_in)
         self.versions = itertools.count(catalog.version + 1)
-        self.stopped = loop.create_future()
+        self.is_ending = False  # no statement begins any more
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Router:
 
     async def _cancel(self, backend: Backend) -> None:
         """One CancelRequest; the backend goes to nobody else until the shard has taken it."""
-        address = self.addresses[backend.shard]
+        address = self.hub.addresses[backend.shard]
         packet = (12 + len(backend.secret)).to_bytes(4, "big") + (80877102).to_bytes(4, "big")
         packet += backend.pid.to_bytes(4, "big") + backend.secret
         is_delivered = False
@@ -412,13 +415,46 @@ class Router:
         shard_count = len(self.config.shards)
         return take_barrier(shard_count, is_milder(self.catalog, catalog), self.schema_watch.announce)
 
+    def follow_shards(self, config: Config) -> None:
+        """The shards are these from now on: no statement is under way, but some that have begun before."""
+        was_alone, names = len(self.config.shards) == 1, [shard.name for shard in self.config.shards]
+        self.config = self.views.config = config
+        found = [shard.name for shard in config.shards]
+        if found == names:
+            return  # weights
+        control_point("shards-noticed")
+        both = min(len(found), len(names))
+        if found[:both] != names[:both] or any(self.hub.uses_place(index) for index in range(both, len(found))):
+            return self.begin_anew()
+        self.hub.follow_shards(config, *resolve_addresses(config))
+        self.hub.two_phase = self.hub.two_phase or was_alone  # none is taken in that cannot prepare
+        for part in (self.deadlocks, self.shard_gate, self.query_watch, *([self.placing] if self.placing else ())):
+            part.follow_shards(config)
+        self.parents.follow_shards(config.shards)
+        self.arrivals.config = config
+        self._take_catalog(self.catalog)
+        log.info("the shards are %s from now on", ", ".join(shard.name for shard in config.shards))
+
+    def begin_anew(self) -> None:
+        """Shards have taken others' places: what is open goes by the old ones. Statements are held until the end."""
+        log.warning("the places of shards have changed: this router ends, and its clients have to connect again")
+        self.hub.hold()
+        self.is_ending = True
+        gone = SqlError(
+            "57P01", "terminating connection: the list of shards has changed", hint="Connect again; nothing is wrong."
+        )
+        for session in list(self.hub.sessions.values()):
+            session.terminate(gone)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def hold_statements(self) -> None:
         """Begin none from now on: a change of the schema is being committed."""
         self.hub.hold()
 
     def release_statements(self) -> None:
         """Go on with those that were held back."""
-        self.hub.release()
+        if not self.is_ending:
+            self.hub.release()
 
     def list_working(self) -> set[Place]:
         """Backends that owe clients answers."""
@@ -452,7 +488,8 @@ class Router:
             return raise_counters(self.catalog, str(template.table), len(self.config.shards))
         if template.completion == Completion.COMPLETE_ROWS:
             return copy_outcome(len(self.config.shards))
-        return complete_schema(self.config, schema or self.catalog, self.two_phase.cluster)
+        cluster = self.two_phase.cluster, self.two_phase.first_count
+        return complete_schema(self.config, schema or self.catalog, cluster)
 
     def _keep(self, work: Any) -> None:
         task = self.loop.create_task(work)
@@ -463,6 +500,7 @@ class Router:
 async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     """Route until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
+    config = await current(config) if config.tables else config  # the supervisor may not have heard of a change yet
     catalog = await read_catalog(config)
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     router.arrivals.leave_out(unchecked)
@@ -495,5 +533,5 @@ def run(arguments: argparse.Namespace) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = resolve_shards(load_config(arguments.config, os.environ))
+    config = served(load_config(arguments.config, os.environ))
     return uvloop.run(serve(config, arguments.unchecked))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from foreshard._core.placement import Placer
@@ -28,7 +27,6 @@ class RouterViews:
         hub: Hub,
         placer: Placer,
         loop: asyncio.AbstractEventLoop,
-        addresses: Sequence[Any],
     ) -> None:
         self.config = config
         self.catalog = catalog
@@ -36,7 +34,6 @@ class RouterViews:
         self.state = placer.state
         self.placer = placer
         self.loop = loop
-        self.addresses = addresses
 
     async def ask_shards(self, sql: str) -> list[ShardAnswer]:
         """Run one SELECT on every shard."""
@@ -112,7 +109,7 @@ class RouterViews:
 
     def _server_row(self, pool: Pool, backend: Backend) -> ServerRow:
         parameters = dict(pool.parameters)
-        address = self.addresses[pool.shard]
+        address = self.hub.addresses[pool.shard]
         state = "login" if backend.is_starting() else "idle"
         if backend.has_owner():
             state = "pinned" if backend.is_tainted else "active"

@@ -33,9 +33,10 @@ from foreshard.proxy.children import Child
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control import is_applied
 from foreshard.proxy.control.absent import ARRIVAL_POLL_S, find_down
-from foreshard.proxy.embedded import running_shards
+from foreshard.proxy.control.shard_list import ShardWatch, latest
+from foreshard.proxy.embedded import keep_shards, running_shards
 from foreshard.proxy.errors import ForeshardError
-from foreshard.proxy.placement import SharedState, attach_state
+from foreshard.proxy.placement import SharedState, attach_state, set_weights
 
 ROUTER_STOP_S = 12.0  # the router itself ends open transactions after 10 s
 WORKER_STOP_S = 10.0
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
     with lock_run_directory(config.run_directory), running_shards(config, stop_adopted=True) as ready:
-        asyncio.run(Supervisor(ready).run())
+        asyncio.run(Supervisor(latest(ready)).run())
     return 0
 
 
@@ -109,13 +110,13 @@ class Supervisor:
         self.balancers = (
             [self._make_child("balancer", ["balancer"])] if config.tables and len(config.shards) > 1 else []
         )
-        self.workers = [
-            self._make_child(f"worker-{shard.name}-{number}", ["worker", "--shard", shard.name], shard.name)
-            for shard in config.shards
-            for number in range(config.workers.per_shard)
-        ]
+        self.workers = [worker for shard in config.shards for worker in self._make_workers(shard.name)]
         self._late: dict[int, list[Child]] = {}  # workers that wait for their shard, by its index
+        self._watch = ShardWatch(config, self._follow_shards)
+        self._state: SharedState | None = None
         self._keepers: list[asyncio.Task[None]] = []
+        self._leaving: list[asyncio.Task[None]] = []  # the ends of workers whose shard has gone
+        self._started: list[Child] = []  # those that have gone for good among them
         self._signals = 0
         self._asked_to_stop = asyncio.Event()
 
@@ -137,17 +138,20 @@ class Supervisor:
                 f"`foreshard apply -c {self.config.path}` (`foreshard plan` shows what it would do)"
             )
         self._remove_stale_sockets()
-        state = attach_state(self.config)
+        keep_shards(self.config)
+        state = self._state = attach_state(self.config)
         self._leave_out(state, down)
         for child in self.children:
             self._start_child(child)
         late = asyncio.create_task(self._start_late(state))
+        watching = asyncio.create_task(self._watch.run())
         try:
             if await self._wait_ready():
                 self._say_ready()
             await self._asked_to_stop.wait()
         finally:
             late.cancel()
+            watching.cancel()
             await self._stop()
             await asyncio.gather(*self._keepers)
 
@@ -163,6 +167,7 @@ class Supervisor:
         self.router.add_words(words)
 
     def _start_child(self, child: Child) -> None:
+        self._started.append(child)
         child.start()
         self._keepers.append(asyncio.create_task(child.keep(self._on_death)))
 
@@ -175,6 +180,43 @@ class Supervisor:
                 for worker in self._late.pop(index):
                     self.workers.append(worker)
                     self._start_child(worker)
+
+    def _make_workers(self, shard: str) -> list[Child]:
+        return [
+            self._make_child(f"worker-{shard}-{number}", ["worker", "--shard", shard], shard)
+            for number in range(self.config.workers.per_shard)
+        ]
+
+    def _follow_shards(self, config: Config) -> None:
+        """The deployment has these shards from now on: routers follow by themselves, the others begin anew."""
+        assert self._state is not None
+        before = [shard.name for shard in self.config.shards]
+        names = [shard.name for shard in config.shards]
+        self.config = config
+        keep_shards(config)
+        self._state.resize(len(names))
+        for index, name in enumerate(names):
+            if before[index : index + 1] != [name]:
+                self._state.clear_shard(index)
+        set_weights(self._state, config)
+        self.controller.renew()
+        if names != before:
+            report(f"the shards are {', '.join(names)} from now on")
+        for worker in [worker for worker in self.workers if worker.shard not in names]:
+            self.workers.remove(worker)
+            self._leaving.append(asyncio.create_task(worker.stop(WORKER_STOP_S)))
+        for worker in self.workers:
+            if before.index(worker.shard) != names.index(worker.shard):
+                worker.renew()  # the shard has another place
+        started = [worker for name in names if name not in before for worker in self._make_workers(name)]
+        self.workers += started
+        if self.balancers:
+            self.balancers[0].renew()
+        elif len(names) > 1:
+            self.balancers.append(self._make_child("balancer", ["balancer"]))
+            started.append(self.balancers[0])
+        for child in started:
+            self._start_child(child)
 
     def _make_child(self, name: str, arguments: list[str], shard: str = "") -> Child:
         command = [sys.executable, "-m", "foreshard.proxy", arguments[0], "-c", str(self.config.path), *arguments[1:]]
@@ -198,14 +240,14 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_signal)
 
     def _reap(self) -> None:
-        for child in self.children:
+        for child in self._started:
             child.reap()
 
     def _on_signal(self) -> None:
         self._signals += 1
         self._asked_to_stop.set()
         if self._signals > 1:
-            for child in self.children:
+            for child in self._started:
                 child.kill()
 
     def _on_death(self, child: Child, pid: int) -> None:

@@ -31,8 +31,13 @@ async def show_moves(sources: ConsoleSources) -> ResultSet:
     rows: list[tuple[Cell, ...]] = []
     for row in await _ask(sources, MOVES):
         id, bucket, source, target, *rest = row
-        rows.append((id, bucket, names[int(str(source))], names[int(str(target))], *rest))
+        rows.append((id, bucket, _called(names, source), _called(names, target), *rest))
     return make_result(MOVE_COLUMNS, rows)
+
+
+def _called(names: list[str], place: Cell) -> str:
+    index = int(str(place))
+    return names[index] if 0 <= index < len(names) else "(removed)"
 
 
 async def show_decisions(sources: ConsoleSources) -> ResultSet:

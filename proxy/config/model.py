@@ -13,6 +13,12 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     dsn: str
     weight: float = 1.0
+    is_draining: bool = False  # `foreshard shards drain`: its buckets move away, and nothing comes
+
+    @property
+    def share(self) -> float:
+        """What the shard is to take relative to others."""
+        return 0.0 if self.is_draining else self.weight
 
 
 class EmbeddedConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foreshard.proxy.config import load_config
 from foreshard.proxy.control.plan import apply
+from foreshard.proxy.control.shard_list import latest
 from foreshard.proxy.embedded import running_shards
 
 
@@ -25,6 +26,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Apply and say what was made."""
     config = load_config(arguments.config)
     with running_shards(config) as ready:
-        count = asyncio.run(apply(ready, lambda line: print(line, flush=True)))
+        count = asyncio.run(apply(latest(ready), lambda line: print(line, flush=True)))
     print(f"made {count} objects" if count else "nothing to do")
     return 0

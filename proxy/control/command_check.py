@@ -9,6 +9,7 @@ from pathlib import Path
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control.connect import connected, control_dsn
 from foreshard.proxy.control.inspect import FAIL, OK, WARN, Finding, inspect, judge
+from foreshard.proxy.control.shard_list import latest
 from foreshard.proxy.embedded import running_shards
 from foreshard.proxy.errors import ForeshardError
 
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and print."""
     config = load_config(arguments.config)
     with running_shards(config, may_make=False) as ready:
-        findings = asyncio.run(check(ready))
+        findings = asyncio.run(check(latest(ready)))
     for line in finding_lines([finding for finding in findings if not arguments.quiet or finding.level != OK]):
         print(line)
     counts = {level: sum(finding.level == level for finding in findings) for level in (OK, WARN, FAIL)}

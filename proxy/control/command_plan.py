@@ -9,6 +9,7 @@ from pathlib import Path
 
 from foreshard.proxy.config import Config, EmbeddedConfig, load_config
 from foreshard.proxy.control.plan import Plan, planned
+from foreshard.proxy.control.shard_list import latest
 from foreshard.proxy.control.sizes import bytes_text
 from foreshard.proxy.control.spread_facts import Unit
 from foreshard.proxy.embedded import is_made, running_shards, shard_names
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(line)
         return EXIT_LACKING
     with running_shards(config, may_make=False) as ready:
-        return asyncio.run(_print_plan(ready, arguments.summary))
+        return asyncio.run(_print_plan(latest(ready), arguments.summary))
 
 
 async def _print_plan(config: Config, is_summary: bool) -> int:

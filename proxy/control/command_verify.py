@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from foreshard.proxy.config import load_config
+from foreshard.proxy.control.shard_list import latest
 from foreshard.proxy.control.verify import Options, run_verify
 from foreshard.proxy.control.verify_findings import verdict_lines
 from foreshard.proxy.embedded import running_shards
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     watch = Watch(is_terminal=sys.stderr.isatty(), is_quiet=arguments.quiet)
     try:
         with running_shards(config, may_make=False) as ready:
-            verdict = run_verify(ready, Options(table=arguments.table, is_quick=arguments.quick), watch.on_rows)
+            verdict = run_verify(latest(ready), Options(table=arguments.table, is_quick=arguments.quick), watch.on_rows)
     except ForeshardError as error:
         watch.end()
         if isinstance(error, ConfigError):

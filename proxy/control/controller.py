@@ -28,7 +28,7 @@ from foreshard.proxy.control.profile_store import ProfileStore
 from foreshard.proxy.control.query_watch import QueryKeeper
 from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.control.retry import pause
-from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.embedded import served
 from foreshard.proxy.placement import SharedState, open_state
 
 KEEP_INTERVAL_S = 1.0
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
-    config = resolve_shards(load_config(arguments.config))
+    config = served(load_config(arguments.config))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config, open_state(config), arguments.unchecked))
     return 0

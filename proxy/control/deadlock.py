@@ -17,7 +17,7 @@ from typing import Any
 from foreshard._core.two_phase import parse_gid
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.connect import control_dsn
-from foreshard.proxy.control.kept import KeptConnection, ShardDown
+from foreshard.proxy.control.kept import KeptConnection, ShardDown, follow_shards
 from foreshard.proxy.control.peers import Peers, Told, believe, tell
 from foreshard.proxy.control.waits import (
     Cycle,
@@ -82,6 +82,10 @@ class DeadlockWatch:
                 suspects = busy
         finally:
             self.close()
+
+    def follow_shards(self, config: Config) -> None:
+        """The shards are these from now on."""
+        follow_shards(self._shards, config.shards, SETTINGS, "SELECT 1")
 
     def close(self) -> None:
         """Give every connection up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from foreshard.proxy.config import ShardConfig
 from foreshard.proxy.control.introspect import Connection
@@ -58,3 +58,18 @@ class KeptConnection:
         name = await connection.fetchval(IDENTITY)
         if name != self.name:
             raise ShardDown(f"its database says that it is shard {name}")
+
+
+def follow_shards(
+    kept: list[KeptConnection], shards: Sequence[ShardConfig], settings: Mapping[str, str], first_sql: str
+) -> None:
+    """Keep a connection to each of these shards: others are behind those there were, or some are there no more."""
+    for gone in kept[len(shards) :]:
+        gone.close()
+    del kept[len(shards) :]
+    for index, shard in enumerate(shards):
+        if index == len(kept):
+            kept.append(KeptConnection(shard, settings, first_sql))
+        elif kept[index].name != shard.name:
+            kept[index].close()
+            kept[index] = KeptConnection(shard, settings, first_sql)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from foreshard._core.typed_keys import TYPE_NAMES, KeyType
 from foreshard.proxy.config import ShardConfig
-from foreshard.proxy.control.kept import KeptConnection, ShardDown
+from foreshard.proxy.control.kept import KeptConnection, ShardDown, follow_shards
 from foreshard.proxy.errors import SqlError
 
 SETTINGS = {"application_name": "foreshard parents", "DateStyle": "ISO", "default_transaction_read_only": "on"}
@@ -39,6 +39,10 @@ class Parents:
 
     def __init__(self, shards: Sequence[ShardConfig]) -> None:
         self._kept = [KeptConnection(shard, SETTINGS, "SELECT 1") for shard in shards]
+
+    def follow_shards(self, shards: Sequence[ShardConfig]) -> None:
+        """The shards are these from now on."""
+        follow_shards(self._kept, shards, SETTINGS, "SELECT 1")
 
     def close(self) -> None:
         """Give every connection up."""

@@ -88,6 +88,8 @@ class Placing:
         self.owned: list[Bits | None] = [None] * len(config.shards)  # as each shard said last
         self._moves = [0] * len(config.shards)
         self.holds = [_Hold(self, index, shard) for index, shard in enumerate(config.shards)]
+        self._tasks: dict[_Hold, asyncio.Task[None]] = {}  # while it runs
+        self._is_running = False
         traffic.enlist = ENLIST.format(self.router).encode()
         traffic.enlist_at_node = ENLIST_AT_NODE.format(self.router).encode()
 
@@ -104,7 +106,32 @@ class Placing:
 
     async def run(self) -> None:
         """Keep hold until cancelled."""
-        await asyncio.gather(*(hold.run() for hold in self.holds))
+        self._is_running = True
+        try:
+            for hold in self.holds:
+                self._tasks[hold] = asyncio.create_task(hold.run())
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._is_running = False
+            for task in self._tasks.values():
+                task.cancel()
+
+    def follow_shards(self, config: Config) -> None:
+        """There are other shards behind those there were, or some are there no more."""
+        for gone in self.holds[len(config.shards) :]:
+            gone.close()
+            if gone in self._tasks:
+                self._tasks.pop(gone).cancel()
+            self.traffic.leave_shard(gone.index)
+        count = len(self.holds)
+        del self.holds[len(config.shards) :], self.owned[len(config.shards) :], self._moves[len(config.shards) :]
+        for index in range(count, len(config.shards)):
+            self.traffic.leave_shard(index)  # until it is held
+            self.owned.append(None)
+            self._moves.append(0)
+            self.holds.append(_Hold(self, index, config.shards[index]))
+            if self._is_running:
+                self._tasks[self.holds[-1]] = asyncio.create_task(self.holds[-1].run())
 
     def close(self) -> None:
         """Let go of every shard."""
@@ -273,6 +300,8 @@ class _Hold:
     async def _give_way(self, connection: Connection, notice: Notice) -> None:
         """Let the mover have the bucket, if nobody has it open soon. One at a time, whatever shard asks."""
         placing = self._placing
+        if notice.target >= len(placing.holds):
+            return  # the list of shards has changed, and is read any moment
         deadline = asyncio.get_running_loop().time() + notice.patience_s
         try:
             async with asyncio.timeout(notice.patience_s):

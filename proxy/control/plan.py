@@ -25,7 +25,7 @@ from foreshard.proxy.control.claim_sets import claim_names
 from foreshard.proxy.control.connect import connected, control_dsn, described
 from foreshard.proxy.control.derive import build_catalog, compare_shards, derive_catalog, held_by_one_shard
 from foreshard.proxy.control.facts import Facts
-from foreshard.proxy.control.introspect import introspect
+from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.key_sql import bucket_index_object
 from foreshard.proxy.control.moves import buckets_stay
 from foreshard.proxy.control.names import NAMES, local_names
@@ -34,6 +34,7 @@ from foreshard.proxy.control.query_node import NodeWork, make_query_node, plan_q
 from foreshard.proxy.control.schema_control import control_steps, new_cluster_name, read_bucket_map, read_cluster
 from foreshard.proxy.control.schema_file import read_schema_file
 from foreshard.proxy.control.schema_shard import key_object, shard_steps
+from foreshard.proxy.control.shard_list import read_list
 from foreshard.proxy.control.spread import end_left, spread
 from foreshard.proxy.control.spread_facts import (
     Unit,
@@ -188,11 +189,11 @@ async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterat
     async with contextlib.AsyncExitStack() as stack:
         shards = [await stack.enter_async_context(opened(f"shard {shard.name}", shard.dsn)) for _, shard in asked]
         for work, (_, shard) in zip(shards, asked, strict=True):
-            await _run_schema_file(config, work)
+            await run_schema_file(config, work)
             work.facts = await introspect(work.connection, config, shard.name)
         whole = build_catalog(config, _facts(shards[0]))
         control = await _control_work(stack, config, shards)
-        cluster = await _plan_control(config, control)
+        cluster = await _plan_control(config, control, shards[0].connection)
         owners = await _known_map(config, control)
         units = await _find_units(config, whole, shards, owners)
         declared, config = config, without(config, {name for unit in units for name in unit.names})
@@ -202,8 +203,8 @@ async def planned(config: Config, left_out: Collection[str] = ()) -> AsyncIterat
                 work.facts = await introspect(work.connection, config, shard.name)
         catalog = build_catalog(config, _facts(shards[0]))
         for work, (index, _) in zip(shards, asked, strict=True):
-            if await _check_identity(config, work, index, cluster):
-                await _check_names(config, index, shards, cluster)
+            if await _check_identity(config, work, index, cluster[0]):
+                await _check_names(config, index, shards, cluster[0])
             _check_stray(config, _facts(work))
             await _check_rows(config, catalog, work, index, owners)
             steps = shard_steps(config, catalog, _facts(work), index, cluster)
@@ -263,7 +264,7 @@ async def _control_work(stack: contextlib.AsyncExitStack, config: Config, shards
     return found
 
 
-async def _run_schema_file(config: Config, work: Work) -> None:
+async def run_schema_file(config: Config, work: Work) -> None:
     """Run the user's schema file when its text is not the one that was applied last."""
     if config.schema is None:
         return
@@ -280,19 +281,21 @@ async def _run_schema_file(config: Config, work: Work) -> None:
     work.already_run.append(step)
 
 
-async def _plan_control(config: Config, control: Work) -> str:
-    """Find what the control database lacks; the cluster's name. Refuses another number of shards than the map has."""
+async def _plan_control(config: Config, control: Work, first: Connection) -> tuple[str, int]:
+    """Find what the control database lacks; the cluster. Refuses another number of shards than it has."""
     known = await read_cluster(control.connection)
-    if known is not None and known[1] != len(config.shards):
-        raise ConfigError(
-            [
-                f"{config.path}: shards: the bucket map in the control database ({control.place}) was made for "
-                f"{known[1]} shards, the configuration has {len(config.shards)}: rows lie where the map says, and "
-                "adding or removing shards is not built yet; restore the list of shards"
-            ]
-        )
-    cluster = known[0] if known else new_cluster_name()
-    control.lacking += await find_lacking(control.connection, control_steps(config, cluster))
+    if known is not None:
+        count = len(await read_list(first)) or known[1]
+        if count != len(config.shards):
+            raise ConfigError(
+                [
+                    f"{config.path}: shards: the deployment has {count} shards, the configuration "
+                    f"{len(config.shards)}: rows lie where the bucket map says; restore the list of shards. "
+                    "`foreshard shards` adds and removes them"
+                ]
+            )
+    cluster = known or (new_cluster_name(), len(config.shards))
+    control.lacking += await find_lacking(control.connection, control_steps(*cluster))
     return cluster
 
 

@@ -91,9 +91,10 @@ class QueryWatch:
 
     async def run(self) -> None:
         """Look until cancelled: each second, and soon after somebody here has changed the schema."""
-        while self.dsn is not None:
+        while True:
+            interval_s = None if self.dsn is None else LOOK_INTERVAL_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_INTERVAL_S):  # wait_for may lose a cancellation that meets the event
+                async with asyncio.timeout(interval_s):  # wait_for may lose a cancellation that meets the event
                     await self._is_doubted.wait()
                 await asyncio.sleep(DOUBT_INTERVAL_S)
             self._is_doubted.clear()
@@ -116,6 +117,15 @@ class QueryWatch:
         self._state = None
         if self._seen.node is not None and not self._seen.node.is_only_shard:
             self._report(Seen(QueryNode(is_behind=True), self._seen.types))
+
+    def follow_shards(self, config: Config) -> None:
+        """The shards are these from now on: the node has to be made for them."""
+        self.config, self.dsn = config, query_node_dsn(config)
+        self.close()
+        self._doubts += 1
+        self._is_doubted.set()
+        self._state = self._behind_since = None
+        self._report(Seen(QueryNode(is_behind=True), self._seen.types) if self.dsn is not None else Seen())
 
     async def look(self) -> None:
         """Look once. What cannot be reached is not there."""

@@ -80,6 +80,9 @@ class Traffic(Protocol):
     def list_working(self) -> set[Place]:
         """Backends that owe clients answers."""
 
+    def follow_shards(self, config: Config) -> None:
+        """The shards are these from now on."""
+
     def cancel_stale(self, places: Iterable[Place]) -> None:
         """Cancel what these backends do: their clients hear 40001."""
 

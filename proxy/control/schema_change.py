@@ -44,7 +44,7 @@ $forget$
 """
 
 
-async def complete_schema(config: Config, old: Catalog, cluster: str) -> Catalog:
+async def complete_schema(config: Config, old: Catalog, cluster: tuple[str, int]) -> Catalog:
     """The catalog after the statement at hand. SqlError when it would break the sharding."""
     shards = [Inside(index) for index in range(len(config.shards))]
     config = _declared(config, old)
@@ -157,7 +157,7 @@ async def _forget(old: Catalog, new: Catalog, shards: list[Inside]) -> None:
 
 
 async def _make_lacking(
-    config: Config, new: Catalog, all_facts: list[Facts], cluster: str, shards: list[Inside]
+    config: Config, new: Catalog, all_facts: list[Facts], cluster: tuple[str, int], shards: list[Inside]
 ) -> bool:
     """Make what each shard lacks; whether anything was made."""
     made = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 from foreshard._core.buckets import BUCKET_COUNT, initial_map
-from foreshard.proxy.config import Config
 from foreshard.proxy.control.balance_store import balance_table_steps
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import move_table_steps
@@ -23,7 +22,7 @@ CREATE TABLE IF NOT EXISTS foreshard.cluster (
   shards integer NOT NULL,
   is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row)
 );
-COMMENT ON TABLE foreshard.cluster IS 'one row; epoch counts the changes of the bucket map';
+COMMENT ON TABLE foreshard.cluster IS 'one row; epoch counts changes of the bucket map, shards are those of the first';
 """,
 )
 BUCKET_MAP = labelled_step(
@@ -55,7 +54,7 @@ def new_cluster_name() -> str:
 
 
 async def read_cluster(connection: Connection) -> tuple[str, int] | None:
-    """Name and shard count of the cluster that the control database knows; None before the first apply."""
+    """Name of the cluster that the control database knows, and how many shards it began with; None before that."""
     if not await connection.fetchval("SELECT to_regclass('foreshard.cluster') IS NOT NULL"):
         return None
     row = await connection.fetchrow("SELECT name, shards FROM foreshard.cluster")
@@ -70,9 +69,8 @@ async def read_bucket_map(connection: Connection) -> list[int]:
     return [row["shard"] for row in rows]
 
 
-def control_steps(config: Config, cluster: str) -> list[Step]:
-    """Everything that the control database should have, in order."""
-    count = len(config.shards)
+def control_steps(cluster: str, count: int) -> list[Step]:
+    """Everything that the control database of a cluster that began with `count` shards should have, in order."""
     owners = ",".join(map(str, initial_map(count)))
     return [
         SCHEMA,

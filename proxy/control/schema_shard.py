@@ -26,6 +26,7 @@ from foreshard.proxy.control.lineage import bucket_of_child, looks_further
 from foreshard.proxy.control.moves import move_steps
 from foreshard.proxy.control.outcome import outcome_steps
 from foreshard.proxy.control.place_guard import place_guard_steps, refuse_place_step
+from foreshard.proxy.control.shard_list import shard_list_steps
 from foreshard.proxy.control.spread_facts import spread_step
 from foreshard.proxy.control.steps import ALWAYS, APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.triggers.capture import (
@@ -139,20 +140,22 @@ GRANT EXECUTE ON FUNCTION foreshard.child_key(integer, regclass) TO PUBLIC;
 """
 
 
-def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, cluster: str) -> list[Step]:
-    """Everything that the shard of this index should have, in order."""
+def shard_steps(config: Config, catalog: Catalog, facts: Facts, index: int, cluster: tuple[str, int]) -> list[Step]:
+    """Everything that the shard of this index should have, in order; `cluster` as read_cluster has it."""
+    name, first_count = cluster
     steps = [
         SCHEMA,
         APPLIED,
         SHARD_INFO,
-        _identity(config.shards[index].name, index, cluster),
+        _identity(config.shards[index].name, index, name),
+        *(shard_list_steps(config) if index == 0 else ()),
         DECISION,
         GATE,
         SNAPSHOT,
         *bucket_of_steps(),
         labelled_step("function foreshard.next_key", NEXT_KEY),
         function_step("foreshard.child_key(integer, regclass)", CHILD_KEY),
-        *claim_steps(initial_map(len(config.shards)), index),
+        *claim_steps(initial_map(first_count), index),
         *move_steps(),
         *fence_steps(),
         *away_steps(),

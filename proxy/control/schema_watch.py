@@ -23,6 +23,7 @@ from foreshard.proxy.control.query_watch import LOOK_INTERVAL_S, STATE
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.control.schema_barrier import CHANGE_CHANNEL, HOLD, Traffic, called, give_way, resume
 from foreshard.proxy.control.schema_change import CHANNEL
+from foreshard.proxy.control.shard_list import LIST, as_list, follow
 from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.routing.ddl import LOCK
 from foreshard.proxy.triggers.capture import quote_text
@@ -167,12 +168,14 @@ class SchemaWatch:
                 await connection.add_listener(CHANGE_CHANNEL, self._on_change)
                 await connection.execute(f"SET application_name = {quote_text(called(self.config))}")
                 await connection.execute(HOLD)
-        state = await connection.fetchval(STATE)
+        listed = as_list(await connection.fetch(LIST))
+        state = f"{await connection.fetchval(STATE)} {listed}"
         if state == self._state:
             return
         if self._has_looked:
             control_point("schema-noticed")
         self._has_looked = True
+        self._follow_shards(follow(self.config, listed))
         known = self.catalog
         # Nobody commits another one as long as this connection holds its lock (schema_barrier).
         async with connection.transaction():
@@ -189,6 +192,12 @@ class SchemaWatch:
         if found != known:
             self.catalog = found
             self._tell(found)
+
+    def _follow_shards(self, config: Config) -> None:
+        if config.shards != self.config.shards:
+            self.config = config
+            if self._traffic is not None:
+                self._traffic.follow_shards(config)
 
     def _on_notified(self, *_: object) -> None:
         self.doubt()

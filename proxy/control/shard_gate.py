@@ -24,7 +24,7 @@ import asyncpg
 from foreshard._core.two_phase import gid_prefix, parse_gid
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.introspect import Connection
-from foreshard.proxy.control.kept import KeptConnection, ShardDown
+from foreshard.proxy.control.kept import KeptConnection, ShardDown, follow_shards
 from foreshard.proxy.control.recovery_shard import COMMIT
 from foreshard.proxy.control.retry import LOST
 from foreshard.proxy.errors import SqlError
@@ -65,6 +65,10 @@ class ShardGate:
         self._wait_s = config.pool.wait_timeout_s
         self._opened = asyncio.Event()
         self._is_serving = False
+
+    def follow_shards(self, config: Config) -> None:
+        """The shards are these from now on."""
+        follow_shards(self._kept, config.shards, SETTINGS, "SELECT 1")
 
     def close(self) -> None:
         """Give every connection up, and what is locked with it."""

@@ -119,7 +119,7 @@ class _Spreading:
         self.shards = shards
         self.tables: list[Table] = []
         self.owners: list[int] = []
-        self.cluster = ""
+        self.cluster = ("", len(config.shards))  # as read_cluster has it
         self.moved: dict[str, dict[int, int]] = {}
 
     @classmethod
@@ -146,7 +146,7 @@ class _Spreading:
         found.tables = [found.catalog.tables[name] for name in names]
         async with connected("control database", control_dsn(config)) as control:
             cluster = await read_cluster(control)
-            found.cluster = cluster[0] if cluster else ""
+            found.cluster = cluster or found.cluster
             found.owners = await read_bucket_map(control) if cluster else initial_map(len(config.shards))
         return found
 
@@ -233,7 +233,7 @@ class _Spreading:
         """On every shard, or on none; recovery ends what is left when this ends in between."""
         names = [shard.name for shard in self.config.shards]
         others = dict(zip(names[1:], self.shards[1:], strict=True))
-        await commit_over(self.cluster, (names[0], self.shards[0]), others, POINTS, f"NOTIFY {CHANNEL}; ")
+        await commit_over(self.cluster[0], (names[0], self.shards[0]), others, POINTS, f"NOTIFY {CHANNEL}; ")
 
 
 def _after(structure: Structure, kind: int) -> Sequence[str]:

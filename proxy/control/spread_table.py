@@ -26,6 +26,9 @@ WITH RECURSIVE own AS (
   UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid = $1::bigint::oid
   UNION ALL SELECT 'pg_trigger'::regclass, oid FROM pg_trigger
     WHERE tgrelid = $1::bigint::oid AND NOT tgisinternal AND tgname NOT LIKE 'foreshard\\_%'
+  UNION ALL SELECT 'pg_class'::regclass, d.objid FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
+    WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::bigint::oid
+      AND d.deptype = 'a' AND s.relkind = 'S'
 ), needed AS (
   SELECT class, object FROM own
   UNION

@@ -26,6 +26,7 @@ class TwoPhase(msgspec.Struct, frozen=True, kw_only=True):
     """What the relay must know to commit on several shards."""
 
     cluster: str
+    first_count: int  # of shards, when it was made
     ready: frozenset[str]  # names of the shards that can prepare; one that was not reachable counts: PREPARE will tell
 
 
@@ -35,7 +36,7 @@ async def read_two_phase(config: Config) -> TwoPhase:
         known = await read_cluster(connection)
     if known is None:
         raise ForeshardError("the control database knows no cluster; run `foreshard apply`")
-    return TwoPhase(cluster=known[0], ready=frozenset(await two_phase_ready(config)))
+    return TwoPhase(cluster=known[0], first_count=known[1], ready=frozenset(await two_phase_ready(config)))
 
 
 async def two_phase_ready(config: Config) -> set[str]:

@@ -85,7 +85,7 @@ class Verification:
         self._control: ShardReader | None = None
         self._facts: dict[int, Facts] = {}
         self._catalog = Catalog()
-        self._cluster = ""
+        self._cluster = ("", len(config.shards))  # as read_cluster has it
 
     async def open(self) -> None:
         """Connect, and read what should be there."""
@@ -120,8 +120,8 @@ class Verification:
                 await self._check_claims(table)
         if self.options.table is None:
             for reader in self.readers:
-                self.findings += await check_identity(self.config, reader, self._cluster)
-                found, notes = await check_leftovers(self.config, reader, self._cluster)
+                self.findings += await check_identity(self.config, reader, self._cluster[0])
+                found, notes = await check_leftovers(self.config, reader, self._cluster[0])
                 self.findings += found
                 self.notes += notes
                 self.findings += await check_objects(reader, self._step_texts(reader.index))
@@ -168,10 +168,14 @@ class Verification:
         assert self._control is not None
         rows = await self._control.rows("SELECT bucket, shard FROM foreshard.bucket_map ORDER BY bucket")
         clusters = await self._control.rows("SELECT name, shards FROM foreshard.cluster")
-        cluster = (clusters[0]["name"], clusters[0]["shards"]) if clusters else None
-        self._cluster = cluster[0] if cluster else ""
+        self._cluster = (clusters[0]["name"], clusters[0]["shards"]) if clusters else self._cluster
+        listed = await self.readers[0].value("SELECT count(*) FROM foreshard.shard") if self._has_first() else None
         pairs = [(row["bucket"], row["shard"]) for row in rows]
-        self.findings += judge_map(pairs, len(self.config.shards), cluster)
+        count = len(self.config.shards)
+        self.findings += judge_map(pairs, count, count if listed is None else listed)
+
+    def _has_first(self) -> bool:
+        return bool(self.readers) and self.readers[0].index == 0
 
     async def _check_rows(self, table: Table) -> None:
         looked = TableVerification(self._catalog, table, self.readers, self._read_owners, self._progress)
@@ -206,7 +210,7 @@ class Verification:
 
     def _step_texts(self, index: int) -> list[str]:
         steps = shard_steps(self.config, self._catalog, self._facts[index], index, self._cluster)
-        return [f"{step.object} {step.sql}" for step in [*steps, *control_steps(self.config, self._cluster)]]
+        return [f"{step.object} {step.sql}" for step in [*steps, *control_steps(*self._cluster)]]
 
 
 def run_verify(config: Config, options: Options = EVERYTHING, progress: Progress = no_progress) -> Verdict:

@@ -58,8 +58,8 @@ ORDER BY 1, 2
 WORD = re.compile(r"[A-Za-z0-9_$]+")
 
 
-def judge_map(owners: list[tuple[int, int]], shard_count: int, cluster: tuple[str, int] | None) -> Iterable[Finding]:
-    """What is wrong with the bucket map itself: pairs of bucket and shard index."""
+def judge_map(owners: list[tuple[int, int]], shard_count: int, listed: int) -> Iterable[Finding]:
+    """What is wrong with the bucket map itself: pairs of bucket and shard index. So many shards are `listed`."""
 
     def found(what: str, buckets: list[int], remedy: str) -> Finding:
         return Finding(
@@ -78,8 +78,8 @@ def judge_map(owners: list[tuple[int, int]], shard_count: int, cluster: tuple[st
     unknown = [bucket for bucket, shard in owners if not 0 <= shard < shard_count]
     if unknown:
         yield found("buckets of a shard that is not configured", unknown, "restore the list of shards")
-    if cluster is not None and cluster[1] != shard_count:
-        yield found(f"made for {cluster[1]} shards, {shard_count} are configured", [], "restore the list of shards")
+    if listed != shard_count:
+        yield found(f"of {listed} shards, {shard_count} are configured", [], "restore the list of shards")
 
 
 async def check_identity(config: Config, reader: ShardReader, cluster: str) -> list[Finding]:

@@ -40,7 +40,7 @@ from foreshard.proxy.embedded.instance import (
     make_template,
     wait_free,
 )
-from foreshard.proxy.errors import ForeshardError
+from foreshard.proxy.errors import ConfigError, ForeshardError
 
 LAUNCH_ATTEMPTS_MAX = 3  # another process may take the chosen port first
 
@@ -105,6 +105,13 @@ class EmbeddedCluster:
                 self._release()
                 return
         self.stop(self.started)
+
+    def forget(self, name: str) -> None:
+        """Remember no port for this instance."""
+        with self._lock():
+            ports = self._read_ports()
+            ports.pop(name, None)
+            self._keep_ports(ports)
 
     def pids(self) -> dict[str, int]:
         """Postmaster's pid by name, of the instances that run."""
@@ -192,7 +199,9 @@ class EmbeddedCluster:
         return read_ports(self.data) or {}
 
     def _write_ports(self) -> None:
-        known = self._read_ports() | {instance.name: instance.port for instance in self._instances}
+        self._keep_ports(self._read_ports() | {instance.name: instance.port for instance in self._instances})
+
+    def _keep_ports(self, known: dict[str, int]) -> None:
         draft = self.data / "cluster.json.draft"
         draft.write_text(json.dumps({"ports": known}, indent=1) + "\n")
         draft.rename(self.data / "cluster.json")
@@ -208,8 +217,29 @@ def read_ports(data: Path) -> dict[str, int] | None:
 
 
 def shard_names(embedded: EmbeddedConfig) -> list[str]:
-    """The names of a configuration's embedded shards, in order."""
-    return [f"s{index}" for index in range(embedded.shards)]
+    """The names of a configuration's embedded shards, and of those that were added since, in order."""
+    ports = read_ports(embedded.data) or {}
+    count = embedded.shards
+    while f"s{count}" in ports:
+        count += 1
+    return [f"s{index}" for index in range(count)]
+
+
+def grown_shards(config: Config, name: str) -> Config:
+    """The configuration with an embedded shard of this name, which is the next or there already."""
+    assert config.embedded is not None
+    names = shard_names(config.embedded)
+    if name not in (*names, f"s{len(names)}"):
+        raise ConfigError([f"shards add {name}: embedded shards are called s0, s1, ...: the next is s{len(names)}"])
+    count = max(len(names), int(name[1:]) + 1)
+    return msgspec.structs.replace(config, embedded=msgspec.structs.replace(config.embedded, shards=count))
+
+
+def forget_instance(embedded: EmbeddedConfig, name: str) -> None:
+    """Stop an embedded shard that is none of the deployment any more; its data stays where it is."""
+    cluster = EmbeddedCluster(embedded.data, len(shard_names(embedded)))
+    cluster.stop([name])
+    cluster.forget(name)
 
 
 def is_made(embedded: EmbeddedConfig) -> bool:
@@ -253,12 +283,13 @@ def running_shards(config: Config, *, stop_adopted: bool = False, may_make: bool
         return
     if not may_make and not is_made(config.embedded):
         raise ForeshardError(never_started(config.embedded))
-    cluster = EmbeddedCluster(config.embedded.data, config.embedded.shards)
+    cluster = EmbeddedCluster(config.embedded.data, len(shard_names(config.embedded)))
     shards = cluster.start()
     try:
         yield msgspec.structs.replace(config, shards=shards)
     finally:
         if stop_adopted:
             cluster.stop()
+            EmbeddedCluster(config.embedded.data, len(shard_names(config.embedded))).stop()  # those added since
         else:
             cluster.stop_started()

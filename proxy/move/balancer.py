@@ -44,7 +44,7 @@ from foreshard.proxy.control.query_watch import STATE
 from foreshard.proxy.control.retry import LOST, connect, end_tasks, pause
 from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.control.two_phase import two_phase_ready
-from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.mover import Mover, why
 from foreshard.proxy.move.rounds import RESOURCES, ROUND_S, Rounds, own_demand
@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
-    config = resolve_shards(load_config(arguments.config))
+    config = served(load_config(arguments.config))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))
     return 0

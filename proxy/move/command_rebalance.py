@@ -14,6 +14,7 @@ from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import State, plan_moves, targets
 from foreshard.proxy.control.plan import read_catalog
 from foreshard.proxy.control.schema_control import read_bucket_map
+from foreshard.proxy.control.shard_list import latest
 from foreshard.proxy.embedded import running_shards
 from foreshard.proxy.errors import ConfigError, ForeshardError
 from foreshard.proxy.move.rounds import RESOURCES, ROUND_S, Rounds
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out one order."""
     config = load_config(arguments.config)
     with running_shards(config, may_make=False) as ready:
-        asyncio.run(_run(ready, arguments))
+        asyncio.run(_run(latest(ready), arguments))
     return 0
 
 

@@ -142,6 +142,8 @@ class Mover:
 
     @contextlib.asynccontextmanager
     async def _ends(self, planned: Planned) -> AsyncIterator[tuple[End, End]]:
+        if max(planned.source, planned.target) >= len(self.config.shards):
+            raise Busy("the list of shards has changed: this balancer begins anew any moment")
         opened: list[tuple[int, Connection]] = []
         try:
             ends = []

@@ -59,17 +59,13 @@ class Rounds:
         if now_s - self._sized_s > SIZES_S:
             self.sizes = await count_rows(self.config, catalog)
             self._sized_s = now_s
-        placement = self.config.placement
-        capacities = np.array(
-            [placement.cpu_s_per_s, placement.memory_bytes, placement.io_bytes_per_s, placement.network_bytes_per_s]
-        )
         loads = Loads(
             owner=np.array(owners, dtype=np.int64),
             rows=self.sizes,
             writes=rows,
-            load=(costs + reads[:, None] * READ_COST + rows[:, None] * ROW_COST) / capacities,
+            load=load_of(self.config, reads, rows, costs),
             seconds=max(seconds, 0.001),
-            weights=[shard.weight for shard in self.config.shards],
+            weights=[shard.share for shard in self.config.shards],
             moving=moving,
             frozen=self._why_frozen(told),
         )
@@ -103,6 +99,25 @@ class Rounds:
         if degraded:
             return f"what {', '.join(degraded)} will cost cannot be predicted now"
         return ""
+
+
+def load_of(config: Config, reads: Floats, rows: Floats, costs: Floats) -> Floats:
+    """What statements and functions ask of a shard, in seconds of one: buckets x resources."""
+    placement = config.placement
+    capacities = [
+        placement.cpu_s_per_s, placement.memory_bytes, placement.io_bytes_per_s, placement.network_bytes_per_s,
+    ]  # fmt: skip
+    found: Floats = (costs + reads[:, None] * READ_COST + rows[:, None] * ROW_COST) / np.array(capacities)
+    return found
+
+
+def demand_of(config: Config, told: list[Told]) -> Floats:
+    """What each bucket was asked for since the proxies began, of the resource that is asked for most."""
+    found = np.zeros((BUCKET_COUNT, len(RESOURCES)))
+    for each in told:
+        found += load_of(config, each.reads, each.rows, each.costs)
+    most: Floats = found[:, int(found.sum(axis=0).argmax())]
+    return most
 
 
 def own_demand(config: Config, state: SharedState, instance: str) -> Told:

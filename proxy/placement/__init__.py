@@ -10,7 +10,7 @@ from foreshard.proxy.placement.balance import (
     longest_first,
     max_over_mean,
 )
-from foreshard.proxy.placement.state import attach_state, open_state
+from foreshard.proxy.placement.state import attach_state, open_state, set_weights
 
 __all__ = [
     "POLICIES",
@@ -24,4 +24,5 @@ __all__ = [
     "longest_first",
     "max_over_mean",
     "open_state",
+    "set_weights",
 ]

@@ -10,11 +10,12 @@ from foreshard.proxy.config import Config
 from foreshard.proxy.profiles import profile_keys
 
 STATE_FILE = "state"
+DRAINING_WEIGHT = 1e-6  # what comes to a shard that is drained would move away soon
 
 
 def fingerprint_of(config: Config) -> int:
-    """Digest of what shard and profile indexes mean; the state of another meaning is not reused."""
-    names = [f"shard {shard.name}" for shard in config.shards]
+    """Digest of what indexes mean; the state of another meaning is not reused. Shards come and go meanwhile."""
+    names = [f"shard {config.shards[0].name}"]
     names += [f"profile {key.function} {key.operation}" for key in profile_keys(config)]
     return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:8], "little")
 
@@ -30,8 +31,7 @@ def attach_state(config: Config) -> SharedState:
     state = SharedState.attach(
         state_path(config), len(config.shards), len(profile_keys(config)), fingerprint_of(config)
     )
-    for index, shard in enumerate(config.shards):
-        state.set_weight(index, shard.weight)
+    set_weights(state, config)
     state.set_capacities(
         [
             placement.cpu_s_per_s,
@@ -41,6 +41,12 @@ def attach_state(config: Config) -> SharedState:
         ]
     )
     return state
+
+
+def set_weights(state: SharedState, config: Config) -> None:
+    """What each shard is to take, by the configuration."""
+    for index, shard in enumerate(config.shards):
+        state.set_weight(index, shard.share or DRAINING_WEIGHT)
 
 
 def open_state(config: Config) -> SharedState:

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 
 from foreshard.proxy.config import Config, ShardConfig, load_config
-from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ConfigError, ForeshardError
 from foreshard.proxy.triggers.outbox import EVENT_COLUMNS
 
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out one action; exit code."""
-    config = resolve_shards(load_config(arguments.config))
+    config = served(load_config(arguments.config))
     shards = [shard for shard in config.shards if arguments.shard in (None, shard.name)]
     if not shards:
         raise ConfigError([f"--shard {arguments.shard}: the shards are {', '.join(s.name for s in config.shards)}"])

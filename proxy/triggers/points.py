@@ -48,8 +48,21 @@ MOVER_NAMES = ("move-written", "move-noted", "move-fenced", "move-made")
 HOLD_NAMES = ("hold-taken", "hold-frozen", "hold-given", "hold-thawed")
 # In `foreshard apply`, as it claims for older rows.
 INTAKE_NAMES = ("intake-locked", "intake-claimed", "intake-ended")
+# In `foreshard shards`, as it takes a shard in or lets one go, and in the router, which follows.
+LIST_NAMES = (
+    "shards-made",
+    "shards-copied",
+    "shards-locked",
+    "shards-prepared",
+    "shards-decided",
+    "shards-finished",
+    "shards-planned",
+    "shards-noticed",
+)
 # In processes that run no functions.
-ELSEWHERE = ("away-", "claims-", "commit-", "gate-", "hold-", "intake-", "move-", "schema-", "snapshots-", "spread-")
+ELSEWHERE = (
+    "away-", "claims-", "commit-", "gate-", "hold-", "intake-", "move-", "schema-", "shards-", "snapshots-", "spread-",
+)  # fmt: skip
 
 CRASH_AT = "FORESHARD_CRASH_AT"
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from foreshard.proxy.config import Config, ShardConfig, load_config
-from foreshard.proxy.embedded import resolve_shards
+from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ConfigError, ForeshardError
 from foreshard.proxy.triggers.executor import Executor
 from foreshard.proxy.triggers.functions import add_functions_folder
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
     )
     check_armed()
-    config = resolve_shards(load_config(arguments.config))
+    config = served(load_config(arguments.config))
     return Worker(config, choose_shard(config, arguments.shard)).run()
 
 

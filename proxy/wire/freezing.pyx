@@ -141,6 +141,14 @@ cdef class Freezing(Arbiter):
             self.keeps_snapshot = self.keeps_snapshot or ISOLATION.search(value.encode()) is not None
         return 0
 
+    def note_shards(self) -> None:
+        """There are other shards than there were (Hub.follow_shards): what is open has every bucket open."""
+        if self.links and not self.is_idle():
+            self.touches_every = True
+        elif self.explicit and self.begin_text is not None:
+            for text in (self.begin_text, *[each for _, each, _ in self.history]):
+                self.note_isolation(text)
+
     cdef bint open_snapshots(self, bint asks_node) except -1:
         if not self.touch(BUCKET_ANY, True):
             return False

@@ -14,17 +14,17 @@ cdef class Hub:
     cdef readonly Waker waker
     cdef readonly Gate gate                 # those who want snapshots of several shards
     cdef readonly object loop
-    cdef readonly object config             # foreshard.proxy.config.Config
+    cdef readonly object config             # of the shards there are now: foreshard.proxy.config.Config
     cdef readonly StatementCache cache
     cdef readonly SharedState state
     cdef readonly Placer placer
     cdef readonly object services           # what router.py offers: console, explain, cancel, log
-    cdef readonly list addresses            # per shard, and the query node's: (family, address, database, user)
+    cdef readonly list addresses            # by place, that of the query node is SHARDS_MAX
     cdef public bint has_query_node         # there is one, and it was made of what the shards have now
     cdef public dict query_types            # of users' types: oid on the query node -> oid on the default shard
     cdef readonly list shard_names          # those of the addresses
     cdef readonly int shard_count
-    cdef readonly int query_shard           # the query node's place, behind the shards; a single shard is its own
+    cdef readonly int query_shard           # the query node's place, SHARDS_MAX; a single shard is its own
     cdef readonly int default_shard
     cdef public set unchecked               # shards that were down at the start and have not been looked at since
     cdef public bint two_phase              # every shard can prepare transactions
@@ -39,6 +39,7 @@ cdef class Hub:
     cdef double wait_timeout_s
     cdef int waiting_count                  # owners in line, over all pools
     cdef readonly dict sessions             # cancel key (pid, secret) -> session
+    cdef set deaf                           # sessions that LISTEN, and not yet on shards that were added since
     cdef readonly dict statements           # (query and types) -> Statement
     cdef readonly dict merged_texts         # text that shards were asked -> number of the statement they keep for it
     cdef readonly long long statement_ids

@@ -14,6 +14,7 @@ it, so a backend needs no SET before it changes hands. Rules:
 cimport cython
 from libc.stdlib cimport calloc, free
 
+from foreshard._core.buckets cimport SHARDS_MAX
 from foreshard._core.placement cimport Placer
 from foreshard._core.replies cimport REPLY_NOTIFY, REPLY_QUERY
 from foreshard._core.shared cimport SharedState
@@ -57,10 +58,10 @@ cdef class Hub:
         self.idle_counts = NULL
 
     def __init__(self, Reactor reactor, object loop, object config, StatementCache cache, SharedState state,
-                 Placer placer, object services, list addresses, str database, bint is_sharded,
-                 str cluster, bint two_phase):
+                 Placer placer, object services, list addresses, object query_address, bint is_sharded, str cluster,
+                 bint two_phase):
         self.reactor = reactor
-        self.waker = Waker(reactor, config.run_directory, len(config.shards))
+        self.waker = Waker(reactor, config.run_directory)
         self.gate = Gate(services)
         self.loop = loop
         self.config = config
@@ -68,42 +69,71 @@ cdef class Hub:
         self.state = state
         self.placer = placer
         self.services = services
-        self.addresses = addresses
-        self.shard_names = [shard.name for shard in config.shards] + ["query"]
-        self.shard_count = len(config.shards)
-        self.query_shard = self.shard_count if self.shard_count > 1 else 0
         self.default_shard = 0
-        self.database = database
+        self.sessions = {}
+        self.pools = {}
+        self.addresses = self.shard_names = []
+        self.deaf = set()
+        self.follow_shards(config, addresses, query_address)
+        self.database = addresses[0].database
         self.two_phase = two_phase
         self.cluster = cluster
         self.is_sharded = is_sharded
         self.message_bytes_max = config.limits.message_bytes_max
         self.query_types = {}
         self.unchecked = set()
-        self.pools = {}
         self.held = []
         self.behind = []
         self.frozen_bucket = -1
         self.frozen = []
         self.exempt = []
         self.away = set()
-        self.lost = [set() for _ in range(self.shard_count + 1)]
+        self.lost = [set() for _ in range(SHARDS_MAX + 1)]
         self.pool_size = config.pool.size
         self.wait_timeout_s = config.pool.wait_timeout_s
-        self.sessions = {}
         self.statements = {}
         self.merged_texts = {}
         self.params = Values()
         self.literals = Values()
         self.buckets = Buckets()
-        self.backend_counts = <int*> calloc(self.shard_count + 1, sizeof(int))
-        self.idle_counts = <int*> calloc(self.shard_count + 1, sizeof(int))
+        self.backend_counts = <int*> calloc(SHARDS_MAX + 1, sizeof(int))
+        self.idle_counts = <int*> calloc(SHARDS_MAX + 1, sizeof(int))
         if self.backend_counts == NULL or self.idle_counts == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.backend_counts)
         free(self.idle_counts)
+
+    def follow_shards(self, object config, list addresses, object query_address) -> None:
+        """The shards are these from now on: others behind those there were, or fewer. No statement is under way, but
+        some that have begun and go on where they are.
+
+        Transactions that are open have all of them in view: no bucket moves before they have ended.
+        """
+        cdef Pool pool
+        self.config = config
+        for pool in list(self.pools.values()):
+            if len(addresses) <= pool.shard < self.shard_count:
+                pool.close_idle()
+        self.shard_count = len(addresses)
+        self.query_shard = SHARDS_MAX if self.shard_count > 1 else 0
+        # Transactions that are open go on on shards that are gone.
+        gone_addresses, gone_names = self.addresses[self.shard_count:-1], self.shard_names[self.shard_count:-1]
+        unused = [None] * (SHARDS_MAX - self.shard_count - len(gone_names))
+        self.addresses = [*addresses, *gone_addresses, *unused, query_address]
+        self.shard_names = [*(shard.name for shard in config.shards), *gone_names, *unused, "query"]
+        self.state.resize(self.shard_count)
+        for session in list(self.sessions.values()):
+            if session.has_settled():
+                session.terminate(SqlError(
+                    "57P01", "terminating connection: the list of shards has changed",
+                    "A setting of this session is known to one shard alone.", "Connect again; nothing is wrong."))
+                continue
+            session.note_shards()
+            session.leave_shards(self.shard_count)
+            if session.is_listening():
+                self.deaf.add(session)
 
     cdef Pool pool(self, int shard, tuple parameters):
         """The pool for a shard and a client's StartupMessage."""
@@ -120,6 +150,7 @@ cdef class Hub:
         now = self.loop.time()
         self.retry_behind()
         self.expire_frozen(now)
+        self.deaf = {session for session in self.deaf if not session.listen_everywhere()}
         for key, pool in list(self.pools.items()):
             pool.expire(now)
             if pool.session_count == 0 and not pool.backends and not pool.waiters and not pool.joiners:
@@ -215,6 +246,14 @@ cdef class Hub:
             if pool.shard == shard and (pool.waiters or pool.joiners):
                 pool.grow()
 
+    def uses_place(self, int shard) -> bool:
+        """Some backend is of the shard that has, or had, this place."""
+        cdef Pool pool
+        for pool in self.pools.values():
+            if pool.shard == shard and pool.backends:
+                return True
+        return False
+
     def retry_behind(self) -> None:
         """The query node may have followed a change of the schema, or those who waited for it have waited enough."""
         behind, self.behind = self.behind, []
@@ -297,6 +336,8 @@ cdef class Pool(BackendHome):
             return self.discard(backend)
         if backend.cancels:
             return 0        # on_cancel_done() calls again
+        if self.hub.shard_count <= self.shard < SHARDS_MAX:
+            return self.discard(backend)    # of a shard that is gone
         if backend.is_tainted or backend.changed is not None or len(backend.prepared) > PREPARED_MAX:
             if not backend.is_tainted and not backend.changed and len(backend.prepared) <= PREPARED_MAX:
                 return self.offer(backend)      # changed and changed back

@@ -44,6 +44,7 @@ cdef class Session(Owner):
     cdef int pending                    # backends still to report while waiting
     cdef bint alters                    # the transaction changes the schema
     cdef bint has_temporary             # the session has temporary tables, or may
+    cdef bint is_settled                # it has made settings behind writes of a pipeline, with one shard: not replayed
     cdef bint simple                    # the statement under way came as a simple Query
     cdef bint skipping                  # extended query failed: messages are dropped until Sync
     cdef bint copying                   # COPY data goes to the active backend

@@ -12,6 +12,7 @@ A *segment* is what lies between two ReadyForQuery: one simple Query, or extende
 5. A handler that must wait changes nothing; the message is handled again from its start when the wait is over.
 """
 
+from foreshard._core.buckets cimport SHARDS_MAX
 from foreshard._core.replies cimport (
     REPLY_BIND,
     REPLY_CLOSE,
@@ -22,7 +23,7 @@ from foreshard._core.replies cimport (
     REPLY_SYNC,
 )
 from foreshard._core.placement cimport BUCKET_ROWS_SHARE
-from foreshard._core.template cimport Template
+from foreshard._core.template cimport ROUTE_DEFAULT, Template
 from foreshard.proxy.wire.backend cimport BACKEND_READY, FILTER_NONE, Backend, Owner
 from foreshard.proxy.wire.pool cimport Pool
 from foreshard.proxy.wire.portal cimport Portal
@@ -125,7 +126,7 @@ cdef class Session(Owner):
         """The pool of a shard for this session's parameters."""
         cdef Pool pool
         if self.pools is None:
-            self.pools = [None] * (self.hub.shard_count + 1)
+            self.pools = [None] * (SHARDS_MAX + 1)
         pool = self.pools[shard]
         if pool is None:
             pool = self.hub.pool(shard, self.parameters)
@@ -368,6 +369,8 @@ cdef class Session(Owner):
             self.mark_reset(backend, template)
         elif template.pin is not None:
             self.pinned = self.pinned or template.pin
+            self.is_settled = self.is_settled or (
+                template.kind == ROUTE_DEFAULT and template.text is not None and template.name is not None)
             self.has_temporary = self.has_temporary or template.pin in HIDING
             backend.is_unpreparable = True      # or a setting: that costs nothing but another decision shard
         if template.text is not None and template.text[:6].upper() == b"NOTIFY":

@@ -58,7 +58,7 @@ cdef class Snapshots(Commit):
         if self.wait_until_drained():
             return False
         with_node = self.wants_node(asks_node)
-        if not self.link_all(range(count + 1 if with_node else count)):
+        if not self.link_all([*range(count), self.hub.query_shard] if with_node else range(count)):
             return False
         self.with_node = with_node
         self.waiting = WAIT_COMMANDS

@@ -8,6 +8,7 @@ COMMIT over several shards has a file of its own (commit.pyx).
     T, E --COMMIT, ROLLBACK--> I           E --ROLLBACK TO--> T
 """
 
+from foreshard._core.buckets cimport SHARDS_MAX
 from foreshard._core.replies cimport REPLY_SWALLOW, REPLY_SYNC
 from foreshard._core.template cimport (
     ROUTE_DEFAULT,
@@ -23,6 +24,7 @@ from foreshard._core.template cimport (
 )
 from foreshard.proxy.wire.backend cimport FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport COMMIT, ROLLBACK, owe_claims
+from foreshard.proxy.wire.pool cimport Pool
 from foreshard.proxy.wire.snapshots cimport Snapshots
 
 from foreshard._core.errors import SqlError, not_built
@@ -146,10 +148,16 @@ cdef class Transaction(Snapshots):
         return self.send_command(template, template.text, targets, None)
 
     cdef bint is_setting(self, Template template) noexcept:
-        """A SET, RESET or DISCARD that every shard of the session has to hear."""
-        return template.kind == ROUTE_DEFAULT and template.text is not None and (
-            template.name is not None or template.is_reset) and (
-                self.hub.shard_count > 1 or template.name == "foreshard.snapshot")
+        """A SET, RESET or DISCARD that every shard of the session has to hear, those that are added later among them."""
+        cdef Backend backend
+        if template.kind != ROUTE_DEFAULT or template.text is None or (template.name is None and not template.is_reset):
+            return False
+        if self.hub.shard_count > 1 or template.name == "foreshard.snapshot":
+            return True
+        for backend in self.links:
+            if backend.unsynced and backend.wrote and not self.explicit:
+                return False        # the one shard takes it as it comes
+        return self.hub.is_sharded
 
     cdef bint run_setting(self, Template template) except -1:
         """Carry out a setting on every backend of the session; False: the message has to wait.
@@ -186,6 +194,38 @@ cdef class Transaction(Snapshots):
             if template.name == "LISTEN" or template.name == "UNLISTEN":
                 backend.is_unpreparable = True
         self.send_command(template, template.text, list(self.links), self.active)
+        return True
+
+    def has_settled(self) -> bool:
+        """It has made settings that only the backend knows."""
+        return self.is_settled and self.pinned is not None
+
+    def is_listening(self) -> bool:
+        """Its backends listen for notifications."""
+        return self.pinned is not None and any([text.lstrip()[:6].upper() == b"LISTEN" for text in self.script])
+
+    def leave_shards(self, int count) -> None:
+        """Listen on these shards only."""
+        cdef Backend backend
+        if self.is_listening() and self.is_idle():
+            for backend in [backend for backend in self.links if count <= (<Backend> backend).shard < SHARDS_MAX]:
+                self.links.remove(backend)
+                (<Pool> backend.home).discard(backend)
+
+    def listen_everywhere(self) -> bool:
+        """Listen on shards that were added, between two transactions; False when that is to be tried again."""
+        cdef Backend backend
+        if self.fd < 0 or not self.is_listening():
+            return True
+        if not self.is_idle():
+            return False
+        for shard in range(self.hub.shard_count):
+            backend = self.link(shard)
+            if backend is None:
+                return False
+            if not backend.is_tainted:
+                self.attach(shard, False, False)
+                return False
         return True
 
     cdef bint set_snapshot(self, Template template) except -1:

@@ -4,7 +4,6 @@ from foreshard.proxy.wire.endpoint cimport Endpoint
 cdef class Waker(Endpoint):
     cdef object directory               # the run directory: one datagram socket per worker
     cdef dict sockets                   # file name -> connected socket
-    cdef int shard_count
     cdef int worker_count
     cdef int* worker_fds
     cdef int* worker_shards

@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, itimerspec
 from posix.unistd cimport read
 
+from foreshard._core.buckets cimport SHARDS_MAX
 from foreshard.proxy.wire.endpoint cimport Endpoint, Reactor, monotonic
 
 import os
@@ -44,12 +45,11 @@ cdef class Waker(Endpoint):
         self.touched = NULL
         self.woken_at = NULL
 
-    def __init__(self, Reactor reactor, object directory, int shard_count):
+    def __init__(self, Reactor reactor, object directory):
         self.directory = directory
         self.sockets = {}
-        self.shard_count = shard_count
-        self.touched = <unsigned char*> calloc(shard_count, 1)
-        self.woken_at = <double*> calloc(shard_count, sizeof(double))
+        self.touched = <unsigned char*> calloc(SHARDS_MAX, 1)
+        self.woken_at = <double*> calloc(SHARDS_MAX, sizeof(double))
         if self.touched == NULL or self.woken_at == NULL:
             raise MemoryError()
         timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
@@ -121,7 +121,7 @@ cdef class Waker(Endpoint):
         cdef int shard
         read(self.fd, &count, sizeof(count))
         self.is_armed = False
-        for shard in range(self.shard_count):
+        for shard in range(SHARDS_MAX):
             if self.touched[shard]:
                 self.touched[shard] = 0
                 self.woken_at[shard] = monotonic()
