@@ -505,7 +505,9 @@ async def serve(config: Config, unchecked: Collection[str] = ()) -> int:
     router = Router(config, catalog, loop, await read_two_phase(config) if config.tables else None)
     router.arrivals.leave_out(unchecked)
     if router.placing is not None:
-        router.state.set_bucket_map(await read_owners(config), router.state.epoch)
+        # The map of the shards themselves follows; this one may name a shard that was let go just now.
+        owners = [owner if owner < len(config.shards) else 0 for owner in await read_owners(config)]
+        router.state.set_bucket_map(owners, router.state.epoch)
         await router.placing.begin(router.hub.unchecked)
     await router.query_watch.look()
     if config.tables:

@@ -46,6 +46,7 @@ from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.control.two_phase import two_phase_ready
 from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ForeshardError
+from foreshard.proxy.move.mending import mend_map
 from foreshard.proxy.move.mover import Mover, why
 from foreshard.proxy.move.rounds import RESOURCES, ROUND_S, Rounds, own_demand
 from foreshard.proxy.move.transfer import Busy
@@ -182,6 +183,9 @@ class _Leader:
         for planned in await unfinished(self._connection):
             if planned.state is State.COPYING or not await self._has_happened(planned):
                 await put_off(self._connection, planned.id, "its mover ended", 0)
+        wrong = await mend_map(self.config, self._connection)
+        if wrong:
+            self._report(f"the bucket map was wrong about {wrong} buckets: it says what the shards say now")
         while not stopping.is_set():
             self._news.clear()
             orders = await read_orders(self._connection)

@@ -71,8 +71,9 @@ async def let_go(config: Config, index: int, say: Callable[[str], None]) -> Conf
             narrower = await leaving.commit()
         except asyncpg.PostgresError as error:
             raise ForeshardError(f"shard {names[index]}: {described(error)}; it is still there") from error
-    async with connected("control database", control_dsn(config)) as control, control.transaction():
-        await renumber(control, index, len(names) - 1)
+    if config.control is not None:  # killed before, whoever leads next sees to the map
+        async with connected("control database", config.control) as control, control.transaction():
+            await renumber(control, index, len(names) - 1)
     await make_node(narrower)
     with contextlib.suppress(ForeshardError):  # it is to be nobody's, whoever has it
         async with connected(f"shard {names[index]}", config.shards[index].dsn) as connection:
@@ -82,7 +83,7 @@ async def let_go(config: Config, index: int, say: Callable[[str], None]) -> Conf
 
 
 async def renumber(control: Connection, gone: int, last: int) -> None:
-    """What the control database says of shards by their places. Whoever leads next looks whether the map is true."""
+    """What the control database says of shards by their places."""
     await control.execute(GONE, gone)
     if gone != last:
         await control.execute(RENUMBERED, last, gone)
@@ -153,6 +154,8 @@ class _Leaving:
             await moved.connection.execute(KEEP_BUCKETS)
             await self._run_steps(narrower, self.index, self.last)
             others = {shards[self.index].name: moved.connection}
+        if self.config.control is None:
+            await renumber(self._first, self.index, self.last)
         first = self.config.shards[0].name
         await commit_over(self.cluster[0], (first, self._first), others, POINTS, f"NOTIFY {CHANNEL}; ")
         return narrower

@@ -148,7 +148,7 @@ cdef class Transaction(Snapshots):
         return self.send_command(template, template.text, targets, None)
 
     cdef bint is_setting(self, Template template) noexcept:
-        """A SET, RESET or DISCARD that every shard of the session has to hear, those that are added later among them."""
+        """A SET, RESET or DISCARD that every shard of the session has to hear, also those that are added later."""
         cdef Backend backend
         if template.kind != ROUTE_DEFAULT or template.text is None or (template.name is None and not template.is_reset):
             return False

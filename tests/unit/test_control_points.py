@@ -21,6 +21,7 @@ DECLARED = {
     "MOVER_NAMES": (points.MOVER_NAMES, "test_moves_killed.py"),
     "HOLD_NAMES": (points.HOLD_NAMES, "test_moves_killed.py"),
     "INTAKE_NAMES": (points.INTAKE_NAMES, "test_intake_killed.py"),
+    "LIST_NAMES": (points.LIST_NAMES, "test_shards_killed.py"),
     "GATE_NAMES": (points.GATE_NAMES, "test_gate_killed.py"),
     "SNAPSHOT_POINTS": (commit.SNAPSHOT_POINTS, "test_gate_killed.py"),
     "CONTROL_POINTS": (commit.CONTROL_POINTS, "test_two_phase.py"),
