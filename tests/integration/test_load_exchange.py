@@ -196,8 +196,10 @@ def test_load_given_to_one_proxy_keeps_the_rows_of_the_other_away(two_shards: Sh
         placed = [after - was for was, after in zip(before, rows_by_shard(two_shards), strict=True)]
         assert placed[1] >= 75, placed  # all but the eighth of which three candidates are on s0
         assert len(two_shards.query(ROWS)) == 2
+        wait_until(lambda: len(two_shards.query("SELECT FROM foreshard.demand")) == 2)
         one.stop()
         assert len(two_shards.query(ROWS)) == 1
+        assert len(two_shards.query("SELECT FROM foreshard.demand")) == 1
         assert_verified(two.configuration)
 
 
