@@ -34,8 +34,7 @@ cdef struct Common:
 cdef struct Shard:          # three cache lines: two of the controller's, one of the router's
     double weight           # controller
     double measured         # controller; measured cost since the epoch of loads
-    double settled          # controller; predicted cost of what has been measured or given up since; may exceed placed:
-                            # a controller measures what other proxies have placed, too
+    double settled          # controller; predicted cost of what was measured or given up, of others' rows too
     uint64_t up             # controller; 0: never a candidate
     uint64_t unused[4]
     double others_measured  # controller; what the other proxies have told: measured,
