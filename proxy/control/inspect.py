@@ -275,9 +275,7 @@ def _judge_for_moves(inspection: Inspection) -> Iterator[Finding]:
     may, user = facts["may_set_replica"], facts["user_name"]
     cost = f"buckets cannot move: GRANT SET ON PARAMETER session_replication_role TO {user}"
     if facts["version"] // 10_000 < PARAMETER_PRIVILEGES_SINCE:
-        cost = (
-            f"buckets cannot move: before PostgreSQL 15 only a superuser may; ALTER ROLE {user} SUPERUSER"
-        )
+        cost = f"buckets cannot move: before PostgreSQL 15 only a superuser may; ALTER ROLE {user} SUPERUSER"
     yield Finding(
         place=place, subject="privilege to set session_replication_role", level=OK if may else WARN,
         value=f"{user}: {'yes' if may else 'no'}", cost="" if may else cost,
