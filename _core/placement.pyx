@@ -245,6 +245,7 @@ cdef class Placer:
         cdef double load_total = cost
         cdef double weight_total = 0
         cdef double rows_total = 0
+        cdef double rows
         cdef Shard* state
         cdef int i
         for i in range(self.state.shard_count):
@@ -252,14 +253,15 @@ cdef class Placer:
             if self.can_take(i):
                 load_total += self.state.load(i)
                 weight_total += state.weight
-                rows_total += state.rows
+                rows_total += self.state.rows_placed(i)
         for i in range(made.candidate_count):
             state = &self.shards[made.shards[i]]
+            rows = self.state.rows_placed(made.shards[i])
             made.loads[i] = self.state.load(made.shards[i])
             made.caps[i] = self.bound * state.weight * load_total / weight_total if weight_total > 0 else 0
             made.crowded[i] = (
                 weight_total > 0
-                and state.rows > ROWS_BOUND * rows_total * state.weight / weight_total + ROWS_SLACK
+                and rows > ROWS_BOUND * rows_total * state.weight / weight_total + ROWS_SLACK
             )
 
     cdef bint lighter(self, int one, int other) noexcept nogil:

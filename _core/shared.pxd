@@ -25,18 +25,25 @@ cdef struct Common:
     uint64_t map_sequence   # controller; odd while the map changes
     uint64_t epoch          # controller; of the bucket map
     double capacities[4]    # controller; what a shard can give per second of each resource
-    uint64_t unused[2]
+    uint64_t proxies        # controller; how many place rows on these shards, this one included
+    double heard_s          # controller; when it last heard of the others, in seconds of the Unix epoch
     double heavy_threshold  # router; running 95th percentile of predicted cost
     double heavy_samples    # router
     uint64_t unused_too[6]
 
 
-cdef struct Shard:          # two cache lines: one per writer
+cdef struct Shard:          # three cache lines: two of the controller's, one of the router's
     double weight           # controller
     double measured         # controller; measured cost since the epoch of loads
-    double settled          # controller; predicted cost of what has been measured or given up since
+    double settled          # controller; predicted cost of what was measured or given up, of others' rows too
     uint64_t up             # controller; 0: never a candidate
     uint64_t unused[4]
+    double others_measured  # controller; what the other proxies have told: measured,
+    double others_pending   # controller; placed - settled, below 0 where they measured what was placed here,
+    double others_rows      # controller; and root rows placed
+    double told_placed      # controller; `placed` when the others were told last
+    double told_rows        # controller; `rows` then
+    uint64_t unused_here[3]
     double placed           # router; predicted cost of everything it forwarded
     double rows             # router; root rows placed
     uint64_t buckets        # router; how many the map gives it
@@ -74,8 +81,11 @@ cdef class SharedState:
     cdef Py_buffer region           # over the mmap that owns all of it; keeps the address valid
 
     cdef int shard_of_bucket(self, int bucket) noexcept nogil
-    # Cost on a shard: measured + placed - settled, never below measured.
+    # Cost on a shard, this proxy's and the others': measured + placed - settled, never below measured, and what the
+    # others may have placed since: as much, each, as this proxy since it told them last.
     cdef double load(self, int shard) noexcept nogil
+    # Root rows on a shard, counted likewise.
+    cdef double rows_placed(self, int shard) noexcept nogil
     # Adds to by_resource the predicted cost of one profile for a statement; features[0] is its number of rows.
     cdef void add_prediction(self, int profile, const double* features, double* by_resource) noexcept nogil
     # Largest of the resources after dividing by capacity: seconds of a shard.

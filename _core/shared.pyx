@@ -44,7 +44,7 @@ cdef extern from *:
 POLICIES = ("bounded", "key-hash", "cost-hash", "two-choices", "least-loaded")
 
 cdef uint64_t MAGIC = 0x4452414853524F46    # "FORSHARD" in a little-endian file
-cdef uint64_t LAYOUT_VERSION = 3
+cdef uint64_t LAYOUT_VERSION = 4
 cdef enum:
     RETRIES_MAX = 64        # a change takes under a microsecond: more means that its writer is not running
     WAITS_MAX = 10_000      # of WAIT_US each: a second in all
@@ -63,6 +63,9 @@ class ShardLoad(NamedTuple):
     rows: float
     load: float
     buckets: int
+    others_measured: float
+    others_pending: float
+    others_rows: float
 
 
 class ProfileState(NamedTuple):
@@ -199,6 +202,7 @@ cdef class SharedState:
         self.count_buckets()
         for i in range(4):
             self.common.capacities[i] = 1.0
+        self.common.proxies = 1
         for i in range(self.places):
             self.shard_states[i].weight = 1.0
             self.shard_states[i].up = 1
@@ -281,8 +285,19 @@ cdef class SharedState:
     cdef double load(self, int shard) noexcept nogil:
         """Cost on a shard in seconds of a shard."""
         cdef Shard* state = &self.shard_states[shard]
-        cdef double pending = state.placed - state.settled
-        return state.measured + pending if pending > 0 else state.measured
+        cdef double load = state.measured + state.others_measured
+        # Only the sum is what waits on the shard: who has measured it is not who has placed it.
+        cdef double pending = state.placed - state.settled + state.others_pending
+        cdef double untold = (self.common.proxies - 1) * (state.placed - state.told_placed)
+        if pending > 0:
+            load += pending
+        return load + untold if untold > 0 else load
+
+    cdef double rows_placed(self, int shard) noexcept nogil:
+        """Root rows on a shard."""
+        cdef Shard* state = &self.shard_states[shard]
+        cdef double untold = (self.common.proxies - 1) * (state.rows - state.told_rows)
+        return state.rows + state.others_rows + (untold if untold > 0 else 0)
 
     @cython.cdivision(True)
     cdef void add_prediction(self, int profile, const double* features, double* by_resource) noexcept nogil:
@@ -326,19 +341,9 @@ cdef class SharedState:
 
     def demand(self):
         """(reads, rows written, predicted costs) of every bucket since the file was made; the last is buckets x 4."""
-        reads = np.empty(BUCKET_COUNT, dtype=np.uint64)
-        rows = np.empty(BUCKET_COUNT, dtype=np.uint64)
-        costs = np.empty((BUCKET_COUNT, 4), dtype=np.float64)
-        cdef uint64_t[:] read_counts = reads
-        cdef uint64_t[:] row_counts = rows
-        cdef double[:, :] cost_sums = costs
-        cdef int bucket, i
-        for bucket in range(BUCKET_COUNT):
-            read_counts[bucket] = self.demands[bucket].reads
-            row_counts[bucket] = self.demands[bucket].rows
-            for i in range(4):
-                cost_sums[bucket, i] = self.demands[bucket].costs[i]
-        return reads, rows, costs
+        words = np.frombuffer((<char*> self.demands)[:BUCKET_COUNT * sizeof(Demand)], dtype=np.uint64)
+        words = words.reshape(BUCKET_COUNT, sizeof(Demand) // 8)
+        return words[:, 0].copy(), words[:, 1].copy(), words[:, 2:6].view(np.float64).copy()
 
     # For Python: the bucket map
 
@@ -423,7 +428,7 @@ cdef class SharedState:
             buckets += self.owners[i] == shard
         return ShardLoad(
             state.weight, state.up != 0, state.measured, state.placed, state.settled, state.rows, self.load(shard),
-            buckets,
+            buckets, state.others_measured, state.others_pending, state.others_rows,
         )
 
     def shards(self) -> list[ShardLoad]:
@@ -463,6 +468,33 @@ cdef class SharedState:
         for i in range(self.shard_count):
             self.shard_states[i].settled = self.shard_states[i].placed
             self.shard_states[i].measured = 0
+
+    # For Python: other proxies on the same shards
+
+    @property
+    def proxies(self) -> int:
+        """How many proxies place rows on these shards, as far as is known."""
+        return self.common.proxies
+
+    @property
+    def heard_s(self) -> float:
+        """When the others were last heard of, in seconds of the Unix epoch; 0 for never."""
+        return self.common.heard_s
+
+    def set_others(
+        self, shard: int, measured: float, pending: float, rows: float, told_placed: float, told_rows: float
+    ) -> None:
+        """What the others have told of a shard, summed, and `placed` and `rows` when they were told (controller)."""
+        cdef Shard* state = &self.shard_states[self.checked(shard)]
+        state.others_measured, state.others_pending, state.others_rows = measured, pending, rows
+        state.told_placed, state.told_rows = told_placed, told_rows
+
+    def set_proxies(self, count: int, heard_s: float) -> None:
+        """So many proxies place rows, this one included (controller). ValueError below 1."""
+        if count < 1:
+            raise ValueError(f"there is at least one proxy, not {count}")
+        self.common.proxies = count
+        self.common.heard_s = heard_s
 
     # For Python: models
 

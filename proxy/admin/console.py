@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from foreshard.proxy.admin import views, views_moves, views_state, views_two_phase
+from foreshard.proxy.admin import views, views_instances, views_moves, views_state, views_two_phase
 from foreshard.proxy.admin.results import ResultSet, make_result
 from foreshard.proxy.admin.sources import ConsoleSources
 from foreshard.proxy.errors import SqlError, not_built
@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, View]] = {
     "PLACEMENT": (
         "how new rows are placed, and how many went where they went for which reason",
         views_state.show_placement,
+    ),
+    "INSTANCES": (
+        "the proxies on these shards, when each was heard last, and its part of the loads",
+        views_instances.show_instances,
     ),
     "BALANCE": (
         "cost per shard: as measured under the policy in use, then what each policy, that one too, would have made of "

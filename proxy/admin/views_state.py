@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from urllib.parse import urlsplit
 
@@ -44,13 +45,14 @@ async def show_shards(sources: ConsoleSources) -> ResultSet:
                 load.load,
                 load.measured,
                 max(load.placed - load.settled, 0.0),
+                load.others_measured + load.others_pending,
                 active[shard.name],
                 idle[shard.name],
             )
         )
     return make_result(
         "index:bigint shard host port:bigint database weight:float up:bool buckets:bigint rows_placed:bigint "
-        "load_s:float measured_s:float pending_s:float sv_active:bigint sv_idle:bigint",
+        "load_s:float measured_s:float pending_s:float others_s:float sv_active:bigint sv_idle:bigint",
         rows,
     )
 
@@ -104,6 +106,17 @@ async def show_placement(sources: ConsoleSources) -> ResultSet:
         ("io_bytes_per_s", show_value(capacities[2]), "I/O bytes a shard can give per second"),
         ("network_bytes_per_s", show_value(capacities[3]), "network bytes a shard can give per second"),
         ("epoch", str(state.epoch), "version of the bucket map"),
+        ("proxies", str(state.proxies), "how many place rows on these shards, this one included, as far as is heard"),
+        (
+            "others_load_total_s",
+            show_value(sum(shard.others_measured + shard.others_pending for shard in state.shards())),
+            "the others' part of load_total_s, as they told it last",
+        ),
+        (
+            "others_heard_ago_s",
+            show_value(round(time.time() - state.heard_s, 1)) if state.heard_s else None,
+            "since loads were exchanged with other proxies; more than some seconds: the control database is down",
+        ),
     ]
     rows += [
         (f"placed_{reason}", str(count), f"INSERTs placed since the router started: {REASONS[reason]}")

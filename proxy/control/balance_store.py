@@ -59,6 +59,7 @@ TOLD = """
 SELECT instance, reads, rows, costs, degraded, extract(epoch FROM now() - told_at)::float8 AS age_s
 FROM foreshard.demand
 """
+UNTELL = "DELETE FROM foreshard.demand WHERE instance = $1"
 FORGET = "DELETE FROM foreshard.demand WHERE told_at < now() - make_interval(secs => $1)"
 DECIDE = """
 INSERT INTO foreshard.rebalance_decision (verdict, resource, fullest, expected, moves, rows, detail)
@@ -101,6 +102,11 @@ async def tell(connection: Connection, told: Told) -> None:
     """Tell the others what this proxy has counted."""
     counts = [[int(value) for value in array] for array in (told.reads, told.rows)]
     await connection.execute(TELL, told.instance, *counts, told.costs.ravel().tolist(), told.degraded)
+
+
+async def untell(connection: Connection, instance: str) -> None:
+    """This proxy ends: nobody need wait for what it would tell."""
+    await connection.execute(UNTELL, instance)
 
 
 async def read_told(connection: Connection, forget_s: float) -> list[Told]:

@@ -4,7 +4,8 @@ It takes measurements from every shard each 100 ms, learns, publishes models and
 profiles in the control database each second and at its end. Killed at any time it loses at most one batch of
 measurements per shard from the loads (proxy/control/feed.py), and from the profiles what was learned since they were
 last kept; events and rows are never touched. All the while it ends the prepared transactions of coordinators that gave
-up (proxy/control/recovery.py), and keeps the query node current (proxy/control/query_watch.py).
+up (proxy/control/recovery.py), keeps the query node current (proxy/control/query_watch.py), and exchanges loads with
+the controllers of other proxies (proxy/control/load_exchange.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from foreshard.proxy.control.absent import UNCHECKED_HELP, check_shard
 from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.feed import ShardFeed
 from foreshard.proxy.control.learning import Learning
+from foreshard.proxy.control.load_exchange import LoadExchange
 from foreshard.proxy.control.profile_store import ProfileStore
 from foreshard.proxy.control.query_watch import QueryKeeper
 from foreshard.proxy.control.recovery import Recovery
@@ -76,6 +78,7 @@ class Controller:
         ]
         self.recovery = Recovery(config, report)
         self.query_keeper = QueryKeeper(config, report)
+        self.exchange = LoadExchange(config, state, report)
         self._unknown_reported: set[tuple[str, str]] = set()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -84,6 +87,7 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.recovery.run(stopping))  # waits for nothing: the control database may be down
                 tasks.create_task(self.query_keeper.run(stopping))
+                tasks.create_task(self.exchange.run(stopping))
                 tasks.create_task(self._work(stopping))
         finally:
             with contextlib.suppress(TimeoutError):

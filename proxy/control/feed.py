@@ -56,7 +56,7 @@ class ShardFeed:
         self._check = check
         self._trouble: str | None = None  # what was reported and is not over yet
         self._backoff_s = BACKOFF_FIRST_S
-        self._settled_placed = -1.0  # what had been placed when nothing waited any more
+        self._settled: tuple[float, float] | None = None  # what had been placed when nothing waited any more
         self._settle_at_s = 0.0
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -105,23 +105,25 @@ class ShardFeed:
     async def _settle_if_idle(self, connection: Connection) -> None:
         """With nothing waiting, nothing that had been placed before is pending."""
         placed = self._placed()
-        if placed != self._settled_placed and await connection.fetchval(IS_IDLE):
-            self._learning.settle(self.index, placed, ())
-            self._settled_placed = placed
+        if placed != self._settled and await connection.fetchval(IS_IDLE):
+            self._learning.settle(self.index, placed[0], ())
+            self._settled = placed
 
     async def _count_waiting(self, connection: Connection, now_s: float) -> None:
         """Settle by what waits: a placed write may have fired nothing, so what is placed alone would only grow."""
         placed = self._placed()
-        if placed == self._settled_placed:
+        if placed == self._settled:
             return
         waiting = [Waiting(*row) for row in map(tuple, await connection.fetch(COUNT_WAITING))]
-        self._learning.settle(self.index, placed, waiting)
-        self._settled_placed = placed if not waiting else -1.0
+        self._learning.settle(self.index, placed[0], waiting)
+        self._settled = placed if not waiting else None
         spent_s = asyncio.get_running_loop().time() - now_s
         self._settle_at_s = now_s + max(SETTLE_INTERVAL_S, spent_s / SETTLE_SHARE)
 
-    def _placed(self) -> float:
-        return self._learning.state.shard(self.index).placed
+    def _placed(self) -> tuple[float, float]:
+        """What this proxy placed, and what others say is pending: either changes what may wait."""
+        load = self._learning.state.shard(self.index)
+        return load.placed, load.others_pending
 
     def _note_trouble(self, error: Exception, is_down: bool) -> None:
         if is_down:

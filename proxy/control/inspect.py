@@ -45,8 +45,18 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
        (SELECT count(*) FROM pg_prepared_xacts
         WHERE database = current_database() AND gid NOT LIKE 'foreshard/%')::int AS prepared_others,
        (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid LIKE 'foreshard/%'
-        AND prepared < clock_timestamp() - interval '10 seconds')::int AS prepared_in_doubt
+        AND prepared < clock_timestamp() - interval '10 seconds')::int AS prepared_in_doubt,
+       ARRAY(SELECT concat_ws(' ', 'ROLE ' || quote_ident(r.rolname),
+               CASE WHEN r.oid IS NOT NULL AND d.oid IS NOT NULL THEN 'IN' END, 'DATABASE ' || quote_ident(d.datname),
+               split_part(set, '=', 2))
+             FROM pg_db_role_setting AS s CROSS JOIN unnest(s.setconfig) AS set
+             LEFT JOIN pg_roles AS r ON r.oid = s.setrole LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+             WHERE (d.oid IS NULL OR d.datname = current_database())
+               AND set LIKE 'default\\_transaction\\_isolation=%' AND set NOT LIKE '%=read %committed' ORDER BY 1)
+         AS isolations
 """
+MAY_SET_REPLICA = "SELECT has_parameter_privilege('session_replication_role', 'SET')"  # from PostgreSQL 15 on
+PARAMETER_PRIVILEGES_SINCE = 15
 
 TABLE_PRIVILEGES = """
 SELECT name, to_regclass(name) IS NOT NULL AS is_there,
@@ -81,6 +91,10 @@ async def inspect(connection: Connection, config: Config, name: str) -> Inspecti
     """Ask one database."""
     row = await connection.fetchrow(FACTS)
     assert row is not None
+    facts = dict(row)
+    facts["may_set_replica"] = facts["is_superuser"] or (
+        facts["version"] // 10_000 >= PARAMETER_PRIVILEGES_SINCE and await connection.fetchval(MAY_SET_REPLICA)
+    )
     names = [qualified(table.name) for table in config.tables]
     tables = {entry["name"]: entry["is_owner"] for entry in await connection.fetch(TABLE_PRIVILEGES, names)}
     references = {
@@ -98,7 +112,7 @@ async def inspect(connection: Connection, config: Config, name: str) -> Inspecti
     assert best is not None
     return Inspection(
         name=name,
-        facts=dict(row),
+        facts=facts,
         tables=tables,
         references=references,
         clock_skew_s=best[0],
@@ -125,6 +139,8 @@ def judge(config: Config, inspections: list[Inspection]) -> list[Finding]:
         found += _judge_sessions(inspection)
         found += _judge_capacity(config, inspection)
         found += _judge_privileges(inspection)
+        if len(config.shards) > 1:
+            found += _judge_for_moves(inspection)
     return [*found, *_judge_differences(inspections)]
 
 
@@ -251,6 +267,26 @@ def _judge_privileges(inspection: Inspection) -> Iterator[Finding]:
             yield Finding(place=place, subject=f"table {table}", level=FAIL, value="not the owner", cost=cost)
         else:
             yield Finding(place=place, subject=f"table {table}", level=OK, value="owner")
+
+
+def _judge_for_moves(inspection: Inspection) -> Iterator[Finding]:
+    """What moves of buckets need of each shard. Sessions tell the router of their isolation level, ALTER does not."""
+    facts, place = inspection.facts, inspection.name
+    may, user = facts["may_set_replica"], facts["user_name"]
+    cost = f"buckets cannot move: GRANT SET ON PARAMETER session_replication_role TO {user}"
+    if facts["version"] // 10_000 < PARAMETER_PRIVILEGES_SINCE:
+        cost = f"buckets cannot move: before PostgreSQL 15 only a superuser may; ALTER ROLE {user} SUPERUSER"
+    yield Finding(
+        place=place, subject="privilege to set session_replication_role", level=OK if may else WARN,
+        value=f"{user}: {'yes' if may else 'no'}", cost="" if may else cost,
+    )  # fmt: skip
+    for text in facts["isolations"]:
+        target = text.rsplit(" repeatable read", 1)[0].rsplit(" serializable", 1)[0]
+        cost = (
+            "the router does not know of it: reads of several shards may miss rows of a bucket that moves meanwhile, "
+            f"or see them twice; ALTER {target} RESET default_transaction_isolation, and say it in BEGIN"
+        )
+        yield Finding(place=place, subject="default_transaction_isolation", level=WARN, value=text, cost=cost)
 
 
 def _judge_differences(inspections: list[Inspection]) -> Iterator[Finding]:

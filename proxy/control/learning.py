@@ -136,13 +136,14 @@ class Learning:
         """Only what waits in the shard's outbox is pending of the cost that had been placed when it was counted.
 
         It is predicted anew, by what is known now: rows placed while little was known count for what they will cost.
+        The outbox holds what every proxy placed, and each one's controller counts it: each takes its share.
         """
         pending = 0.0
         for waits in waiting:
             profile = self._by_key.get((waits.function, waits.operation))
             if profile is not None:
                 pending += waits.events * self._cost_waiting(profile, waits)
-        self.state.settle_all(shard, placed - pending)
+        self.state.settle_all(shard, placed - pending / self.state.proxies)
 
     def _cost_waiting(self, profile: Profile, waits: Waiting) -> float:
         """Scalar cost of one of these events."""

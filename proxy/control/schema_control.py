@@ -7,6 +7,7 @@ import uuid
 from foreshard._core.buckets import BUCKET_COUNT, initial_map
 from foreshard.proxy.control.balance_store import balance_table_steps
 from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.control.load_exchange import load_table_steps
 from foreshard.proxy.control.move_store import move_table_steps
 from foreshard.proxy.control.steps import APPLIED, SCHEMA, Step, labelled_step
 from foreshard.proxy.errors import ForeshardError
@@ -80,6 +81,7 @@ def control_steps(cluster: str, count: int) -> list[Step]:
         BUSY_ROUTER,
         *move_table_steps(),
         *balance_table_steps(),
+        *load_table_steps(),
         Step(
             "row of foreshard.cluster",
             f"INSERT INTO foreshard.cluster (name, epoch, shards) VALUES ({quote_text(cluster)}, 1, {count})\n"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import signal
-import socket
 import sys
 from collections.abc import Callable
 
@@ -20,9 +20,10 @@ import uvloop
 from foreshard._core.shared import SharedState
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
-from foreshard.proxy.control.balance_store import Orders, keep_decision, read_orders, read_told, tell
+from foreshard.proxy.control.balance_store import Orders, keep_decision, read_orders, read_told, tell, untell
 from foreshard.proxy.control.connect import connected, control_dsn
 from foreshard.proxy.control.introspect import Connection
+from foreshard.proxy.control.load_exchange import instance_name
 from foreshard.proxy.control.move_store import (
     MOVE_CHANNEL,
     Figures,
@@ -64,6 +65,7 @@ LOOK_INTERVAL_S = 1.0  # for moves whose time has come; those that are planned a
 TRIES_MAX = 20
 AGAIN_FIRST_S = 0.5  # after a move that could not be made; doubled each time
 AGAIN_MAX_S = 60.0
+LEAVE_TIMEOUT_S = 1.0
 COMMIT_POLL_S = 0.005  # a signal may not cut a commit in two: it takes milliseconds
 SETTINGS = {"application_name": "foreshard balancer"}
 
@@ -93,8 +95,21 @@ async def serve(config: Config) -> None:
     while balancer.mover is not None and balancer.mover.is_committing:
         await asyncio.sleep(COMMIT_POLL_S)
     await end_tasks()
+    if stopping.is_set():
+        await leave(config, balancer.instance)
     if working.done() and not working.cancelled():
         working.result()
+
+
+async def leave(config: Config, instance: str) -> None:
+    """Take away what this proxy has told of its demand: while one that is expected to tell is silent, nothing moves."""
+    connection: Connection | None = None
+    with contextlib.suppress(*LOST):
+        async with asyncio.timeout(LEAVE_TIMEOUT_S):
+            connection = await connect(control_dsn(config), SETTINGS)
+            await untell(connection, instance)
+    if connection is not None:
+        connection.terminate()
 
 
 class Balancer:
@@ -103,7 +118,7 @@ class Balancer:
     def __init__(self, config: Config, state: SharedState | None, report: Callable[[str], None]) -> None:
         self.config = config
         self.state = state
-        self.instance = f"{socket.gethostname()}:{config.listen_port}"
+        self.instance = instance_name(config)
         self._report = report
         self.mover: Mover | None = None  # while it leads
         self._trouble = ""

@@ -38,7 +38,7 @@ async def mend_map(config: Config, control: Connection) -> int:
     if found.shape[1] != BUCKET_COUNT or (found.sum(axis=0) != 1).any():
         return 0
     owners = found.argmax(axis=0).tolist()
-    wrong = sum(one != other for one, other in zip(await read_bucket_map(control), owners, strict=True))
+    wrong = sum(int(one != other) for one, other in zip(await read_bucket_map(control), owners, strict=True))
     if wrong:
         await control.execute(MEND, owners)
     return wrong

@@ -447,6 +447,10 @@ cdef class Extended(Parsing):
         self.portals.pop(body[1:size - 1], None)
         return HANDLED
 
+    cdef bint has_unbound_parts(self) noexcept:
+        return self.portal.statement is not None and self.portal.parts is not None and \
+            self.portal.bound < len(self.portal.parts)
+
     cdef int close_many(self, Portal portal, const char* body, Py_ssize_t size) except -1:
         """Close a portal that has no single shard: on every one that has heard of it."""
         cdef Backend backend

@@ -21,5 +21,6 @@ cdef class Freezing(Arbiter):
     cdef int note_touched(self, int bucket, bint stays) noexcept
     cdef bint has_touched(self, int bucket) noexcept
     cdef int count_work(self, Template template) noexcept
+    cdef bint has_unbound_parts(self) noexcept
     cdef int keep_reading(self) noexcept
     cdef int forget_touched(self) noexcept

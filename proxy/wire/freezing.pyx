@@ -7,7 +7,7 @@ When none has, the router lets the mover go ahead (proxy/control/placing.py). It
    query node answers, claims (their homes are anywhere), triggers of users, and everything in REPEATABLE READ, whose
    snapshots are older than a move. This lasts until the transaction ends.
 2. What its statements read, until the segment ends: in READ COMMITTED the next one takes another snapshot. With a
-   portal or a cursor open it lasts as long as the transaction.
+   portal or a cursor open it lasts as long as the transaction; with the unnamed portal, until all its parts are bound.
 3. A transaction that has the frozen bucket open may go on in it, and do whatever it wants elsewhere: it is waited for.
 4. Rows that are placed leave the frozen bucket (Session.join).
 """
@@ -166,6 +166,10 @@ cdef class Freezing(Arbiter):
             self.note_touched(self.reading, True)
         return 0
 
+    cdef bint has_unbound_parts(self) noexcept:
+        """The unnamed portal is bound on some of its shards, to be bound on the others when it runs (extended.pyx)."""
+        return False
+
     cdef int forget_touched(self) noexcept:
         self.touched_count = 0
         self.touches_every = self.goes_on = False
@@ -174,7 +178,7 @@ cdef class Freezing(Arbiter):
 
     cdef int end_segment(self) except -1:
         if self.reading != BUCKET_NONE and self.explicit and not self.keeps_snapshot and not self.portals and \
-                not self.is_unsynced():
+                not self.is_unsynced() and not self.has_unbound_parts():
             self.reading = BUCKET_NONE
         return Arbiter.end_segment(self)
 

@@ -172,6 +172,28 @@ def test_a_portal_with_rows_left_is_waited_for(
     assert place_of(shards, key) == [target]
 
 
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)], ids=["twice", "missed"])
+@pytest.mark.parametrize("sql", ["SELECT id FROM document", "SELECT id FROM document ORDER BY id"])
+def test_a_portal_that_is_not_bound_on_all_of_its_shards_yet_is_waited_for(
+    world: MovingWorld, shards: Shards, proxy: Proxy, client: RawConnection, source: int, target: int, sql: str
+) -> None:
+    """Its first shard's snapshot is that of the Bind, the others' that of the Execute, behind another Sync."""
+    key = 0
+    while not key or place_of(shards, key) != [source]:
+        key = int(client.value("INSERT INTO document (owner) VALUES (-1) RETURNING id") or 0)
+        client.rows("DISCARD ALL")  # the next row gets another bucket
+    with proxy.server.connect() as other:
+        other.rows("BEGIN")
+        assert kinds(other.ask(parse(sql), bind(), SYNC)) == "12Z"
+        world.plan(bucket_of(key), target)
+        wait_until(lambda: world.states()[-1][4] == "done" or is_held_up(world))
+        rows = [each.values[0] for each in other.ask(execute(), SYNC) if each.kind == b"D"]
+        assert rows.count(str(key).encode()) == 1
+        world.wait_moved()  # all of its snapshots are taken
+        assert place_of(shards, key) == [target]
+        other.rows("COMMIT")
+
+
 @pytest.mark.parametrize("by_extended", [False, True], ids=["simple", "extended"])
 @pytest.mark.parametrize("sql", ["SELECT n FROM document WHERE id = {key}", "SELECT count(*) FROM document"])
 def test_an_idle_transaction_that_has_read_is_not_waited_for(

@@ -123,3 +123,37 @@ def test_check_fails_when_a_reference_table_differs(
     three_shards.execute("UPDATE language SET name = 'Cython' WHERE code = 'py'", on=1)
     assert main(["check", "-c", str(path)]) == 1
     assert "fail  all shards  reference table public.language" in capsys.readouterr().out
+
+
+def test_check_tells_what_keeps_buckets_from_moving(
+    two_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = two_shards.dsns[0].rpartition("/")[2]
+    role = f"{database}_mover"
+    path = tmp_path / "f.yaml"
+    dsns = [shard.dsn.replace("//app@", f"//{role}@") for shard in two_shards.shards]
+    path.write_text(f"shards: [{{name: s0, dsn: '{dsns[0]}'}}, {{name: s1, dsn: '{dsns[1]}'}}]\n")
+    two_shards.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {database} TO {role}")
+    isolation = "SET default_transaction_isolation ="
+    try:
+        assert main(["check", "-q", "-c", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("privilege to set session_replication_role") == 2
+        assert f"GRANT SET ON PARAMETER session_replication_role TO {role}" in printed
+        two_shards.execute(f"GRANT SET ON PARAMETER session_replication_role TO {role}")
+        two_shards.execute(f"ALTER ROLE {role} {isolation} 'read uncommitted'")  # which is the same
+        two_shards.execute(f"ALTER DATABASE postgres {isolation} serializable")  # somebody else's
+        assert main(["check", "-q", "-c", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "session_replication_role" not in printed
+        assert "RESET default_transaction_isolation" not in printed
+        two_shards.execute(f"ALTER ROLE {role} {isolation} serializable", on=1)
+        two_shards.execute(f"ALTER DATABASE {database} {isolation} 'repeatable read'", on=1)
+        two_shards.execute(f"ALTER ROLE app IN DATABASE {database} {isolation} 'repeatable read'", on=1)
+        assert main(["check", "-q", "-c", str(path)]) == 0
+        printed = capsys.readouterr().out
+        for target in (f"ROLE {role}", f"DATABASE {database}", f"ROLE app IN DATABASE {database}"):
+            assert f"ALTER {target} RESET default_transaction_isolation" in printed
+    finally:
+        two_shards.execute("ALTER DATABASE postgres RESET default_transaction_isolation")
+        two_shards.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

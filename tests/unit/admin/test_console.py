@@ -59,6 +59,7 @@ MOVED: tuple[object, ...] = (
 )
 KEPT: dict[str, tuple[tuple[object, ...], ...]] = {
     "foreshard.move": (MOVED,),
+    "foreshard.load": (("here:6432", "live", 0.5, 5.5, 40, 2.0, -1.0),),
     "foreshard.rebalance_decision": (("2026-11-22 10:00:00+00", "moving", "cpu", 1.5, 1.05, 3, 120, ""),),
 }
 
@@ -182,6 +183,18 @@ async def test_shards_show_buckets_weights_and_loads() -> None:
     assert (first["buckets"], second["buckets"]) == (3072, 1024)
     assert (first["load_s"], first["sv_active"], first["sv_idle"]) == (2.0, 2, 1)
     assert (second["weight"], second["port"], second["sv_active"]) == (3.0, 5432, 0)
+
+
+async def test_shards_show_what_other_proxies_add_to_their_loads() -> None:
+    sources = Sources()
+    sources.state.set_others(1, 6.0, -1.0, 40.0, 0.0, 0.0)
+    sources.state.set_proxies(2, 1.0)
+    result = (await Console(sources).execute("SHOW SHARDS"))[0]
+    names = [column.name for column in result.columns]
+    second = dict(zip(names, result.rows[1], strict=True))
+    assert (second["load_s"], second["measured_s"], second["others_s"]) == (6.0, 0.0, 5.0)
+    told = {row[0]: row[1] for row in (await Console(sources).execute("SHOW PLACEMENT"))[0].rows}
+    assert (told["proxies"], told["others_load_total_s"]) == ("2", "5")
 
 
 async def test_pools_and_servers_are_sorted_by_shard_database_and_user() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foreshard.proxy.config import Config, PoolConfig, WorkersConfig
+from foreshard.proxy.config import Config, PoolConfig, ShardConfig, WorkersConfig
 from foreshard.proxy.control.command_check import finding_lines
 from foreshard.proxy.control.inspect import Finding, Inspection, judge
 
@@ -18,7 +18,7 @@ GOOD: dict[str, Any] = {
     "read_only": "off", "deferrable": "off", "replication_role": "origin", "encoding": "UTF8", "time_zone": "UTC",
     "transaction_timeout": "0", "idle_timeout": "0", "is_standby": False, "user_name": "app", "may_create": True,
     "is_superuser": True, "user_connections": -1, "database_connections": -1, "collation": "C", "prepared_others": 0,
-    "prepared_in_doubt": 0,
+    "prepared_in_doubt": 0, "may_set_replica": True, "isolations": [],
 }  # fmt: skip
 
 
@@ -140,3 +140,22 @@ def test_findings_are_printed_in_columns() -> None:
 def test_a_shard_that_cannot_prepare_says_that_writes_are_refused() -> None:
     (found,) = [f for f in judge(CONFIG, [inspection(prepared_max=0)]) if f.subject == "max_prepared_transactions"]
     assert found.cost.startswith("transactions that write here and on other shards are refused")
+
+
+SEVERAL = Config(path=Path("f.yaml"), shards=(ShardConfig(name="s0", dsn=""), ShardConfig(name="s1", dsn="")))
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(140000, "ALTER ROLE app SUPERUSER"), (150000, "GRANT SET ON PARAMETER session_replication_role TO app")],
+)
+def test_what_moves_need_is_asked_for_where_there_are_several_shards(version: int, advice: str) -> None:
+    poor = inspection(may_set_replica=False, version=version, isolations=["ROLE bo serializable"])
+    assert shortfalls(poor) == []
+    found = [each for each in judge(SEVERAL, [poor]) if each.level != "ok" and "connections" not in each.subject]
+    assert [(each.level, each.subject) for each in found] == [
+        ("warn", "privilege to set session_replication_role"),
+        ("warn", "default_transaction_isolation"),
+    ]
+    assert advice in found[0].cost
+    assert "ALTER ROLE bo RESET" in found[1].cost
