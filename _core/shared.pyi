@@ -1,33 +1,12 @@
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foreshard._core.state_values import ProfileState, ShardLoad
+
 POLICIES: tuple[str, ...]
-
-class ShardLoad(NamedTuple):
-    weight: float
-    up: bool
-    measured: float
-    placed: float
-    settled: float
-    rows: float
-    load: float
-    buckets: int
-    others_measured: float
-    others_pending: float
-    others_rows: float
-
-class ProfileState(NamedTuple):
-    weights: list[list[float]]
-    floors: list[float]
-    ceilings: list[float]
-    means: list[float]
-    samples: int
-    version: int
-    degraded: bool
 
 class SharedState:
     places: int

@@ -13,7 +13,6 @@ Rules:
 
 import mmap
 import os
-from typing import NamedTuple
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -28,6 +27,7 @@ from foreshard._core.hashing cimport mix64
 from foreshard._core.model cimport Model
 
 from foreshard._core.errors import ForeshardError
+from foreshard._core.state_values import ProfileState, ShardLoad
 
 cdef extern from *:
     """
@@ -50,34 +50,6 @@ cdef enum:
     WAITS_MAX = 10_000      # of WAIT_US each: a second in all
     WAIT_US = 100
     LINE_SIZE = 64
-
-
-class ShardLoad(NamedTuple):
-    """What placement knows about one shard; costs in seconds of a shard."""
-
-    weight: float
-    up: bool
-    measured: float
-    placed: float
-    settled: float
-    rows: float
-    load: float
-    buckets: int
-    others_measured: float
-    others_pending: float
-    others_rows: float
-
-
-class ProfileState(NamedTuple):
-    """The published model of one profile; lists by resource, weights[resource][feature]."""
-
-    weights: list[list[float]]
-    floors: list[float]
-    ceilings: list[float]
-    means: list[float]
-    samples: int
-    version: int
-    degraded: bool
 
 
 cdef Py_ssize_t whole_lines(Py_ssize_t size) noexcept:
@@ -214,7 +186,7 @@ cdef class SharedState:
         self.shard_count = shard_count
 
     def clear_shard(self, shard: int) -> None:
-        """What is known of the shard was of another one, which had its place before (supervisor)."""
+        """What is known was of another shard, which had the place before (supervisor)."""
         memset(&self.shard_states[self.checked(shard)], 0, sizeof(Shard))
         self.shard_states[shard].weight = 1.0
         self.shard_states[shard].up = 1
@@ -394,17 +366,11 @@ cdef class SharedState:
 
     cdef void count_buckets(self) noexcept nogil:
         """How many buckets each shard has by the map."""
-        cdef uint64_t counts[SHARDS_MAX]
         cdef int i
-        if self.places > SHARDS_MAX:        # a simulation's: nothing there is without buckets
-            for i in range(self.places):
-                self.shard_states[i].buckets = BUCKET_COUNT
-            return
-        memset(counts, 0, sizeof(counts))
-        for i in range(BUCKET_COUNT):
-            counts[self.owners[i]] += 1
         for i in range(self.places):
-            self.shard_states[i].buckets = counts[i]
+            self.shard_states[i].buckets = 0
+        for i in range(BUCKET_COUNT):
+            self.shard_states[self.owners[i]].buckets += 1
 
     def owner_of(self, bucket: int) -> int:
         """Owner of one bucket; IndexError out of range."""

@@ -173,8 +173,8 @@ def test_a_schema_file_may_set_its_search_path(one_shard: Shards, tmp_path: Path
 def test_another_number_of_shards_than_the_map_has_is_refused(three_shards: Shards, tmp_path: Path) -> None:
     apply_now(make_demo_config(Shards(three_shards.shards[:2]), tmp_path))
     message = refusal(make_demo_config(three_shards, tmp_path))
-    assert "was made for 2 shards, the configuration has 3" in message
-    assert "not built yet" in message
+    assert "the deployment has 2 shards, the configuration 3" in message
+    assert "`foreshard shards` adds and removes them" in message
 
 
 def test_shards_in_another_order_are_refused(three_shards: Shards, tmp_path: Path) -> None:
@@ -195,7 +195,10 @@ def test_a_renamed_shard_is_renamed(one_shard: Shards, tmp_path: Path) -> None:
     apply_now(make_demo_config(one_shard, tmp_path))
     renamed = Shards((msgspec.structs.replace(one_shard.shards[0], name="first"),))
     config = make_demo_config(renamed, tmp_path)
-    assert lacking(config) == ["shard first, control database: row of foreshard.shard_info"]
+    assert lacking(config) == [
+        "shard first, control database: row of foreshard.shard_info",
+        "shard first, control database: rows of foreshard.shard",
+    ]
     apply_now(config)
     assert one_shard.query("SELECT name FROM foreshard.shard_info") == [("first",)]
 
