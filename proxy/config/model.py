@@ -132,6 +132,7 @@ class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     goal: float = 1.05  # until none has more than this
     rows_per_minute: float = 0.02  # share of all rows that moves may carry in a minute
     cooldown_s: float = 600.0  # a bucket that was moved stays for so long
+    bytes_per_s: float = 50e6  # that moves carry at most, whoever has ordered them
 
 
 class QueryNodeConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -139,6 +139,7 @@ REBALANCE = Section(
         "goal": Field("goal", kinds.number(1, 100)),
         "rows_per_minute": Field("rows_per_minute", kinds.number(0.0001, 1)),
         "cooldown": Field("cooldown_s", kinds.duration),
+        "bytes_per_second": Field("bytes_per_s", kinds.rate),
     },
 )
 QUERY_NODE = Section(
