@@ -41,6 +41,15 @@ class Census(msgspec.Struct):
         """Rows of all tables."""
         return sum(self.rows.values())
 
+    def is_alike(self, other: Census, name: str) -> bool:
+        """Whether both have the same rows of a table: as many, of the same hash."""
+        return (self.rows[name], self.digests[name]) == (other.rows[name], other.digests[name])
+
+    def update(self, later: Census) -> None:
+        """What was asked anew of some tables."""
+        self.rows.update(later.rows)
+        self.digests.update(later.digests)
+
 
 def changed_sql(since: int) -> str:
     """An SQL condition on a row `held`: this version of it is not older."""
@@ -53,10 +62,13 @@ def census_sql(
     *,
     has_digests: bool = False,
     since: Mapping[str, int] | None = None,
+    rows_max: int = 0,
     sequences: Iterable[str] = (),
     has_events: bool = False,
 ) -> str:
-    """The query that `take_census` reads; in one snapshot, but for sequences, which have none."""
+    """The query that `read_census` reads; in one snapshot, but for sequences, which have none. With `rows_max` no more
+    rows of a table are counted.
+    """
     parts = [
         f"SELECT 'owner' AS kind, '' AS name, get_bit(buckets, {bucket})::bigint AS rows, '' AS digest, "
         "0::bigint AS changed FROM foreshard.owned_buckets",
@@ -65,10 +77,10 @@ def census_sql(
     for table in tables:
         changed = f"count(*) FILTER (WHERE {changed_sql(since[table.name])})" if since else "0::bigint"
         digest = table.digest if has_digests else "''"
-        parts.append(
-            f"SELECT 'table', {quote_text(table.name)}, count(*), {digest}, {changed} "
-            f"FROM {table.quoted} AS held WHERE {table.condition}"
-        )
+        rows = f"{table.quoted} AS held WHERE {table.condition}"
+        if rows_max:
+            rows = f"(SELECT FROM {rows} LIMIT {rows_max}) AS held"
+        parts.append(f"SELECT 'table', {quote_text(table.name)}, count(*), {digest}, {changed} FROM {rows}")
     parts += [f"SELECT 'sequence', {quote_text(name)}, {LAST}, '', 0::bigint FROM {name}" for name in sequences]
     if has_events:
         parts.append(EVENTS)

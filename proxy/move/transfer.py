@@ -21,7 +21,10 @@ wait, brings the last of them. A small bucket has the flip alone.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections.abc import Awaitable
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -44,6 +47,7 @@ from foreshard.proxy.triggers.points import control_point
 
 POINTS = ("move-prepared", "move-decided", "move-finished")
 ROUNDS_MAX = 10
+ROWS_COUNTED = 2000  # of each table, before the copy
 CAUGHT_UP_ROWS = 200  # a round with fewer leaves little enough to the flip; chosen, not measured
 COLUMNS = """
 SELECT ARRAY(SELECT attname::text FROM pg_attribute
@@ -124,7 +128,7 @@ class Transfer:
             self.sequences = await sequence_names(self.catalog, self._source, self._target)
         names = [table.quoted for table in self._tables]
         sequences_only = census_sql([], self.bucket, sequences=self.sequences)
-        (columns, here), (uniques, there) = await asyncio.gather(
+        (columns, here), (uniques, there) = await together(
             _ask_both(self._source, COLUMNS, names, sequences_only),
             _ask_both(self._target, UNIQUES, names, sequences_only),
         )
@@ -132,8 +136,8 @@ class Transfer:
             self._columns[table.name], self._uniques[table.name] = row["columns"], count["count"]
         self._check_owners(here, there)
         await raise_early(here.last, there.last, self._target)
-        counts = census_sql(self._tables, self.bucket)
-        self._here, there = await asyncio.gather(
+        counts = census_sql(self._tables, self.bucket, rows_max=ROWS_COUNTED)
+        self._here, there = await together(
             _begin_and_ask(self._source, BEGIN_SNAPSHOT, counts), _begin_and_ask(self._target, BEGIN, counts)
         )
         for name, strays in there.rows.items():
@@ -146,7 +150,9 @@ class Transfer:
 
     @property
     def row_count(self) -> int:
-        """Rows of the bucket on the source when the transfer began, by which the way of the move is chosen."""
+        """Rows of the bucket on the source when the transfer began, by which the way of the move is chosen; of each
+        table no more than ROWS_COUNTED.
+        """
         return self._here.total
 
     async def copy(self) -> None:
@@ -165,15 +171,14 @@ class Transfer:
         same, before anybody has to wait for it: rows need only be counted in the flip, which brings newer versions.
         """
         for number in range(ROUNDS_MAX):
-            asked = census_sql(self._tables, self.bucket, since=self._since)
-            self._here = await _begin_and_ask(self._source, BEGIN_SNAPSHOT, asked)
-            changed = [table for table in self._tables if self._here.changed[table.name]]
-            for table in changed:
-                await self._bring(table)
+            come = await self._look_again()
+            for table in self._tables:
+                if self._here.changed[table.name]:
+                    await self._bring(table)
             self.moved.rounds += 1
             is_last = sum(self._here.changed.values()) < CAUGHT_UP_ROWS or number == ROUNDS_MAX - 1
             if is_last and not self._is_copied:
-                await self._verify()
+                await self._verify(self._here, come)
             self._since = dict.fromkeys(self._here.rows, self._here.horizon)
             if is_last:
                 break
@@ -188,19 +193,20 @@ class Transfer:
         """
         copied = self.moved.rows
         look_here, look_there = await self._prepare_flip()
+        staged = set(self._staged)
         self._locked_s = time.monotonic()
         try:
             await quieten(self._source, self._bell, Notice(self.bucket, self._target_index, patience_s))
             control_point("move-locked")
             if self._is_copied:
                 held = await self._take_changed(look_here, look_there)
-                await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
             else:
                 held = await self._take_all(look_here, look_there)
+            await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             await self._source.execute("ROLLBACK")
             await self._target.execute("ROLLBACK TO flip; RELEASE flip")
-            self.moved.rows = copied
+            self.moved.rows, self._staged = copied, staged
             raise Busy(str(error)) from error
         except asyncpg.PostgresError as error:
             if error.sqlstate == NOT_AS_MANY:
@@ -227,22 +233,23 @@ class Transfer:
         """All that can be done before the lock is asked for; what is asked of the source and the target behind it."""
         if self._is_copied:
             await self._make_stages([table for table in self._tables if self._here.rows[table.name]])
-        asked = {"sequences": self.sequences or (), "has_digests": not self._is_copied}
-        since = self._since or None
-        here = census_sql(self._tables, self.bucket, since=since, has_events=True, **asked)
-        there = census_sql(self._tables, self.bucket, **asked)
-        await asyncio.gather(
+        asks = functools.partial(
+            census_sql, self._tables, self.bucket, sequences=self.sequences or (), has_digests=not self._is_copied
+        )
+        here, there = asks(since=self._since or None, has_events=True), asks()
+        await together(
             self._source.execute(f"ROLLBACK; {BEGIN}" if self._source.is_in_transaction() else BEGIN),
             self._target.execute("SAVEPOINT flip"),
         )
-        look_here, look_there = await asyncio.gather(self._source.prepare(here), self._target.prepare(there))
+        look_here, look_there = await together(self._source.prepare(here), self._target.prepare(there))
         if await self._target.execute(TAKE_OVER, self.bucket) != "UPDATE 1":
             raise ForeshardError(f"bucket {self.bucket} is of shard {self._target_name} already")
         return look_here, look_there
 
     async def _take_changed(self, look_here: PreparedStatement, look_there: PreparedStatement) -> Census:
         """What has changed since the last round; what the source has, which is now what the target has."""
-        held, come = await asyncio.gather(_ask(look_here), _ask(look_there))
+        held: Census
+        held, come = await together(_ask(look_here), _ask(look_there))
         await self._take_beside(held, come)
         rows = dict(come.rows)
         for table in reversed(self._tables):
@@ -264,7 +271,6 @@ class Transfer:
         come = await _ask(look_there)
         await self._take_beside(held, come)
         self._compare(held, come)
-        await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
         return held
 
     async def _take_beside(self, held: Census, come: Census) -> None:
@@ -277,25 +283,39 @@ class Transfer:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    async def _verify(self) -> None:
-        """See that what was copied is the same as in the snapshot of the source that is open."""
-        asked = census_sql(self._tables, self.bucket, has_digests=True)
-        held, come = await asyncio.gather(_fetch(self._source, asked), _fetch(self._target, asked))
-        if (held.rows, held.digests) != (come.rows, come.digests):
-            for table in reversed(self._tables):
-                if (held.rows[table.name], held.digests[table.name]) != (
-                    come.rows[table.name],
-                    come.digests[table.name],
-                ):
-                    await self._drop_gone(table)
-            come = await _fetch(self._target, asked)
+    async def _look_again(self) -> Census:
+        """What has changed on the source since the last round; what the target has. Hashes until they were compared."""
+        has_digests = not self._is_copied
+        asked = census_sql(self._tables, self.bucket, since=self._since, has_digests=has_digests)
+        if not has_digests:
+            self._here = await _begin_and_ask(self._source, BEGIN_SNAPSHOT, asked)
+            return Census()
+        there = census_sql(self._tables, self.bucket, has_digests=True)
+        come: Census
+        self._here, come = await together(
+            _begin_and_ask(self._source, BEGIN_SNAPSHOT, asked), _fetch(self._target, there)
+        )
+        return come
+
+    async def _verify(self, held: Census, come: Census) -> None:
+        """See that what was copied is the same as in the snapshot of the source that is open. `come` is what the
+        target had before it got what has changed.
+        """
+        changed = [table for table in self._tables if held.changed[table.name]]
+        if changed:
+            come.update(await _fetch(self._target, census_sql(changed, self.bucket, has_digests=True)))
+        gone = [table for table in self._tables if not held.is_alike(come, table.name)]
+        if gone:
+            for table in reversed(gone):
+                await self._drop_gone(table)
+            come.update(await _fetch(self._target, census_sql(gone, self.bucket, has_digests=True)))
         self._compare(held, come)
         self._is_copied = True
 
     def _compare(self, held: Census, come: Census) -> None:
         """See that the target has what the source has."""
         for name, rows in held.rows.items():
-            if (come.rows[name], come.digests[name]) != (rows, held.digests[name]):
+            if not held.is_alike(come, name):
                 raise ForeshardError(
                     f"{name}: bucket {self.bucket} has {rows} rows on {self._source_name}, {come.rows[name]} came "
                     f"to {self._target_name}, or not the same: is the table defined alike on both? The bucket stays"
@@ -322,6 +342,7 @@ class Transfer:
                     for table in missing
                 )
             )
+            self._staged.update(table.name for table in missing)
 
     async def _bring(self, table: Movable) -> int:
         """Rows with versions since the last round, in place of those that the target has; how many more it has then."""
@@ -365,6 +386,15 @@ class Transfer:
             raise ForeshardError(f"bucket {self.bucket} is not of shard {self._source_name} any more")
         if there.is_owner:
             raise ForeshardError(f"bucket {self.bucket} is of shard {self._target_name} already")
+
+
+async def together(*asked: Awaitable[Any]) -> list[Any]:
+    """What all of them answer; the first error, when all have ended: their connections are of use again."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+    return found
 
 
 async def _ask(look: PreparedStatement) -> Census:
