@@ -45,6 +45,13 @@ class Census(msgspec.Struct):
         """Whether both have the same rows of a table: as many, of the same hash."""
         return (self.rows[name], self.digests[name]) == (other.rows[name], other.digests[name])
 
+    def exchange(self, name: str, before: Record | None, after: Record | None) -> None:
+        """Some rows of the table are others now: the hash of all is the sum of theirs."""
+        assert before is not None
+        assert after is not None
+        self.rows[name] += after["rows"] - before["rows"]
+        self.digests[name] = str(int(self.digests[name]) + int(after["digest"]) - int(before["digest"]))
+
     def update(self, later: Census) -> None:
         """What was asked anew of some tables."""
         self.rows.update(later.rows)

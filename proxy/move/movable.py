@@ -17,6 +17,9 @@ from foreshard.proxy.triggers.capture import quote_name, quote_text
 EXACT_OIDS = frozenset({16, 17, 18, 20, 21, 23, 26, 1082, 1114, 1184, 2950})
 STRING_OIDS = frozenset({25, 1043})
 TEXT_OID, INT4_OID = 25, 23
+# Types whose binary form is the same on every server: the above, float4, float8, json, jsonb, bpchar, time, timetz,
+# interval, numeric.
+PORTABLE_OIDS = EXACT_OIDS | STRING_OIDS | {114, 700, 701, 1042, 1083, 1186, 1266, 1700, 3802}
 NOT_AS_MANY = "FS001"  # SQLSTATE of our own
 BLOCK = "#variable_conflict use_column\nDECLARE foreshard_gone bigint; BEGIN steps END"
 

@@ -15,7 +15,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 
@@ -172,6 +172,14 @@ class Mover:
                 return connection
             connection.terminate()
         return await connect(self.config.shards[index].dsn, SETTINGS)
+
+    async def ask(self, index: int, sql: str) -> Any:
+        """The value that a query has on a shard."""
+        connection = await self._connection(index)
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            self._kept[index].append(connection)
 
     def close(self) -> None:
         """Give every connection up."""

@@ -38,7 +38,7 @@ from foreshard.proxy.control.placing import FREEZE_S, Notice
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.census import Census, census_sql, changed_sql, read_census
 from foreshard.proxy.move.events import carry_events
-from foreshard.proxy.move.movable import NOT_AS_MANY, Movable, give_up_sql, movables
+from foreshard.proxy.move.movable import NOT_AS_MANY, PORTABLE_OIDS, Movable, give_up_sql, movables
 from foreshard.proxy.move.quiet import quieten
 from foreshard.proxy.move.rows import SETTINGS, moving_tables
 from foreshard.proxy.move.sequences import raise_behind, raise_early, sequence_names
@@ -49,16 +49,18 @@ POINTS = ("move-prepared", "move-decided", "move-finished")
 ROUNDS_MAX = 10
 ROWS_COUNTED = 2000  # of each table, before the copy
 CAUGHT_UP_ROWS = 200  # a round with fewer leaves little enough to the flip; chosen, not measured
-COLUMNS = """
-SELECT ARRAY(SELECT attname::text FROM pg_attribute
-             WHERE attrelid = to_regclass(asked.name) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-             ORDER BY attnum) AS columns
+# Of each table: the columns that are copied, their types, and how many unique indexes there are.
+COPIED = "attrelid = to_regclass(asked.name) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"
+LAYOUT = f"""
+SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE {COPIED}) AS columns,
+  ARRAY(SELECT atttypid::bigint FROM pg_attribute WHERE {COPIED}) AS types,
+  (SELECT count(*)::integer FROM pg_index WHERE indrelid = to_regclass(asked.name) AND indisunique) AS uniques
 FROM unnest($1::text[]) WITH ORDINALITY AS asked(name, place) ORDER BY place
 """
-UNIQUES = """
-SELECT (SELECT count(*)::integer FROM pg_index WHERE indrelid = to_regclass(asked.name) AND indisunique) AS count
-FROM unnest($1::text[]) WITH ORDINALITY AS asked(name, place) ORDER BY place
-"""
+# Few rows that have changed are looked up in a table by its key: nobody has counted them, so a plan may read it all.
+LOOKED_UP_MAX = 10_000
+LOOK_UP = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+LOOK_UP_NO_MORE = "SET LOCAL enable_hashjoin = DEFAULT; SET LOCAL enable_mergejoin = DEFAULT"
 BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {SETTINGS}"  # each statement sees what was committed before it
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ; {SETTINGS}"
 TAKE_OVER = """
@@ -114,6 +116,7 @@ class Transfer:
         self._tables = movables(catalog, bucket)
         self._columns: dict[str, list[str]] = {}
         self._uniques: dict[str, int] = {}  # indexes
+        self._portable: set[str] = set()  # tables whose values are copied in binary form
         self._staged: set[str] = set()  # tables that have a stage on the target
         self._locked_s = 0.0
         self._is_copied = False  # and has been compared
@@ -128,12 +131,14 @@ class Transfer:
             self.sequences = await sequence_names(self.catalog, self._source, self._target)
         names = [table.quoted for table in self._tables]
         sequences_only = census_sql([], self.bucket, sequences=self.sequences)
-        (columns, here), (uniques, there) = await together(
-            _ask_both(self._source, COLUMNS, names, sequences_only),
-            _ask_both(self._target, UNIQUES, names, sequences_only),
+        (ours, here), (theirs, there) = await together(
+            *(_ask_both(end, LAYOUT, names, sequences_only) for end in (self._source, self._target))
         )
-        for table, row, count in zip(self._tables, columns, uniques, strict=True):
-            self._columns[table.name], self._uniques[table.name] = row["columns"], count["count"]
+        for table, source, target in zip(self._tables, ours, theirs, strict=True):
+            self._columns[table.name], self._uniques[table.name] = source["columns"], target["uniques"]
+            types, others = (dict(zip(end["columns"], end["types"], strict=True)) for end in (source, target))
+            if types == others and PORTABLE_OIDS.issuperset(types.values()):
+                self._portable.add(table.name)
         self._check_owners(here, there)
         await raise_early(here.last, there.last, self._target)
         counts = census_sql(self._tables, self.bucket, rows_max=ROWS_COUNTED)
@@ -174,10 +179,10 @@ class Transfer:
             come = await self._look_again()
             for table in self._tables:
                 if self._here.changed[table.name]:
-                    await self._bring(table)
+                    await self._bring(table, come)
             self.moved.rounds += 1
             is_last = sum(self._here.changed.values()) < CAUGHT_UP_ROWS or number == ROUNDS_MAX - 1
-            if is_last and not self._is_copied:
+            if is_last and come is not None:
                 await self._verify(self._here, come)
             self._since = dict.fromkeys(self._here.rows, self._here.horizon)
             if is_last:
@@ -283,13 +288,13 @@ class Transfer:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    async def _look_again(self) -> Census:
-        """What has changed on the source since the last round; what the target has. Hashes until they were compared."""
+    async def _look_again(self) -> Census | None:
+        """What has changed on the source since the last round; what the target has, until that was compared."""
         has_digests = not self._is_copied
         asked = census_sql(self._tables, self.bucket, since=self._since, has_digests=has_digests)
         if not has_digests:
             self._here = await _begin_and_ask(self._source, BEGIN_SNAPSHOT, asked)
-            return Census()
+            return None
         there = census_sql(self._tables, self.bucket, has_digests=True)
         come: Census
         self._here, come = await together(
@@ -298,12 +303,7 @@ class Transfer:
         return come
 
     async def _verify(self, held: Census, come: Census) -> None:
-        """See that what was copied is the same as in the snapshot of the source that is open. `come` is what the
-        target had before it got what has changed.
-        """
-        changed = [table for table in self._tables if held.changed[table.name]]
-        if changed:
-            come.update(await _fetch(self._target, census_sql(changed, self.bucket, has_digests=True)))
+        """See that what was copied is the same as in the snapshot of the source that is open."""
         gone = [table for table in self._tables if not held.is_alike(come, table.name)]
         if gone:
             for table in reversed(gone):
@@ -327,7 +327,8 @@ class Transfer:
 
     async def _pipe(self, query: str, table: Movable, into: tuple[str, str] | None = None) -> int:
         place = into or (table.schema, table.table)
-        return await pipe(self._source, query, self._target, place, self._columns[table.name])
+        columns, is_binary = self._columns[table.name], table.name in self._portable
+        return await pipe(self._source, query, self._target, place, columns, is_binary=is_binary)
 
     def _stage(self, table: Movable) -> str:
         return f"foreshard_changed_{self._tables.index(table)}"
@@ -344,24 +345,41 @@ class Transfer:
             )
             self._staged.update(table.name for table in missing)
 
-    async def _bring(self, table: Movable) -> int:
-        """Rows with versions since the last round, in place of those that the target has; how many more it has then."""
+    async def _bring(self, table: Movable, come: Census | None = None) -> int:
+        """Rows with versions since the last round, in place of those that the target has; how many more it has then.
+
+        `come` is what the target had, if that is to be kept up to date.
+        """
         stage = self._stage(table)
         await self._make_stages([table])
         query = f"{self._rows_sql(table)} AND {changed_sql(self._since[table.name])}"
         count = await self._pipe(query, table, ("pg_temp", stage))
+        look_up = LOOK_UP if count <= LOOKED_UP_MAX else ""
         names = ", ".join(map(quote_name, self._columns[table.name]))
         same = " AND ".join(f"held.{key} = changed.{key}" for key in map(quote_name, table.row_key))
+        staged = f"SELECT count(*) AS rows, {table.digest} AS digest FROM pg_temp.{stage} AS changed "
+        staged += f"JOIN {table.quoted} AS held ON {same}"
+        if come is not None:
+            await self._target.execute(look_up + "SELECT")
+            before = await self._target.fetchrow(staged)
         replaced = await self._target.execute(
-            f"DELETE FROM {table.quoted} AS held USING pg_temp.{stage} AS changed WHERE {same}"
+            f"{look_up}DELETE FROM {table.quoted} AS held USING pg_temp.{stage} AS changed WHERE {same}"
         )
         gone = 0
         if self._uniques[table.name] > 1:  # what has gone may have had a value that others have now
+            await self._target.execute(LOOK_UP_NO_MORE)
             gone = await self._drop_gone(table)
-        await self._target.execute(
-            f"INSERT INTO {table.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}; "
-            f"DELETE FROM pg_temp.{stage}"
-        )
+        insert = f"INSERT INTO {table.quoted} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM pg_temp.{stage}"
+        clear = f"DELETE FROM pg_temp.{stage}; {LOOK_UP_NO_MORE}"
+        if come is None:
+            await self._target.execute(f"{insert}; {clear}")
+        else:
+            await self._target.execute(insert)
+            if gone:
+                come.update(await _fetch(self._target, census_sql([table], self.bucket, has_digests=True)))
+            else:
+                come.exchange(table.name, before, await self._target.fetchrow(staged))
+            await self._target.execute(clear)
         return count - int(replaced.split()[-1]) - gone
 
     async def _drop_gone(self, table: Movable) -> int:
