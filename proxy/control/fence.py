@@ -122,7 +122,9 @@ LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
 -- Called by a router that has nothing open in the bucket any more: let whoever waits take it away. Whether it is here
 -- still when that has ended. `lost` are sessions that the router has given up: it does not know what they do.
 BEGIN
-  PERFORM foreshard.end_sessions(ARRAY[router], lost);
+  IF cardinality(lost) > 0 THEN
+    PERFORM foreshard.end_sessions(ARRAY[router], lost);
+  END IF;
   PERFORM pg_advisory_lock_shared({GIVEN_CLASS}, give_way.bucket); -- MOVE_LOCK does not say which bucket may go
   PERFORM pg_advisory_unlock_shared({MOVE_LOCK});
   PERFORM pg_advisory_lock_shared({MOVE_LOCK});

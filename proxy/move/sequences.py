@@ -40,10 +40,14 @@ async def sequence_names(catalog: Catalog, source: Connection, target: Connectio
 
 
 async def raise_early(here: Mapping[str, int], there: Mapping[str, int], target: Connection) -> None:
-    """Bring the target's counters beyond the source's, outside of any transaction."""
-    for name, last in _behind(here, there):
-        raised = f"setval({quote_text(name)}, {last + MARGIN})"
-        await target.execute(f"SELECT {raised} FROM {name} WHERE last_value <= {last}")
+    """Bring the target's counters beyond the source's; whatever becomes of the transaction, they stay there."""
+    behind = _behind(here, there)
+    if behind:
+        raised = [
+            f"(SELECT setval({quote_text(name)}, {last + MARGIN}) FROM {name} WHERE last_value <= {last})"
+            for name, last in behind
+        ]
+        await target.execute(f"SELECT {', '.join(raised)}")
 
 
 async def raise_behind(here: Mapping[str, int], there: Mapping[str, int], target: Connection) -> None:

@@ -129,22 +129,19 @@ class Transfer:
         """Open the target's transaction, see that nothing is in the way, and bring sequences near."""
         if self.sequences is None:
             self.sequences = await sequence_names(self.catalog, self._source, self._target)
+        await together(self._source.execute(BEGIN_SNAPSHOT), self._target.execute(BEGIN))
+        asked = census_sql(self._tables, self.bucket, sequences=self.sequences, rows_max=ROWS_COUNTED)
         names = [table.quoted for table in self._tables]
-        sequences_only = census_sql([], self.bucket, sequences=self.sequences)
-        (ours, here), (theirs, there) = await together(
-            *(_ask_both(end, LAYOUT, names, sequences_only) for end in (self._source, self._target))
+        (ours, self._here), (theirs, there) = await together(
+            *(_ask_both(end, LAYOUT, names, asked) for end in (self._source, self._target))
         )
         for table, source, target in zip(self._tables, ours, theirs, strict=True):
             self._columns[table.name], self._uniques[table.name] = source["columns"], target["uniques"]
             types, others = (dict(zip(end["columns"], end["types"], strict=True)) for end in (source, target))
             if types == others and PORTABLE_OIDS.issuperset(types.values()):
                 self._portable.add(table.name)
-        self._check_owners(here, there)
-        await raise_early(here.last, there.last, self._target)
-        counts = census_sql(self._tables, self.bucket, rows_max=ROWS_COUNTED)
-        self._here, there = await together(
-            _begin_and_ask(self._source, BEGIN_SNAPSHOT, counts), _begin_and_ask(self._target, BEGIN, counts)
-        )
+        self._check_owners(self._here, there)
+        await raise_early(self._here.last, there.last, self._target)
         for name, strays in there.rows.items():
             if strays:
                 raise ForeshardError(
