@@ -41,6 +41,8 @@ FULL = Length(
     quiet_s=10.0,
     calibrate_s=4.0,
     share=SHARE,
+    paced_pairs=3,
+    paced_s=10.0,
 )
 SMALL = Length(
     pairs=2,
@@ -50,6 +52,8 @@ SMALL = Length(
     quiet_s=1.5,
     calibrate_s=1.0,
     share=SHARE,
+    paced_pairs=1,
+    paced_s=1.5,
 )
 
 
@@ -94,7 +98,7 @@ def summary(made: Run, length: Length, seed: int, found: Found, findings: list[s
     """All figures, and what is wrong."""
     moves = figures.pauses(made, seed)
     errors = made.done.error_count + made.probed.error_count
-    undone = [move for move in made.moves if move.state != "done"]
+    undone = [move for move in (*made.moves, *made.paced_moves) if move.state != "done"]
     failures = [
         *([f"{errors} errors of clients: {'; '.join([*made.done.errors, *made.probed.errors])}"] if errors else []),
         *([f"{found.lost} acknowledged writes are lost"] if found.lost else []),
@@ -111,6 +115,7 @@ def summary(made: Run, length: Length, seed: int, found: Found, findings: list[s
         "sizes": figures.by_size(moves),
         "pause_of_copied": figures.pause_of_copied(moves),
         "others": figures.others(made),
+        "others_paced": figures.paced(made),
         "large_against_copy": figures.speeds(made),
         "probe_writes": len(made.probed.took_s),
         "acts": len(made.done.took_s),
@@ -136,13 +141,7 @@ def show(result: dict[str, Any]) -> None:
             " each 10,000 rows (least squares over the mover's pauses)"
         )
     print()
-    names = {"per_s": "per s", "p50_ms": "p50, ms", "p99_ms": "p99, ms", "most_ms": "longest, ms"}
-    names["p99_since_due_ms"] = "p99 since it was due, ms"
-    rows = [
-        [names[name], figure["without"], figure["beside"], shown(figure["ratio"])]
-        for name, figure in result["others"]["figures"].items()
-    ]
-    print(report.table(["other clients", "without moves", "with", "with / without"], rows))
+    show_ratios("other clients, moves without rest", result["others"])
     print(
         f"{result['clients']} clients at {result['rate']:.0f} per s, {result['share']:.0%} of the"
         f" {result['rate_most']:.0f} that they could do; ratios of {len(result['others']['phases']) // 2} pairs of"
@@ -151,6 +150,9 @@ def show(result: dict[str, Any]) -> None:
     if result["others"]["figures"]["p99_since_due_ms"]["without"] > LATE_MS:
         print("The clients were late without moves, too: the machine had other work, and these figures mean little.")
     print()
+    paced = result["others_paced"]
+    show_ratios("other clients, moves at the rebalancer's pace", paced)
+    print(f"{paced['moves']} moves of {paced['rows']} rows in {paced['seconds']:.0f} s\n")
     show_others(result["others"])
     if (speed := result["large_against_copy"]) is not None:
         shown_speeds = [f"{speed[name]['median']:.0f}" for name in ("move_rows_per_s", "copy_rows_per_s")]
@@ -164,6 +166,17 @@ def show(result: dict[str, Any]) -> None:
         f" {result['probe_writes']} of the probe; errors {result['client_errors']}, lost {result['lost']}, doubled"
         f" {result['doubled']} of {result['rows_checked']} rows; verify: {'FINDINGS' if result['verify'] else 'clean'}"
     )
+
+
+def show_ratios(title: str, others: dict[str, Any]) -> None:
+    """Print what the other clients saw with moves and without."""
+    names = {"per_s": "per s", "p50_ms": "p50, ms", "p99_ms": "p99, ms", "most_ms": "longest, ms"}
+    names["p99_since_due_ms"] = "p99 since it was due, ms"
+    rows = [
+        [names[name], figure["without"], figure["beside"], shown(figure["ratio"])]
+        for name, figure in others["figures"].items()
+    ]
+    print(report.table([title, "without moves", "with", "with / without"], rows))
 
 
 def show_others(others: dict[str, Any]) -> None:

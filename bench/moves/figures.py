@@ -138,7 +138,23 @@ def of_phase(acts: Acts, phase: Phase) -> dict[str, Any]:
 def others(run: Run) -> dict[str, Any]:
     """Phases with moves against the phase without before each."""
     acts = Acts(run)
-    phases = [of_phase(acts, phase) for phase in run.phases]
+    return {**compared(acts, run.phases), "during": during(run, acts), "deeds": of_deeds(run, acts)}
+
+
+def paced(run: Run) -> dict[str, Any]:
+    """The same where moves carry no more than the rebalancer lets them."""
+    seconds = sum(phase.ended_s - phase.began_s for phase in run.paced_phases if phase.is_moving)
+    return {
+        **compared(Acts(run), run.paced_phases),
+        "moves": len(run.paced_moves),
+        "rows": sum(move.rows for move in run.paced_moves),
+        "seconds": seconds,
+    }
+
+
+def compared(acts: Acts, pairs: Sequence[Phase]) -> dict[str, Any]:
+    """Phases without moves, each with the one with moves behind it."""
+    phases = [of_phase(acts, phase) for phase in pairs]
     quiet, moving = phases[0::2], phases[1::2]
     figures = {}
     for name in ("per_s", "p50_ms", "p99_ms", "most_ms", "p99_since_due_ms"):
@@ -148,7 +164,7 @@ def others(run: Run) -> dict[str, Any]:
             "beside": float(np.median(beside)),
             "ratio": spread([more / less for more, less in zip(beside, without, strict=True)]),
         }
-    return {"phases": phases, "figures": figures, "during": during(run, acts), "deeds": of_deeds(run, acts)}
+    return {"phases": phases, "figures": figures}
 
 
 def during(run: Run, acts: Acts) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Phases without and with moves in turns, while clients work; between them large buckets through plain COPY."""
+"""Phases without and with moves in turns, while clients work; between them large buckets through plain COPY.
+
+First moves follow each other without rest, which shows what they cost at most. Then they carry no more rows per minute
+than the rebalancer allows itself (`rebalance.Limits`), which is what clients meet.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from bench.moves.driving import Copied, Driver, Made
 from bench.moves.load import Done, Order, run_load
 from bench.moves.probe import Probed, run_probe
 from bench.moves.world import Size, World
+from foreshard.proxy.rebalance import Limits
 
 ANSWER_DEADLINE_S = 60.0
 DriverOf = Callable[[Callable[[int], Awaitable[None]]], Driver]  # told how the probe is aimed
@@ -33,6 +38,8 @@ class Length:
     quiet_s: float
     calibrate_s: float
     share: float  # of what the machine can do
+    paced_pairs: int  # of phases in which moves are paced
+    paced_s: float
 
 
 @dataclass
@@ -51,6 +58,8 @@ class Run:
     rate: float = 0.0
     phases: list[Phase] = field(default_factory=list)
     moves: list[Made] = field(default_factory=list)
+    paced_phases: list[Phase] = field(default_factory=list)
+    paced_moves: list[Made] = field(default_factory=list)
     copies: list[Copied] = field(default_factory=list)
     done: Done = field(default_factory=Done)
     probed: Probed = field(default_factory=Probed)
@@ -135,11 +144,30 @@ async def run_phases(world: World, driver_of: DriverOf, dsn: str, length: Length
                 phase.ended_s = time.time()
                 if number % 2 == 1:
                     run.copies += [await driver.copy(bucket) for bucket in large]
-            run.moves = driver.moves
+            run.moves = list(driver.moves)
+            await run_paced(run, world, driver, length, draw)
             run.done = await load.ask()
         run.probed = await probe.ask()
     await driver.close()
     return run
+
+
+async def run_paced(run: Run, world: World, driver: Driver, length: Length, draw: random.Random) -> None:
+    """Buckets of few rows at the pace of the rebalancer."""
+    keys = world.keys_by_bucket()
+    rows_per_s = world.row_count() * Limits().rows_share / Limits().budget_s
+    for _ in range(length.paced_pairs):
+        run.paced_phases.append(await rest(length.quiet_s))
+        run.paced_phases.append(phase := Phase(True, time.time()))
+        phase.ended_s = phase.began_s + length.paced_s
+        rows, next_s = 0, phase.began_s
+        while next_s < phase.ended_s:
+            await asyncio.sleep(max(next_s - time.time(), 0.0))
+            bucket = draw.choice(world.buckets[Size.SMALL])
+            run.paced_moves.append(made := await driver.move(bucket, Size.SMALL, draw.choice(keys[bucket])))
+            rows += max(made.rows, 1)
+            next_s = phase.began_s + rows / rows_per_s
+        await asyncio.sleep(max(phase.ended_s - time.time(), 0.0))
 
 
 async def rest(seconds: float) -> Phase:

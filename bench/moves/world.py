@@ -52,6 +52,10 @@ class World:
     owned: list[dict[int, Account]]  # by client, then key
     buckets: dict[Size, list[int]] = field(default_factory=lambda: {size: [] for size in Size})
 
+    def row_count(self) -> int:
+        """All rows, roughly: those that clients add later are missing."""
+        return sum(1 + account.entries for accounts in self.owned for account in accounts.values())
+
     def keys_by_bucket(self) -> dict[int, list[int]]:
         """The roots that are there from the beginning, by bucket."""
         found: dict[int, list[int]] = defaultdict(list)

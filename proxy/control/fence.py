@@ -40,13 +40,11 @@ DELETE FROM foreshard.enlisted WHERE ctid = ANY (ARRAY(
   FOR UPDATE SKIP LOCKED))
 """
 # Sessions that are being enlisted are there first, or are refused.
-END_STRANGERS_NOW = """
-BEGIN; LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE; SELECT foreshard.end_strangers(); COMMIT
-"""
+END_STRANGERS_NOW = "BEGIN; LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE; SELECT foreshard.end_strangers(); COMMIT"
 UNWILLING = f"""
-SELECT count(*) FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.granted AND NOT EXISTS (
+SELECT held.pid FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.granted AND NOT EXISTS (
   SELECT FROM pg_locks AS given WHERE given.pid = held.pid AND given.locktype = 'advisory' AND given.granted
-    AND given.classid = {GIVEN_CLASS} AND given.objid = $1::integer::oid AND given.objsubid = 2)
+    AND given.classid = {GIVEN_CLASS} AND given.objid = {{bucket}}::oid AND given.objsubid = 2)
 """
 IS_WAITING = (
     "SELECT NOT held.granted FROM pg_locks AS held WHERE held.pid = $1 AND held.locktype = 'advisory' "
@@ -124,7 +122,9 @@ LANGUAGE plpgsql VOLATILE {_SAFE} AS $body$
 -- Called by a router that has nothing open in the bucket any more: let whoever waits take it away. Whether it is here
 -- still when that has ended. `lost` are sessions that the router has given up: it does not know what they do.
 BEGIN
-  PERFORM foreshard.end_sessions(ARRAY[router], lost);
+  IF cardinality(lost) > 0 THEN
+    PERFORM foreshard.end_sessions(ARRAY[router], lost);
+  END IF;
   PERFORM pg_advisory_lock_shared({GIVEN_CLASS}, give_way.bucket); -- MOVE_LOCK does not say which bucket may go
   PERFORM pg_advisory_unlock_shared({MOVE_LOCK});
   PERFORM pg_advisory_lock_shared({MOVE_LOCK});

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Literal
 
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.errors import ForeshardError
@@ -16,20 +17,29 @@ class _Broken(Exception):
 
 
 async def pipe(
-    source: Connection, query: str, target: Connection, table: tuple[str, str], columns: Sequence[str]
+    source: Connection,
+    query: str,
+    target: Connection,
+    table: tuple[str, str],
+    columns: Sequence[str],
+    *,
+    is_binary: bool = False,
 ) -> int:
-    """The rows of a query, as text, into (schema, table); how many there were.
+    """The rows of a query into (schema, table); how many there were.
 
     The query may be a DELETE ... RETURNING. Values are copied as text: binary forms hold type oids, which differ
-    between servers; what text means is up to the two sessions' settings. Whichever end fails, its error is raised.
+    between servers; what text means is up to the two sessions' settings. `is_binary` is for callers who know that all
+    columns have the same types on both, and none whose binary form depends on the server. Whichever end fails, its
+    error is raised.
     """
+    form: Literal["binary", "text"] = "binary" if is_binary else "text"
     chunks: asyncio.Queue[bytes | None] = asyncio.Queue(CHUNKS_MAX)
     is_broken = False
 
     async def read() -> str:
         nonlocal is_broken
         try:
-            status = str(await source.copy_from_query(query, output=chunks.put, format="text"))
+            status = str(await source.copy_from_query(query, output=chunks.put, format=form))
             await chunks.put(None)
         except BaseException:
             is_broken = True
@@ -48,7 +58,7 @@ async def pipe(
     reading = asyncio.create_task(read())
     try:
         written = await target.copy_to_table(
-            table[1], schema_name=table[0], columns=list(columns), source=given(), format="text"
+            table[1], schema_name=table[0], columns=list(columns), source=given(), format=form
         )
     except BaseException as error:
         reading.cancel()

@@ -60,6 +60,7 @@ class Traffic(Protocol):
     enlist: bytes | None
     enlist_at_node: bytes | None
 
+    def hasten(self, is_hasty: bool) -> None: ...
     def freeze(self, bucket: int) -> list[Any]: ...
     def leave_bucket(self, shard: int) -> None: ...
     def thaw(self) -> None: ...
@@ -234,6 +235,7 @@ class _Hold:
             raise
         self._connection = connection
         self._notices.clear()
+        self._placing.traffic.hasten(False)
         await self._placing.read_maps()
         control_point("hold-taken")
 
@@ -259,8 +261,11 @@ class _Hold:
         connection = self._connection
         assert connection is not None
         while self._notices:
-            async with self._turn:
-                await self._give_way(connection, self._notices.pop(0))
+            try:
+                async with self._turn:
+                    await self._give_way(connection, self._notices.pop(0))
+            finally:
+                self._placing.traffic.hasten(False)
         self._news.clear()
         try:
             async with asyncio.timeout(HEARTBEAT_S):
@@ -279,6 +284,7 @@ class _Hold:
 
     def _on_notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._notices.append(msgspec.json.decode(str(payload), type=Notice))
+        self._placing.traffic.hasten(True)
         self._news.set()
 
     async def read_owned(self) -> None:

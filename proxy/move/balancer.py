@@ -21,7 +21,7 @@ from foreshard._core.shared import SharedState
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.config import Config, load_config
 from foreshard.proxy.control.balance_store import Orders, keep_decision, read_orders, read_told, tell, untell
-from foreshard.proxy.control.connect import connected, control_dsn
+from foreshard.proxy.control.connect import control_dsn
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.load_exchange import instance_name
 from foreshard.proxy.control.move_store import (
@@ -215,8 +215,7 @@ class _Leader:
 
     async def _read_catalog(self) -> Catalog:
         """The catalog as it is now; read anew when the first shard's schema has changed."""
-        async with connected(f"shard {self.config.shards[0].name}", self.config.shards[0].dsn) as connection:
-            state = await connection.fetchval(STATE)
+        state = await self._mover.ask(0, STATE)
         if self._catalog is None or state != self._catalog_state:
             self._catalog, self._catalog_state = await read_catalog(self.config), state
         return self._catalog

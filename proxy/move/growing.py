@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import asyncpg
 import msgspec
@@ -251,7 +251,8 @@ class _Growing:
         listed = ", ".join(f"held.{quote_name(name)}" for name in columns)
         query = f"SELECT {listed} FROM {movable.quoted} AS held"
         count = await pipe(source, query, self._new, (table.schema, table.name), columns)
-        one, other = await asyncio.gather(source.fetchrow(movable.digest_sql), self._new.fetchrow(movable.digest_sql))
+        sql = f"SELECT count(*) AS rows, {movable.digest} AS digest FROM {movable.quoted} AS held"
+        one, other = await asyncio.gather(source.fetchrow(sql), self._new.fetchrow(sql))
         if one != other:
             raise ForeshardError(
                 f"{table.qualified}: what came to shard {self.name} is not what the first shard has: is the table "
@@ -335,5 +336,11 @@ class _Growing:
 
 def as_movable(table: Table) -> Movable:
     """The whole table."""
-    names: Sequence[str] = [column.name for column in table.columns]
-    return Movable(table.schema, table.name, tuple(names), tuple(table.row_key), "true")
+    return Movable(
+        schema=table.schema,
+        table=table.name,
+        columns=tuple(column.name for column in table.columns),
+        type_oids=tuple(column.type_oid for column in table.columns),
+        row_key=tuple(table.row_key),
+        condition="true",
+    )

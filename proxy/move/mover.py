@@ -15,7 +15,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 
@@ -30,7 +30,8 @@ from foreshard.proxy.control.placing import FREEZE_S
 from foreshard.proxy.control.query_node import query_node_dsn
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.errors import ForeshardError
-from foreshard.proxy.move.transfer import OWNS, Busy, End, Transfer
+from foreshard.proxy.move.census import OWNS
+from foreshard.proxy.move.transfer import Busy, End, Transfer
 from foreshard.proxy.triggers.points import control_point
 
 SMALL_ROWS = 1000  # a bucket with more is copied before its writers are asked to wait
@@ -59,6 +60,8 @@ class Mover:
         self.is_committing = False  # to be left alone for some milliseconds
         self._report = report
         self._kept: dict[int, list[Connection]] = defaultdict(list)  # by shard
+        self._catalog: Catalog | None = None  # that of the sequences
+        self._sequences: dict[tuple[int, int], list[str]] = {}  # by source and target
 
     async def move(self, catalog: Catalog, planned: Planned, steps: Steps) -> Figures:
         """Make one move. Busy, or one of LOST: it has not happened, or (after note_flipping) `settle` tells.
@@ -66,11 +69,15 @@ class Mover:
         ForeshardError where it cannot be made at all.
         """
         async with self._ends(planned) as (source, target):
-            transfer = Transfer(catalog, self.cluster, planned.bucket, source, target)
+            if catalog is not self._catalog:
+                self._catalog, self._sequences = catalog, {}
+            known = self._sequences.get((planned.source, planned.target))
+            transfer = Transfer(catalog, self.cluster, planned.bucket, source, target, known)
             figures = Figures()
             try:
                 await transfer.begin()
-                if await transfer.count_rows() > SMALL_ROWS:
+                self._sequences[planned.source, planned.target] = transfer.sequences or []
+                if transfer.row_count > SMALL_ROWS:
                     figures.way = "large"
                     await transfer.copy()
                 figures.rows, figures.rounds = transfer.moved.rows, transfer.moved.rounds
@@ -167,6 +174,14 @@ class Mover:
                 return connection
             connection.terminate()
         return await connect(self.config.shards[index].dsn, SETTINGS)
+
+    async def ask(self, index: int, sql: str) -> Any:
+        """The value that a query has on a shard."""
+        connection = await self._connection(index)
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            self._kept[index].append(connection)
 
     def close(self) -> None:
         """Give every connection up."""

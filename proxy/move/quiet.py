@@ -23,6 +23,12 @@ TURN_MS = 70  # that routers may take to hear, beside what they give transaction
 PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
 POLL_S = 0.001  # between looks at locks and prepared transactions: PostgreSQL tells nobody of either
 PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+LOCK_TIMEOUT_MS = 50  # of a flip, for rows and locks that others have: writers of the bucket wait meanwhile
+# When the lock is there: whatever waits behind it in one message costs writers no round trip of its own.
+LOCK = f"""
+SET LOCAL lock_timeout = {{wait_ms}}; SELECT pg_advisory_xact_lock({MOVE_LOCK});
+SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {UNWILLING}
+"""
 
 
 async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
@@ -30,8 +36,8 @@ async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
 
     asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source.
     """
-    await source.execute(f"SET LOCAL lock_timeout = {TURN_MS + int(1000 * notice.patience_s)}")
-    locking = asyncio.create_task(source.execute(f"SELECT pg_advisory_xact_lock({MOVE_LOCK})"))
+    wait_ms = TURN_MS + int(1000 * notice.patience_s)
+    locking = asyncio.create_task(source.execute(LOCK.format(wait_ms=wait_ms, bucket=notice.bucket)))
     try:
         while not locking.done():
             is_waiting = await bell.fetchval(IS_WAITING, source.get_server_pid())
@@ -41,12 +47,17 @@ async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
                 break
             await asyncio.sleep(POLL_S)
     finally:
-        await locking
-    unwilling = await bell.fetchval(UNWILLING, notice.bucket)
+        unwilling = _row_count(await locking)
     if unwilling:
         raise asyncpg.LockNotAvailableError(f"{unwilling} routers have not given the bucket up")
-    await bell.execute(END_STRANGERS_NOW)
-    await _see_prepared_end(source)
+    # Sessions first: what one of them prepares as it ends is listed behind that.
+    if _row_count(await bell.execute(f"{END_STRANGERS_NOW}; {PREPARED}")):
+        await _see_prepared_end(source)
+
+
+def _row_count(tag: str) -> int:
+    """Rows of the last SELECT of a message."""
+    return int(tag.split()[-1])
 
 
 async def _see_prepared_end(source: Connection) -> None:

@@ -7,6 +7,7 @@ is made good in the flip, where ALTER SEQUENCE blocks nextval, and is undone wit
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from foreshard.proxy.catalog import Catalog
 from foreshard.proxy.control.introspect import Connection
@@ -27,35 +28,34 @@ WHERE s.relkind = 'S' AND (
   OR n.nspname || '.' || s.relname = ANY ($2::text[]))
 ORDER BY 1
 """
-LAST = "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name}"
 
 
 async def sequence_names(catalog: Catalog, source: Connection, target: Connection) -> list[str]:
     """The sequences behind the tables that move, as SQL, that both shards have."""
     tables = [quote_table(table) for table in moving_tables(catalog)]
     known = [name for name in catalog.all_sequences if name]
-    asked = [row["name"] for row in await source.fetch(OF_TABLES, tables, known)]
-    there = {row["name"] for row in await target.fetch(OF_TABLES, tables, known)}
-    return [name for name in asked if name in there]
+    asked, there = await asyncio.gather(*(end.fetch(OF_TABLES, tables, known) for end in (source, target)))
+    names = {row["name"] for row in there}
+    return [row["name"] for row in asked if row["name"] in names]
 
 
-async def raise_early(names: list[str], source: Connection, target: Connection) -> None:
-    """Bring the target's counters beyond the source's, outside of any transaction."""
-    for name, last in await _behind(names, source, target):
-        raised = f"setval({quote_text(name)}, {last + MARGIN})"
-        await target.execute(f"SELECT {raised} FROM {name} WHERE last_value <= {last}")
+async def raise_early(here: Mapping[str, int], there: Mapping[str, int], target: Connection) -> None:
+    """Bring the target's counters beyond the source's; whatever becomes of the transaction, they stay there."""
+    behind = _behind(here, there)
+    if behind:
+        raised = [
+            f"(SELECT setval({quote_text(name)}, {last + MARGIN}) FROM {name} WHERE last_value <= {last})"
+            for name, last in behind
+        ]
+        await target.execute(f"SELECT {', '.join(raised)}")
 
 
-async def raise_behind(names: list[str], source: Connection, target: Connection) -> None:
+async def raise_behind(here: Mapping[str, int], there: Mapping[str, int], target: Connection) -> None:
     """The same inside the flip, for those that the source has overtaken meanwhile."""
-    for name, last in await _behind(names, source, target):
+    for name, last in _behind(here, there):
         await target.execute(f"ALTER SEQUENCE {name} RESTART WITH {last + 1}")
 
 
-async def _behind(names: list[str], source: Connection, target: Connection) -> list[tuple[str, int]]:
+def _behind(here: Mapping[str, int], there: Mapping[str, int]) -> list[tuple[str, int]]:
     """Sequences of the target that are behind the source's, and how far those are."""
-    if not names:
-        return []
-    everything = " UNION ALL ".join(f"({LAST.format(name=name)})" for name in names)
-    ours, theirs = await asyncio.gather(source.fetch(everything), target.fetch(everything))
-    return [(name, mine[0]) for name, mine, its in zip(names, ours, theirs, strict=True) if its[0] < mine[0]]
+    return [(name, last) for name, last in here.items() if there[name] < last]

@@ -167,6 +167,10 @@ cdef class Hub:
         for session in held:
             session.go_on_planning()
 
+    def hasten(self, bint is_hasty) -> None:
+        """A bucket is to be frozen soon: what ends that comes through the event loop. Or it is not, after all."""
+        self.reactor.is_hasty = is_hasty or self.frozen_bucket >= 0
+
     def freeze(self, int bucket) -> list:
         """Begin nothing in the bucket; the sessions that have it open."""
         self.frozen_bucket = bucket
