@@ -8,13 +8,13 @@ from foreshard.proxy.errors import SqlError
 
 SHOWN_MAX = 100
 MOVE_COLUMNS = (
-    "id:bigint bucket:bigint source target state way rows:bigint events:bigint rounds:bigint pause_ms:float "
-    "tries:bigint gain:float reason problem planned_at begun_at ended_at"
+    "id:bigint bucket:bigint source target state way rows:bigint bytes:bigint events:bigint rounds:bigint "
+    "pause_ms:float tries:bigint gain:float reason problem planned_at begun_at ended_at"
 )
 MOVES = f"""
-SELECT id, bucket, source, target, state, way, rows, events, rounds, pause_s * 1000, tries, gain, reason, problem,
-       date_trunc('second', planned_at)::text, date_trunc('second', begun_at)::text,
-       date_trunc('second', ended_at)::text
+SELECT id, bucket, source, target, state, way, rows, bytes, events, rounds,
+       pause_s * 1000, tries, gain, reason, problem, date_trunc('second', planned_at)::text,
+       date_trunc('second', begun_at)::text, date_trunc('second', ended_at)::text
 FROM foreshard.move
 ORDER BY state IN ('copying', 'flipping') DESC, state = 'planned' DESC, ended_at DESC, id LIMIT {SHOWN_MAX}
 """

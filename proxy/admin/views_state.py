@@ -38,7 +38,7 @@ async def show_shards(sources: ConsoleSources) -> ResultSet:
                 url.hostname,
                 url.port or 5432,
                 url.path.lstrip("/") or None,
-                load.weight,
+                shard.share,
                 load.up,
                 bucket_counts[index],
                 int(load.rows),

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Literal
 
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.errors import ForeshardError
 
 CHUNKS_MAX = 8  # in memory
+
+
+class Meter:
+    """Counts what is piped."""
+
+    bytes = 0
+
+
+METER: ContextVar[Meter | None] = ContextVar("METER", default=None)  # of whoever wants to know
 
 
 class _Broken(Exception):
@@ -35,11 +45,17 @@ async def pipe(
     form: Literal["binary", "text"] = "binary" if is_binary else "text"
     chunks: asyncio.Queue[bytes | None] = asyncio.Queue(CHUNKS_MAX)
     is_broken = False
+    meter = METER.get()
+
+    async def take(chunk: bytes) -> None:
+        if meter is not None:
+            meter.bytes += len(chunk)
+        await chunks.put(chunk)
 
     async def read() -> str:
         nonlocal is_broken
         try:
-            status = str(await source.copy_from_query(query, output=chunks.put, format=form))
+            status = str(await source.copy_from_query(query, output=take, format=form))
             await chunks.put(None)
         except BaseException:
             is_broken = True

@@ -85,7 +85,8 @@ def follow(config: Config, listed: list[Listed]) -> Config:
     found = []
     for each in listed:
         own = named.get(each.name)
-        if own is None and each.index < len(config.shards) and config.shards[each.index].name not in known:
+        is_unsaid = own is None and each.dsn is None and each.index < len(config.shards)
+        if is_unsaid and config.shards[each.index].name not in known:
             own = config.shards[each.index]  # by another name
         if own is None and each.dsn is None:
             raise ConfigError(

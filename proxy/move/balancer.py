@@ -47,6 +47,7 @@ from foreshard.proxy.control.schema_control import read_bucket_map, read_cluster
 from foreshard.proxy.control.two_phase import two_phase_ready
 from foreshard.proxy.embedded import served
 from foreshard.proxy.errors import ForeshardError
+from foreshard.proxy.move.budget import Budget
 from foreshard.proxy.move.mending import mend_map
 from foreshard.proxy.move.mover import Mover, why
 from foreshard.proxy.move.rounds import RESOURCES, ROUND_S, Rounds, own_demand
@@ -186,6 +187,7 @@ class _Leader:
         self._news = asyncio.Event()
         self._mover = mover
         self._rounds = Rounds(config)
+        self._budget = Budget(config.rebalance.bytes_per_s)
         self._catalog: Catalog | None = None
         self._catalog_state = ""
         self._next_round_s = 0.0
@@ -227,6 +229,7 @@ class _Leader:
         try:
             while not stopping.is_set() and (due := await next_move(self._connection)) is not None:
                 await self._make(due)
+                await pause(stopping, self._budget.rest_s(asyncio.get_running_loop().time()))
                 if (await read_orders(self._connection)).is_paused or await self._connection.fetchval(STAY_WANTED):
                     break
         finally:
@@ -284,6 +287,7 @@ class _Leader:
                 await self._put_off(planned, error)
             return
         control_point("move-made")
+        self._budget.spend(figures.bytes, asyncio.get_running_loop().time())
         await end_move(self._connection, planned, State.DONE, figures)
         self._report(f"{self._called(planned)}: {describe(figures)}")
 

@@ -66,6 +66,7 @@ class Copied(msgspec.Struct):
 async def take_in(config: Config, shard: ShardConfig, say: Callable[[str], None]) -> Config:
     """Take the shard in; the configuration with it. ForeshardError when that cannot be: nothing has changed then."""
     wider = msgspec.structs.replace(config, shards=(*config.shards, shard))
+    await _see_another(wider)
     await end_left(wider)
     async with contextlib.AsyncExitStack() as stack:
         works = [await stack.enter_async_context(opened(f"shard {each.name}", each.dsn)) for each in wider.shards]
@@ -81,6 +82,17 @@ async def take_in(config: Config, shard: ShardConfig, say: Callable[[str], None]
     if len(config.shards) > 1:  # what it lacks keeps it from being asked: nothing moves to the new shard unseen
         await make_node(wider)
     return wider
+
+
+async def _see_another(config: Config) -> None:
+    """ConfigError when the new shard's database is another shard's."""
+    identities = []
+    for shard in config.shards:
+        async with connected(f"shard {shard.name}", shard.dsn) as connection:
+            identities.append(await connection.fetchval(DATABASE_IDENTITY))
+    if identities[-1] in identities[:-1]:
+        other = config.shards[identities.index(identities[-1])].name
+        raise ConfigError([f"shard {config.shards[-1].name}: its database is that of shard {other}"])
 
 
 async def make_node(config: Config) -> None:
@@ -116,11 +128,6 @@ class _Growing:
             cluster = await read_cluster(control)
         if cluster is None:
             raise ForeshardError(f"there is no deployment yet: run `foreshard apply -c {config.path}`")
-        new = config.shards[-1]
-        identities = [await work.connection.fetchval(DATABASE_IDENTITY) for work in works]
-        if identities[-1] in identities[:-1]:
-            other = config.shards[identities.index(identities[-1])].name
-            raise ConfigError([f"shard {new.name}: its database is that of shard {other}"])
         for work in works:
             if not await work.connection.fetchval(CAN_PREPARE):
                 raise ConfigError(

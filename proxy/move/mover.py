@@ -26,6 +26,7 @@ from foreshard.proxy.control.fence import FENCE_AT_NODE
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.move_store import Figures, Planned
 from foreshard.proxy.control.moves import MOVE_LOCK
+from foreshard.proxy.control.pipe import METER, Meter
 from foreshard.proxy.control.placing import FREEZE_S
 from foreshard.proxy.control.query_node import query_node_dsn
 from foreshard.proxy.control.retry import LOST, connect
@@ -73,7 +74,8 @@ class Mover:
                 self._catalog, self._sequences = catalog, {}
             known = self._sequences.get((planned.source, planned.target))
             transfer = Transfer(catalog, self.cluster, planned.bucket, source, target, known)
-            figures = Figures()
+            figures, meter = Figures(), Meter()
+            METER.set(meter)
             try:
                 await transfer.begin()
                 self._sequences[planned.source, planned.target] = transfer.sequences or []
@@ -92,7 +94,7 @@ class Mover:
                     await transfer.abandon()
             moved = transfer.moved
             figures.rows, figures.events, figures.rounds = moved.rows, moved.events, moved.rounds
-            figures.pause_s = moved.held_s
+            figures.pause_s, figures.bytes = moved.held_s, meter.bytes
             return figures
 
     async def _flip(self, transfer: Transfer, source: End, planned: Planned, figures: Figures, steps: Steps) -> None:

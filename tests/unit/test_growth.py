@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from foreshard._core.buckets import initial_map
+from foreshard.proxy.move.budget import Budget
 from foreshard.proxy.rebalance import empty, fill
 
 COUNT = 4096
@@ -72,3 +73,14 @@ def test_an_emptied_shards_buckets_go_where_least_is() -> None:
     assert max(after[0], after[1]) < 0.3
     with pytest.raises(ValueError, match="no other shard"):
         empty(owner, demand, demand, [0.0, 0.0, 0.0, 1.0], 3)
+
+
+def test_a_budget_is_paid_off_by_time_and_saves_nothing_up() -> None:
+    budget = Budget(1000.0)
+    assert budget.rest_s(0.0) == 0.0
+    budget.spend(500, 10.0)
+    budget.spend(1500, 10.2)
+    assert budget.rest_s(10.2) == pytest.approx(1.8)
+    assert budget.rest_s(13.0) == 0.0
+    budget.spend(100, 100.0)
+    assert budget.rest_s(100.0) == pytest.approx(0.1)

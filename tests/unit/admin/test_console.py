@@ -54,7 +54,7 @@ CATALOG = Catalog(
 )
 
 MOVED: tuple[object, ...] = (
-    *(1, 7, 0, 1, "done", "small", 12, 3, 0, 21.5, 1, 0.2, "cpu", None),
+    *(1, 7, 0, 1, "done", "small", 12, 840, 3, 0, 21.5, 1, 0.2, "cpu", None),
     *("2026-11-22 10:00:00+00", "2026-11-22 10:00:00+00", "2026-11-22 10:00:01+00"),
 )
 KEPT: dict[str, tuple[tuple[object, ...], ...]] = {
