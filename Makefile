@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: build test lint demo bench clean help
+.PHONY: build test lint demo bench fault-matrix clean help
 
 help:            ## what the targets do
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,6 +39,9 @@ demo: build      ## three embedded shards, the proxy, workers, and a real worklo
 
 bench: build     ## every benchmark; results in bench/results
 	$(BIN)/python -m bench $(ARGS)
+
+fault-matrix: build  ## kill everything that takes part in moves; writes tests/fault/MATRIX.md
+	$(BIN)/python -m tests.support.fault_matrix $(ARGS)
 
 clean:           ## remove the environment, builds, and the data of the demo and of config/foreshard.yaml
 	@for file in $$(find -L data config/data -maxdepth 6 -name postmaster.pid 2>/dev/null); do \

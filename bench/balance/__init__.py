@@ -3,7 +3,7 @@
 Simulated shards, real kernels: predictions by the real learner (and with made-up errors), placement by the real placer.
 The figure is max/mean of the cost executed on the shards over the whole run, median and worst over the seeds. Then the
 same streams, made cheap, on four real shards with everything real (real.py). And sticky load that drifts, which no
-placement can foresee, under the real rebalancer (drift.py).
+placement can foresee, under the real rebalancer: simulated (drift.py), and on four real shards (drifting.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from bench import Options
 from bench.balance import plots
 from bench.balance.drift import print_drift, run_drift
+from bench.balance.drifting import print_drifting, run_drifting
 from bench.balance.predictions import KINDS, predict_costs
 from bench.balance.real import print_real, run_real
 from bench.balance.simulate import run_oracles, run_policy
@@ -32,6 +33,9 @@ def run(options: Options) -> dict[str, Any]:
     print_tables(result)
     result["drift"] = run_drift(options)
     print_drift(result["drift"])
+    result["drifting"] = run_drifting(options)
+    print_drifting(result["drifting"])
+    result["failures"] = result["drifting"]["failures"]
     result["real"] = run_real(options)
     print_real(result["real"])
     result["figures"] = plots.draw(result, options.out)

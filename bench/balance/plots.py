@@ -32,6 +32,7 @@ def draw(result: dict[str, Any], out: Path) -> list[str]:
         draw_mixes(result, shards, out / "balance-mixes.png"),
         draw_scaling(result, out / "balance-shards.png"),
         draw_drift(result["drift"], out / "balance-drift.png"),
+        draw_drifting(result["drifting"], out / "balance-drifting.png"),
         draw_real(result["real"], out / "balance-real.png"),
     ]
 
@@ -125,6 +126,36 @@ def draw_drift(result: dict[str, Any], path: Path) -> str:
     below.set_yscale("log")
     below.set_ylabel("rows moved so far, % of all")
     below.set_xlabel(f"epochs of {result['writes']} writes; 5 % of the hottest roots change after each")
+    return _save(figure, path)
+
+
+def draw_drifting(result: dict[str, Any], path: Path) -> str:
+    """Over time: max/mean of both arms, each shard's share in each of them, and the rows moved."""
+    figure, panels = plt.subplots(4, 1, figsize=(9, 11), sharex=True, height_ratios=(3, 2, 2, 1.5))
+    arms, colors = result["arms"], dict(zip(result["arms"], COLORS.values(), strict=False))
+    for name, arm in arms.items():
+        panels[0].step(arm["times_s"], arm["ratios"], where="post", color=colors[name], label=name)
+    panels[0].axhline(result["start"], color="#555555", linestyle=":", label="relieved above it")
+    panels[0].set_ylabel("max/mean of the load (1 = even)")
+    panels[0].set_title(f"drifting load on {result['shards']} real shards, {result['per_second']:.0f} statements/s")
+    panels[0].legend(fontsize=8)
+    for axes, (name, arm) in zip(panels[1:3], arms.items(), strict=True):
+        for shard, shares in enumerate(zip(*arm["shares"], strict=True)):
+            axes.step(arm["times_s"], [100 * share for share in shares], where="post", label=f"s{shard}")
+        axes.axhline(100 / result["shards"], color="#bbbbbb")
+        axes.set_ylabel(f"% of the load, {name}")
+    panels[1].legend(fontsize=8, ncols=4)
+    moved = arms["rebalanced"]
+    panels[3].step(moved["times_s"], moved["rows"], where="post", color=colors["rebalanced"], label="rows")
+    panels[3].set_ylabel("rows moved so far")
+    moves = panels[3].twinx()
+    moves.step(moved["times_s"], moved["moves"], where="post", color="#555555", linestyle="--")
+    moves.set_ylabel("moves (dashed)")
+    changed = f"{result['replaced']} of the {result['hot']} hottest roots change"
+    panels[3].set_xlabel(f"seconds; at the vertical lines {changed}")
+    for axes in panels:
+        for epoch in range(1, int(moved["times_s"][-1] / result["epoch_s"]) + 1):
+            axes.axvline(epoch * result["epoch_s"], color="#dddddd", zorder=0)
     return _save(figure, path)
 
 

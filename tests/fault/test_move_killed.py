@@ -14,6 +14,7 @@ import pytest
 from foreshard.proxy.config import Config
 from foreshard.proxy.control.recovery import Recovery
 from foreshard.proxy.triggers.points import MOVE_NAMES
+from tests.support.fault_matrix import NOBODY, Case
 from tests.support.move_world import BUCKETS, ask, owners, rows_of, run, small
 from tests.support.move_world import move_world as open_world
 from tests.support.postgres import TestInstances
@@ -52,7 +53,7 @@ async def recover(config: Config) -> None:
 
 
 @pytest.mark.parametrize("point", MOVE_NAMES)
-def test_killed_at_a_control_point_the_bucket_is_whole_on_one_shard(config: Config, point: str) -> None:
+def test_killed_at_a_control_point_the_bucket_is_whole_on_one_shard(case: Case, config: Config, point: str) -> None:
     bucket = BUCKETS[0]
     home = owners(config, bucket).index(1)
     before = rows_of(config, home, bucket)
@@ -70,11 +71,15 @@ def test_killed_at_a_control_point_the_bucket_is_whole_on_one_shard(config: Conf
     assert rows_of(config, place, bucket) == before
     assert not any(rows_of(config, 1 - place, bucket).values())
     assert owners(config, bucket) == [int(shard == place) for shard in (0, 1)]
+    data = f"whole on the {'target' if place != home else 'source'}, which owns it; nothing prepared or open"
+    case.record("a process with the transfer alone", f"`{point}`", [NOBODY], data)
 
 
-def test_what_was_killed_is_done_the_next_time(config: Config) -> None:
+def test_what_was_killed_is_done_the_next_time(case: Case, config: Config) -> None:
     for bucket in BUCKETS[:2]:
         home = owners(config, bucket).index(1)
         before = rows_of(config, home, bucket)
         run(config, bucket, small, home)
         assert rows_of(config, 1 - home, bucket) == before
+    data = "whole on the target, which owns it"
+    case.record("nothing: the moves again after all these", "two buckets", [NOBODY], data)

@@ -12,40 +12,31 @@ import psycopg
 import pytest
 
 from foreshard.proxy.triggers.points import HOLD_NAMES, MOVE_NAMES, MOVER_NAMES
-from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
+from tests.support.fault_matrix import ENDED, Case, end_moves
+from tests.support.moving import MOVED_BY_HAND, TABLES, MovingWorld, moving_shards
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import RawConnection, error_of, kinds
 from tests.support.two_proxies import children, hurt, two_proxies
-from tests.support.verified import assert_verified
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, wait_until_gone
 
 SHARD_COUNT = 3
 CLIENTS = 3
 SYMBOLS = 6000  # of one document: its bucket is moved the large way
 ENDING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 SILENT_S = 12.0  # longer than a router is waited for
+CALLED = {"move": "the balancer", "hold": "the router"}  # who passes control points with such names
 POINTS = [name for name in (*MOVE_NAMES, *MOVER_NAMES, *HOLD_NAMES) if name != "move-fenced"]
 
 
 @pytest.fixture(scope="module")
 def shards(test_instances: TestInstances) -> Iterator[Shards]:
-    yield from make_shards(test_instances)
+    yield from moving_shards(test_instances, SHARD_COUNT)
 
 
 @pytest.fixture
 def fresh(test_instances: TestInstances) -> Iterator[Shards]:
-    yield from make_shards(test_instances)
-
-
-def make_shards(test_instances: TestInstances) -> Iterator[Shards]:
-    """Databases that lose nothing when their server is killed."""
-    made = test_instances.create(SHARD_COUNT)
-    made.execute(SCHEMA)
-    name = made.shards[0].dsn.rpartition("/")[2]
-    made.execute(f"ALTER DATABASE {name} SET synchronous_commit = on")  # what a crash of a shard loses otherwise
-    yield made
-    test_instances.drop(made)
+    yield from moving_shards(test_instances, SHARD_COUNT)
 
 
 def restarts(proxy: Proxy) -> int:
@@ -54,7 +45,7 @@ def restarts(proxy: Proxy) -> int:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_process_is_killed_at_a_control_point(shards: Shards, tmp_path: Path, point: str) -> None:
+def test_a_process_is_killed_at_a_control_point(case: Case, shards: Shards, tmp_path: Path, point: str) -> None:
     with Proxy(
         shards.dsns, tmp_path, tables=TABLES, **MOVED_BY_HAND, environment={"FORESHARD_CRASH_AT": point}
     ) as proxy:
@@ -73,12 +64,14 @@ def test_a_process_is_killed_at_a_control_point(shards: Shards, tmp_path: Path, 
         time.sleep(0.2)
         world.stop()
         assert restarts(proxy) == 1
-    world.check(may_break=point in HOLD_NAMES)
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxy.configuration)
+    where = f"`{point}`, which a router passes as it starts: before there are clients"
+    where = where if point == "hold-taken" else f"`{point}`"
+    end_moves(case, world, CALLED[point.partition("-")[0]], where, may_break=point in HOLD_NAMES)
 
 
-def test_a_stopped_router_is_fenced_and_tells_nothing_wrong_when_it_goes_on(shards: Shards, tmp_path: Path) -> None:
+def test_a_stopped_router_is_fenced_and_tells_nothing_wrong_when_it_goes_on(
+    case: Case, shards: Shards, tmp_path: Path
+) -> None:
     with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 4, 41)
         world.start()
@@ -96,12 +89,10 @@ def test_a_stopped_router_is_fenced_and_tells_nothing_wrong_when_it_goes_on(shar
         world.stop()
         of_the_other = [client for client in world.clients if client.proxy is proxies[0]]
         assert all(not client.errors and client.breaks == 1 for client in of_the_other)
-    world.check(may_break=True)
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxies[0].configuration)
+    end_moves(case, world, "a proxy's router (SIGSTOP)", "three moves begun while it is stopped")
 
 
-def test_a_mover_that_dies_as_it_fences_is_followed_by_another(shards: Shards, tmp_path: Path) -> None:
+def test_a_mover_that_dies_as_it_fences_is_followed_by_another(case: Case, shards: Shards, tmp_path: Path) -> None:
     armed = {"FORESHARD_CRASH_AT": "move-fenced"}
     with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND, first=armed, second=armed) as proxies:
         world = MovingWorld(shards, proxies, 4, 42)
@@ -113,12 +104,11 @@ def test_a_mover_that_dies_as_it_fences_is_followed_by_another(shards: Shards, t
         os.kill(stopped[0], signal.SIGCONT)
         time.sleep(1.0)
         world.stop()
-    world.check(may_break=True)
-    assert_verified(proxies[0].configuration)
+    end_moves(case, world, "the balancer, and another proxy's router (SIGSTOP)", "`move-fenced`")
 
 
 @pytest.mark.parametrize("word", ["router", "balancer", "controller"])
-def test_processes_are_killed_again_and_again(shards: Shards, tmp_path: Path, word: str) -> None:
+def test_processes_are_killed_again_and_again(case: Case, shards: Shards, tmp_path: Path, word: str) -> None:
     with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 4, 50 + len(word))
         world.start()
@@ -130,14 +120,16 @@ def test_processes_are_killed_again_and_again(shards: Shards, tmp_path: Path, wo
                 os.kill(pid, signal.SIGKILL)
             world.wait_moved()
         world.stop()
-    world.check(may_break=word == "router")
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxies[0].configuration)
+    end_moves(
+        case, world, f"the {word}", "two proxies by turns, five times, anywhere in a move", may_break=word == "router"
+    )
 
 
-def test_a_statement_that_outlives_its_router_does_not_write_behind_a_move(shards: Shards, tmp_path: Path) -> None:
+def test_a_statement_that_outlives_its_router_does_not_write_behind_a_move(
+    case: Case, shards: Shards, tmp_path: Path
+) -> None:
     with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
-        world = MovingWorld(shards, proxies, 2, 60)
+        world = MovingWorld(shards, proxies, 2, 61)
         world.start()
         bucket = world.bucket()
         key = world.key_in(bucket)
@@ -151,10 +143,13 @@ def test_a_statement_that_outlives_its_router_does_not_write_behind_a_move(shard
                 os.kill(pid, signal.SIGKILL)
             target = world.plan(bucket)
             world.wait_moved()
+            assert lost.read_to_end() == []
         assert running(shards, source) == 0
         assert world.has_document(target, key)
         assert not shards.query(f"SELECT id FROM symbol WHERE document_id = {key} AND name = 'late'", on=source)
-    assert_verified(proxies[0].configuration)
+    end_moves(
+        case, world, "a router, a statement of its client's still running", "before the move begins", seen=[ENDED]
+    )
 
 
 def slow(client: RawConnection, key: int) -> None:
@@ -169,7 +164,9 @@ def running(shards: Shards, on: int) -> int:
     return int(str(shards.query(sql, on=on)[0][0]))
 
 
-def test_a_shard_dies_while_its_buckets_move(shards: Shards, test_instances: TestInstances, tmp_path: Path) -> None:
+def test_a_shard_dies_while_its_buckets_move(
+    case: Case, shards: Shards, test_instances: TestInstances, tmp_path: Path
+) -> None:
     with Proxy(shards.dsns, tmp_path, tables=TABLES, **MOVED_BY_HAND) as proxy:
         world = MovingWorld(shards, [proxy], CLIENTS, 70)
         world.start()
@@ -182,12 +179,10 @@ def test_a_shard_dies_while_its_buckets_move(shards: Shards, test_instances: Tes
         with proxy.server.connect() as client:
             wait_until(lambda: "E" not in kinds(client.query("SELECT count(*) FROM document")))
         world.stop()
-    world.check(may_break=True)
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxy.configuration)
+    end_moves(case, world, "each shard in turn", "anywhere in a move")
 
 
-def test_a_proxy_is_restarted_while_buckets_move(shards: Shards, tmp_path: Path) -> None:
+def test_a_proxy_is_restarted_while_buckets_move(case: Case, shards: Shards, tmp_path: Path) -> None:
     with two_proxies(shards.dsns, tmp_path, TABLES, **MOVED_BY_HAND) as proxies:
         world = MovingWorld(shards, proxies, 4, 80)
         world.start()
@@ -200,12 +195,10 @@ def test_a_proxy_is_restarted_while_buckets_move(shards: Shards, tmp_path: Path)
         world.stop()
     for client in world.clients:
         assert not {error for error in client.errors if not error.startswith(("57P01", "08006"))}, client.errors
-    world.check(may_break=True)
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxies[0].configuration)
+    end_moves(case, world, "a proxy (SIGTERM), started anew", "with three moves planned, each of two proxies")
 
 
-def test_without_the_control_database_traffic_goes_on_and_moves_stop(fresh: Shards, tmp_path: Path) -> None:
+def test_without_the_control_database_traffic_goes_on_and_moves_stop(case: Case, fresh: Shards, tmp_path: Path) -> None:
     *dsns, control = fresh.dsns
     name = control.rpartition("/")[2]
     server = control.rpartition("/")[0] + "/postgres"
@@ -226,6 +219,21 @@ def test_without_the_control_database_traffic_goes_on_and_moves_stop(fresh: Shar
             admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         world.wait_moved()
         world.stop()
-    world.check()
-    assert {state[4] for state in world.states()} == {"done"}
-    assert_verified(proxy.configuration)
+    end_moves(case, world, "the control database, for 2 s", "with a move planned", may_break=False)
+
+
+def test_the_supervisor_is_killed_and_started_anew(case: Case, shards: Shards, tmp_path: Path) -> None:
+    with Proxy(shards.dsns, tmp_path, tables=TABLES, **MOVED_BY_HAND) as proxy:
+        world = MovingWorld(shards, [proxy], CLIENTS, 95)
+        world.start()
+        for _ in range(3):
+            world.plan(world.bucket())
+        assert proxy.process is not None
+        family = proxy.pids()
+        proxy.process.kill()
+        proxy.wait_for_end()
+        wait_until_gone(*family)
+        proxy.start()
+        world.wait_moved()
+        world.stop()
+    end_moves(case, world, "the supervisor", "with three moves planned")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import psycopg
 
 from foreshard._core.buckets import bucket_of
 from tests.support.messages import SYNC, extended
-from tests.support.postgres import Shards
+from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import Proxy
 from tests.support.raw import Closed, Message, RawConnection, error_of, kinds
 from tests.support.waiting import wait_until
@@ -31,6 +32,7 @@ OPEN = "state IN ('planned', 'copying', 'flipping')"
 STATES = "SELECT id, bucket, source, target, state, coalesce(problem, ''), way, pause_s FROM foreshard.move ORDER BY id"
 COUNT_OPEN = f"SELECT count(*) FROM foreshard.move WHERE {OPEN}"
 MOVE_DEADLINE_S = 60.0
+RESTARTED = re.compile(rb"(\w+)[-\w]* (?:killed by|exited with)[^\n]*starting it again")
 
 
 class Unknown(Exception):
@@ -62,6 +64,7 @@ class Mover:
     slowest_s: float = 0.0
     acts: int = 0
     breaks: int = 0
+    cuts: int = 0  # of these, not by the end of the run
     connection: RawConnection | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -80,6 +83,7 @@ class Mover:
             else:
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
             self.acts += 1
+        self.cuts = self.breaks
         self.leave()
 
     def enter(self) -> RawConnection:
@@ -182,6 +186,16 @@ class Mover:
         return len(things), least, least + sum(thing.maybe for thing in things)
 
 
+def moving_shards(instances: TestInstances, count: int, more: str = "") -> Iterator[Shards]:
+    """Databases that lose nothing when their server is killed; `more` is SQL."""
+    made = instances.create(count)
+    made.execute(SCHEMA + more)
+    name = made.shards[0].dsn.rpartition("/")[2]
+    made.execute(f"ALTER DATABASE {name} SET synchronous_commit = on")  # what a crash of a shard loses otherwise
+    yield made
+    instances.drop(made)
+
+
 class MovingWorld:
     """Clients of some proxies over the same shards, and moves."""
 
@@ -192,6 +206,9 @@ class MovingWorld:
         self.proxies = proxies
         self.draw = random.Random(seed)
         self.asked: set[int] = set()
+        self.before = len(self.states())  # moves of other tests on these shards
+        self.lost = self.doubled = 0  # rows, as `check` has found
+        self.log_sizes = [proxy.log.stat().st_size for proxy in proxies]
         self.clients = [
             Mover(proxies[number % len(proxies)], seed * 100 + number, random.Random(seed * 100 + number))
             for number in range(clients)
@@ -255,6 +272,15 @@ class MovingWorld:
     def states(self) -> list[tuple[object, ...]]:
         return self.shards.query(STATES, on=self.control)
 
+    def new_states(self) -> list[tuple[object, ...]]:
+        """Of the moves since this world was made."""
+        return self.states()[self.before :]
+
+    def restarted(self) -> list[str]:
+        """Kinds of the processes that supervisors have started again since then."""
+        logs = [proxy.log.read_bytes()[size:] for proxy, size in zip(self.proxies, self.log_sizes, strict=True)]
+        return sorted({name.decode() for log in logs for name in RESTARTED.findall(log)})
+
     def check(self, may_break: bool = False) -> None:
         """What clients were told, against the shards' rows."""
         for client in self.clients:
@@ -262,7 +288,25 @@ class MovingWorld:
             if not may_break:
                 assert not client.errors, client.errors
                 assert client.breaks == 1  # the end of the run
-        found: Counter[str] = Counter()
+        counts, values, symbols = self._read_rows()
+        self.doubled = sum(count > 1 for count in counts.values())
+        for client in self.clients:
+            for key, thing in (*client.documents.items(), *client.persons.items()):
+                if thing.n < 0:
+                    continue  # an INSERT that nobody knows the outcome of
+                self.lost += key not in values
+        assert not self.doubled, [key for key, count in counts.items() if count > 1]
+        for client in self.clients:
+            for key, thing in (*client.documents.items(), *client.persons.items()):
+                if thing.n < 0:
+                    continue
+                assert key in values, f"{thing} is lost"
+                assert thing.n <= values[key] <= thing.n + thing.maybe, (thing, values[key])
+                assert thing.symbols <= symbols[key] <= thing.symbols + thing.maybe_symbols, (thing, symbols[key])
+
+    def _read_rows(self) -> tuple[Counter[str], dict[str, int], Counter[str]]:
+        """By key, over all shards: how often it is there, its n, and how many symbols it has."""
+        counts: Counter[str] = Counter()
         symbols: Counter[str] = Counter()
         values: dict[str, int] = {}
         for shard in self.shards.shards:
@@ -270,16 +314,8 @@ class MovingWorld:
                 for key, n in connection.execute(
                     "SELECT id::text, n FROM document UNION ALL SELECT name, n FROM person"
                 ):
-                    found[key] += 1
+                    counts[key] += 1
                     values[key] = n
                 for (key,) in connection.execute("SELECT document_id::text FROM symbol"):
                     symbols[key] += 1
-        doubled = [key for key, count in found.items() if count > 1]
-        assert not doubled, doubled
-        for client in self.clients:
-            for key, thing in (*client.documents.items(), *client.persons.items()):
-                if thing.n < 0:
-                    continue  # an INSERT that nobody knows the outcome of
-                assert key in values, f"{thing} is lost"
-                assert thing.n <= values[key] <= thing.n + thing.maybe, (thing, values[key])
-                assert thing.symbols <= symbols[key] <= thing.symbols + thing.maybe_symbols, (thing, symbols[key])
+        return counts, values, symbols
