@@ -105,11 +105,22 @@ def resolve_address(name: str, dsn: str) -> ShardAddress:
     return ShardAddress(family, address, host, port, database, user)
 
 
-def resolve_addresses(config: Config) -> tuple[list[ShardAddress], ShardAddress | None]:
-    """Where the shards listen, and the query node. ForeshardError when that cannot be resolved."""
+def resolve_addresses(config: Config, is_start: bool = True) -> tuple[list[ShardAddress], ShardAddress | None]:
+    """Where the shards listen, and the query node. ForeshardError when that cannot be resolved at the start; later such
+    a shard is down, and the others are served.
+    """
     query_dsn = query_node_dsn(config)
-    shards = [resolve_address(shard.name, shard.dsn) for shard in config.shards]
-    return shards, resolve_address("query", query_dsn) if query_dsn is not None else None
+    dsns = [(shard.name, shard.dsn) for shard in config.shards]
+    found: list[ShardAddress] = []
+    for name, dsn in [*dsns, *([("query", query_dsn)] if query_dsn is not None else [])]:
+        try:
+            found.append(resolve_address(name, dsn))
+        except ForeshardError as error:
+            if is_start:
+                raise
+            log.error("%s; it is taken for down until this proxy is started again", error)
+            found.append(ShardAddress(socket.AF_INET, ("127.0.0.1", 0), "127.0.0.1", 0, "", ""))
+    return found[: len(dsns)], found[len(dsns)] if query_dsn is not None else None
 
 
 class Router:
@@ -426,7 +437,7 @@ class Router:
         both = min(len(found), len(names))
         if found[:both] != names[:both] or any(self.hub.uses_place(index) for index in range(both, len(found))):
             return self.begin_anew()
-        self.hub.follow_shards(config, *resolve_addresses(config))
+        self.hub.follow_shards(config, *resolve_addresses(config, is_start=False))
         self.hub.two_phase = self.hub.two_phase or was_alone  # none is taken in that cannot prepare
         for part in (self.deadlocks, self.shard_gate, self.query_watch, *([self.placing] if self.placing else ())):
             part.follow_shards(config)

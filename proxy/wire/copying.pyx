@@ -506,7 +506,7 @@ cdef class Copying(Shadowing):
         cdef int shard
         if self.copied.profile_count == 0:
             return 0
-        for shard in range(self.hub.shard_count):
+        for shard in range(len(self.splitter.parts)):
             part = self.splitter.parts[shard]
             if part.rows:
                 features[0] = part.rows

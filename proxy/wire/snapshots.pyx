@@ -78,7 +78,7 @@ cdef class Snapshots(Commit):
         backend = self.find_link(self.hub.query_shard)
         self.join(backend, False)
         backend.collected = []
-        self.send_texts(None, [(backend, export_text(self.hub.shard_count))], None)
+        self.send_texts(None, [(backend, export_text(len(self.links) - 1))], None)
         self.step = STEP_EXPORT
         return 0
 
