@@ -88,7 +88,7 @@ cdef class Placer:
 
     cdef void learn_threshold(self, double cost) noexcept nogil
     cdef void learn_mean(self, double cost, double rows) noexcept nogil
-    cdef bint can_take(self, int shard) noexcept nogil
+    cdef bint has_bucket(self, int shard) noexcept nogil
     cdef void settle(self, int shard, int reason) noexcept nogil
     cdef void decide_by_policy(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil
     cdef void propose(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil

@@ -58,6 +58,11 @@ cdef inline int cost_class(double cost) noexcept nogil:
     return exponent
 
 
+cdef inline bint can_take(Placer placer, int shard) noexcept nogil:
+    """It is up, and has a bucket that stays."""
+    return placer.shards[shard].up != 0 and (not placer.state.has_scarce or placer.has_bucket(shard))
+
+
 @cython.final
 cdef class Placer:
     """Decides and charges for one process; made over the state that it shares with the others."""
@@ -170,7 +175,7 @@ cdef class Placer:
         made.heavy = cost > 0 and cost >= made.threshold
         made.candidate_count = 0
         for shard in range(self.state.shard_count):
-            if self.can_take(shard):
+            if can_take(self, shard):
                 up_count += 1
                 up = shard
         if only_shard >= 0:
@@ -187,11 +192,10 @@ cdef class Placer:
             made.buckets[0] = -1
             self.weigh(cost)
 
-    cdef bint can_take(self, int shard) noexcept nogil:
-        """It is up, and has a bucket that stays."""
-        cdef Shard* state = &self.shards[shard]
+    cdef bint has_bucket(self, int shard) noexcept nogil:
+        """The shard has a bucket that stays."""
         cdef uint64_t leaving = self.frozen_bucket >= 0 and self.state.shard_of_bucket(self.frozen_bucket) == shard
-        return state.up and state.buckets > leaving
+        return self.shards[shard].buckets > leaving
 
     cdef void settle(self, int shard, int reason) noexcept nogil:
         self.decision.chosen = shard
@@ -216,7 +220,7 @@ cdef class Placer:
                 self.settle(self.decision.shards[best if best >= 0 else 0], REASON_TWO_CHOICES)
             else:
                 self.decide_bounded()
-        if not self.can_take(self.decision.chosen):
+        if not can_take(self, self.decision.chosen):
             self.settle(self.next_up(self.decision.chosen), REASON_FALLBACK)
 
     cdef void propose(self, double cost, uint64_t key_hash, bint keyed) noexcept nogil:
@@ -250,7 +254,7 @@ cdef class Placer:
         cdef int i
         for i in range(self.state.shard_count):
             state = &self.shards[i]
-            if self.can_take(i):
+            if can_take(self, i):
                 load_total += self.state.load(i)
                 weight_total += state.weight
                 rows_total += self.state.rows_placed(i)
@@ -278,7 +282,7 @@ cdef class Placer:
         cdef int best = -1
         cdef int i
         for i in range(first, end):
-            if not self.can_take(made.shards[i]) or (spare_crowded and made.crowded[i]):
+            if not can_take(self, made.shards[i]) or (spare_crowded and made.crowded[i]):
                 continue
             if best < 0 or self.lighter(i, best):
                 best = i
@@ -312,7 +316,7 @@ cdef class Placer:
         cdef double load
         cdef int shard
         for shard in range(self.state.shard_count):
-            if self.can_take(shard):
+            if can_take(self, shard):
                 load = self.state.load(shard) / self.shards[shard].weight
                 if best < 0 or load < best_load:
                     best = shard
@@ -326,7 +330,7 @@ cdef class Placer:
         cdef int other
         for i in range(1, self.state.shard_count + 1):
             other = (shard + i) % self.state.shard_count
-            if self.can_take(other):
+            if can_take(self, other):
                 return other
         return -1
 

@@ -77,6 +77,7 @@ cdef class SharedState:
     cdef Profile* profiles          # profile_count of them
     cdef double* ledger_costs       # POLICY_COUNT x places measured costs
     cdef Demand* demands            # BUCKET_COUNT of them
+    cdef bint has_scarce            # some shard has one bucket, or none, by the map that this process has set
     cdef Header* header
     cdef Py_buffer region           # over the mmap that owns all of it; keeps the address valid
 

@@ -184,6 +184,7 @@ cdef class SharedState:
         if not 1 <= shard_count <= self.places:
             raise ValueError(f"this state has room for 1..{self.places} shards, not {shard_count}")
         self.shard_count = shard_count
+        self.has_scarce = True              # until the map is set anew
 
     def clear_shard(self, shard: int) -> None:
         """What is known was of another shard, which had the place before (supervisor)."""
@@ -371,6 +372,9 @@ cdef class SharedState:
             self.shard_states[i].buckets = 0
         for i in range(BUCKET_COUNT):
             self.shard_states[self.owners[i]].buckets += 1
+        self.has_scarce = False
+        for i in range(self.shard_count):
+            self.has_scarce |= self.shard_states[i].buckets <= 1
 
     def owner_of(self, bucket: int) -> int:
         """Owner of one bucket; IndexError out of range."""
