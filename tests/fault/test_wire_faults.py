@@ -166,7 +166,8 @@ def test_a_router_out_of_descriptors_goes_on_when_some_are_free(deployed: Deploy
         many = [stack.enter_context(deployed.server.open()) for _ in range(40)]
         for each in many:
             each.send(startup({"user": "another", "database": deployed.server.database}))
-        wait_until(lambda: len(os.listdir(f"/proc/{router}/fd")) == used + 10)
+        # The limit is one of numbers: some above it may have been in use before.
+        wait_until(lambda: {int(name) for name in os.listdir(f"/proc/{router}/fd")} >= set(range(used + 10)))
         client.send(query("SELECT id FROM root"))  # with or without a backend for it
         assert client.read_until()[-1].kind == b"Z"
         for each in many[:30]:
