@@ -183,8 +183,7 @@ cdef class SharedState:
         """There are so many shards from now on, as this process sees it. ValueError where there is no room."""
         if not 1 <= shard_count <= self.places:
             raise ValueError(f"this state has room for 1..{self.places} shards, not {shard_count}")
-        self.shard_count = shard_count
-        self.has_scarce = True              # until the map is set anew
+        self.shard_count, self.has_scarce = shard_count, True       # until the map is set anew
 
     def clear_shard(self, shard: int) -> None:
         """What is known was of another shard, which had the place before (supervisor)."""

@@ -120,22 +120,23 @@ class _Leaving:
                 raise ForeshardError(
                     f"shard {self.name} has rows in {name}, although it owns no bucket: `foreshard verify` tells which"
                 )
-        if await connection.fetchval(IS_PREPARED, gid_prefix(self.cluster[0])):
-            raise ForeshardError(f"shard {self.name} has prepared transactions: SHOW TWO_PHASE; try again soon")
 
     async def take_barrier(self, say: Callable[[str], None]) -> None:
-        """No statement is under way, but some that began before."""
+        """No statement is under way, but some that began before, and nothing is prepared on the shard."""
+        leaving, prefix = self._works[self.index].connection, gid_prefix(self.cluster[0])
         for left in range(TRIES_MAX - 1, -1, -1):
             await self._first.execute("SAVEPOINT leaving")
             try:
                 await take_barrier_with(self.config, [work.connection for work in self._works])
+                if not await leaving.fetchval(IS_PREPARED, prefix):
+                    control_point("shards-locked")
+                    return
+                reason = "transactions are prepared there (SHOW TWO_PHASE)"
             except SqlError as error:
-                if not left:
-                    raise ForeshardError(f"shard {self.name} was not let go: {error.message}") from error
-                say(f"somebody is in the way, trying again: {error.message}")
-            else:
-                control_point("shards-locked")
-                return
+                reason = error.message
+            if not left:
+                raise ForeshardError(f"shard {self.name} was not let go: {reason}")
+            say(f"somebody is in the way, trying again: {reason}")
             await self._first.execute("ROLLBACK TO leaving; RELEASE leaving")
             await asyncio.sleep(PAUSE_S)
 
