@@ -164,7 +164,12 @@ class _Growing:
         ]
         self._catalog = build_catalog(self.config, self._facts[0])
         await self._see_applied()
+        before = (await introspect(self._new, self.config, self.name)).tables
         await run_schema_file(self.config, self._works[-1])
+        made = (await introspect(self._new, self.config, self.name)).tables.keys() - before.keys()
+        for table in reversed(self._in_order()):
+            if table.qualified in made:  # what the file fills it with the first shard has, or has changed since
+                await self._new.execute(f"DELETE FROM {quote_table(table)}")
         bare = without(self.config, {*self._catalog.tables, *self._catalog.pending})
         nothing = Facts(shard=self.name, tables={}, foreign_keys=(), views={}, indexes={}, functions={})
         await self._run_steps(bare, Catalog(), nothing)

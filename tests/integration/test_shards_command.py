@@ -137,7 +137,11 @@ def test_what_cannot_be_is_told(shards: Shards, tmp_path: Path) -> None:
 
 def test_an_embedded_shard_is_added(tmp_path: Path) -> None:
     configuration = tmp_path / "foreshard.yaml"
-    (tmp_path / "schema.sql").write_text(SCHEMA + "CREATE TABLE country (code text PRIMARY KEY, name text NOT NULL);")
+    (tmp_path / "schema.sql").write_text(
+        SCHEMA
+        + "CREATE TABLE country (code text PRIMARY KEY, name text NOT NULL);"
+        + "INSERT INTO country VALUES ('c', 'as made');"
+    )
     port = free_port()
     content = {
         "listen": f"127.0.0.1:{port}", "run_directory": str(tmp_path / "run"), "schema": "schema.sql",
