@@ -38,7 +38,9 @@ COMMENT ON TABLE foreshard.shard IS 'the shards of this deployment; dsn and weig
 """,
 )
 IS_THERE = "SELECT to_regclass('foreshard.shard') IS NOT NULL"
-LOOK_INTERVAL_S = 0.5
+LOOK_INTERVAL_S = 0.5  # nobody notifies of weights; chosen, not measured
+# Of one shard, as it says itself; NULL before the first apply.
+BUCKET_COUNT_SQL = "SELECT length(replace(buckets::text, '0', '')) FROM foreshard.owned_buckets"
 SETTINGS = {"application_name": "foreshard supervisor"}
 LIST = "SELECT index, name, dsn, weight, is_draining FROM foreshard.shard ORDER BY index"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 import msgspec
@@ -38,7 +38,7 @@ from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.control.spread_table import Unlike, read_structure
 from foreshard.proxy.control.steps import find_lacking, record_steps, run_steps
 from foreshard.proxy.errors import ConfigError, ForeshardError, SqlError
-from foreshard.proxy.move.movable import Movable
+from foreshard.proxy.move.movable import Movable, of_table
 from foreshard.proxy.move.rows import SETTINGS, moving_tables
 from foreshard.proxy.routing.ddl import LOCK
 from foreshard.proxy.triggers.capture import quote_name, quote_table
@@ -104,6 +104,34 @@ async def make_node(config: Config) -> None:
         work, _ = await plan_query_node(seen, catalog, connection)
     if work is not None:
         await make_query_node(work, lambda line: None)
+
+
+async def behind_barrier(
+    config: Config,
+    shards: Sequence[Connection],
+    undone: Sequence[Connection],
+    step: Callable[[], Awaitable[None]],
+    say: Callable[[str], None],
+) -> None:
+    """Take the last step of a change of the list while no statement is under way, but some that began before.
+
+    What is in the way (SqlError, or a lock that is not to be had) has it undone on the connections `undone`, and tried
+    again; ForeshardError when that was in vain.
+    """
+    for left in range(TRIES_MAX - 1, -1, -1):
+        for connection in undone:
+            await connection.execute("SAVEPOINT turn")
+        try:
+            await take_barrier_with(config, shards)
+            return await step()
+        except (SqlError, asyncpg.LockNotAvailableError) as error:
+            reason = error.message if isinstance(error, SqlError) else described(error)
+            if not left:
+                raise ForeshardError(f"the list of shards is as it was: {reason}") from error
+            say(f"somebody is in the way, trying again: {reason}")
+        for connection in undone:
+            await connection.execute("ROLLBACK TO turn; RELEASE turn")
+        await asyncio.sleep(PAUSE_S)
 
 
 class _Growing:
@@ -243,7 +271,7 @@ class _Growing:
         try:
             horizon = int(await source.fetchval(HORIZON))
             for table in self._references():
-                movable = as_movable(table)
+                movable = of_table(table, "true")
                 rows = await self._copy(source, movable, table)
                 self._copied.append(Copied(movable, rows, horizon))
         finally:
@@ -278,21 +306,9 @@ class _Growing:
         """The last of it, while no statement is under way; tried again where somebody's transaction is in the way."""
         if self.index == 1:
             await self._make_first_node()
-        await self._new.execute("SAVEPOINT joining")
-        for left in range(TRIES_MAX - 1, -1, -1):
-            await self._first.execute("SAVEPOINT joining")
-            try:
-                await take_barrier_with(self.config, [work.connection for work in self._works[:-1]])
-                await self._bring_changed()
-                break
-            except (SqlError, asyncpg.LockNotAvailableError) as error:
-                reason = error.message if isinstance(error, SqlError) else described(error)
-                if not left:
-                    raise ForeshardError(f"shard {self.name} was not taken in: {reason}") from error
-                self._say(f"somebody is in the way, trying again: {reason}")
-            await self._first.execute("ROLLBACK TO joining; RELEASE joining")
-            await self._new.execute("ROLLBACK TO joining")
-            await asyncio.sleep(PAUSE_S)
+        connections = [work.connection for work in self._works[:-1]]
+        undone = (self._first, self._new)
+        await behind_barrier(self.config, connections, undone, self._bring_changed, self._say)
         control_point("shards-locked")
         await self._complete()
         first = self.config.shards[0].name
@@ -344,15 +360,3 @@ class _Growing:
         for work in self._works:
             if not work.connection.is_closed() and work.connection.is_in_transaction():
                 await work.connection.execute("ROLLBACK")
-
-
-def as_movable(table: Table) -> Movable:
-    """The whole table."""
-    return Movable(
-        schema=table.schema,
-        table=table.name,
-        columns=tuple(column.name for column in table.columns),
-        type_oids=tuple(column.type_oid for column in table.columns),
-        row_key=tuple(table.row_key),
-        condition="true",
-    )

@@ -62,7 +62,7 @@ class Movable(msgspec.Struct, frozen=True):
 
 def movables(catalog: Catalog, bucket: int) -> list[Movable]:
     """All that moves with the bucket."""
-    of_users = [_of_user(catalog, table, bucket) for table in moving_tables(catalog)]
+    of_users = [of_table(table, in_bucket(catalog, table, "held", bucket)) for table in moving_tables(catalog)]
     notes = Movable(
         schema="foreshard",
         table="away",
@@ -82,14 +82,15 @@ def movables(catalog: Catalog, bucket: int) -> list[Movable]:
     return [notes, *of_users, claims]
 
 
-def _of_user(catalog: Catalog, table: Table, bucket: int) -> Movable:
+def of_table(table: Table, condition: str) -> Movable:
+    """The rows `held` of a user's table that meet the condition."""
     return Movable(
         schema=table.schema,
         table=table.name,
         columns=tuple(column.name for column in table.columns),
         type_oids=tuple(column.type_oid for column in table.columns),
         row_key=tuple(table.row_key),
-        condition=in_bucket(catalog, table, "held", bucket),
+        condition=condition,
     )
 
 

@@ -7,7 +7,6 @@ shards by their old places end their clients' connections, and begin anew (`Rout
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 
@@ -23,19 +22,18 @@ from foreshard.proxy.control.derive import build_catalog
 from foreshard.proxy.control.introspect import Connection, introspect
 from foreshard.proxy.control.opened import Work, opened
 from foreshard.proxy.control.plan import IS_PREPARED
-from foreshard.proxy.control.schema_barrier import take_barrier_with
 from foreshard.proxy.control.schema_control import read_cluster
 from foreshard.proxy.control.schema_shard import shard_steps
+from foreshard.proxy.control.shard_list import BUCKET_COUNT_SQL
 from foreshard.proxy.control.spread import CHANNEL, end_left
 from foreshard.proxy.control.spread_facts import read_plain, without
 from foreshard.proxy.control.steps import find_lacking, run_steps
 from foreshard.proxy.errors import ForeshardError, SqlError
-from foreshard.proxy.move.growing import LOCK_DDL, PAUSE_S, POINTS, TRIES_MAX, make_node
+from foreshard.proxy.move.growing import LOCK_DDL, POINTS, behind_barrier, make_node
 from foreshard.proxy.move.rows import moving_tables
 from foreshard.proxy.triggers.capture import quote_table
 from foreshard.proxy.triggers.points import control_point
 
-BUCKETS = "SELECT length(replace(buckets::text, '0', '')) FROM foreshard.owned_buckets"
 # Of Foreshard's own: what stands for rows, or for what has to be done for them.
 LEFT_TABLES = ("foreshard.claim", "foreshard.away", "foreshard.outbox", "foreshard.dead_letter")
 UNDER_WAY = """
@@ -109,7 +107,7 @@ class _Leaving:
         facts = await introspect(self._first, self.config, self.config.shards[0].name)
         self._catalog = build_catalog(self.config, facts)
         connection = self._works[self.index].connection
-        buckets = await connection.fetchval(BUCKETS)
+        buckets = await connection.fetchval(BUCKET_COUNT_SQL)
         if buckets:
             raise ForeshardError(
                 f"shard {self.name} has {buckets} buckets: `foreshard shards drain {self.name}` moves them away"
@@ -123,22 +121,13 @@ class _Leaving:
 
     async def take_barrier(self, say: Callable[[str], None]) -> None:
         """No statement is under way, but some that began before, and nothing is prepared on the shard."""
-        leaving, prefix = self._works[self.index].connection, gid_prefix(self.cluster[0])
-        for left in range(TRIES_MAX - 1, -1, -1):
-            await self._first.execute("SAVEPOINT leaving")
-            try:
-                await take_barrier_with(self.config, [work.connection for work in self._works])
-                if not await leaving.fetchval(IS_PREPARED, prefix):
-                    control_point("shards-locked")
-                    return
-                reason = "transactions are prepared there (SHOW TWO_PHASE)"
-            except SqlError as error:
-                reason = error.message
-            if not left:
-                raise ForeshardError(f"shard {self.name} was not let go: {reason}")
-            say(f"somebody is in the way, trying again: {reason}")
-            await self._first.execute("ROLLBACK TO leaving; RELEASE leaving")
-            await asyncio.sleep(PAUSE_S)
+        connections = [work.connection for work in self._works]
+        await behind_barrier(self.config, connections, [self._first], self._see_ended, say)
+        control_point("shards-locked")
+
+    async def _see_ended(self) -> None:
+        if await self._works[self.index].connection.fetchval(IS_PREPARED, gid_prefix(self.cluster[0])):
+            raise SqlError("55000", f"transactions are prepared on shard {self.name} (SHOW TWO_PHASE)")
 
     async def commit(self) -> Config:
         """Change the list, on the first shard and on the one that takes the place."""

@@ -112,9 +112,10 @@ cdef class Hub:
         Transactions that are open have all of them in view: no bucket moves before they have ended.
         """
         cdef Pool pool
+        cdef int known = self.shard_count
         self.config = config
         for pool in list(self.pools.values()):
-            if len(addresses) <= pool.shard < self.shard_count:
+            if len(addresses) <= pool.shard < known:
                 pool.close_idle()
         self.shard_count = len(addresses)
         self.query_shard = SHARDS_MAX if self.shard_count > 1 else 0
@@ -124,6 +125,9 @@ cdef class Hub:
         self.addresses = [*addresses, *gone_addresses, *unused, query_address]
         self.shard_names = [*(shard.name for shard in config.shards), *gone_names, *unused, "query"]
         self.state.resize(self.shard_count)
+        for pool in self.pools.values():
+            if known <= pool.shard < self.shard_count:      # left of a shard that had the place before
+                pool.take_address()
         for session in list(self.sessions.values()):
             if session.has_settled():
                 session.terminate(SqlError(
@@ -280,14 +284,16 @@ cdef class Pool(BackendHome):
         self.hub = hub
         self.shard = shard
         self.parameters = parameters
-        address = hub.addresses[shard]
-        named = dict(parameters)
-        named["database"] = address.database
-        self.startup = encode_startup(tuple(named.items()))
+        self.take_address()
         self.idle = []
         self.backends = set()
         self.waiters = deque()
         self.joiners = deque()
+
+    def take_address(self) -> None:
+        """The shard's database is the one that the hub knows now."""
+        self.startup = encode_startup(tuple({
+            **dict(self.parameters), "database": self.hub.addresses[self.shard].database}.items()))
         self.server_parameters = None
 
     cdef Backend take(self, Owner owner, bint is_joining):

@@ -9,24 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 
 from foreshard.proxy.triggers.points import LIST_NAMES
-from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
+from tests.support.moving import GROWING, MOVED_BY_HAND, OLD, SCHEMA, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import ROOT, Proxy
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
 
-MORE = """
-CREATE TABLE country (code text PRIMARY KEY, name text NOT NULL);
-INSERT INTO country SELECT 'c' || n, 'country ' || n FROM generate_series(1, 50) AS n;
-INSERT INTO document (owner, n) SELECT -1, n FROM generate_series(1, 100) AS n;
-"""
-GROWING = {**TABLES, "country": {"reference": True}}
-COUNTS = "SELECT (SELECT count(*) FROM document WHERE owner = -1), (SELECT count(*) FROM country)"
+COUNTS: LiteralString = "SELECT (SELECT count(*) FROM document WHERE owner = -1), (SELECT count(*) FROM country)"
 IS_PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
 BEHIND = ("shards-decided", "shards-finished", "shards-planned")  # the deployment has the shard
 
@@ -34,7 +29,7 @@ BEHIND = ("shards-decided", "shards-finished", "shards-planned")  # the deployme
 @pytest.fixture
 def shards(test_instances: TestInstances) -> Iterator[Shards]:
     made = test_instances.create(3)
-    made.execute(SCHEMA + MORE, on=0)
+    made.execute(SCHEMA + OLD, on=0)
     yield made
     test_instances.drop(made)
 
@@ -59,7 +54,7 @@ def counted(proxy: Proxy) -> tuple[int, int] | None:
     """What a client sees; None while it cannot connect."""
     try:
         with psycopg.connect(proxy.server.dsn, autocommit=True) as client:
-            row = client.execute(COUNTS).fetchone()  # type: ignore[arg-type]
+            row = client.execute(COUNTS).fetchone()
             return None if row is None else (row[0], row[1])
     except psycopg.Error:
         return None

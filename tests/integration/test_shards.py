@@ -128,11 +128,14 @@ def test_a_shard_is_drained_and_removed(shards: Shards, tmp_path: Path) -> None:
             assert "has 0 buckets" in proxy.run_command("shards", "drain", "s2")
             assert buckets(world)[2] == 0
             assert "can go" in proxy.run_command("shards", "remove", "s2")
+            # Another database, of another name, has the place from now on.
+            proxy.run_command("shards", "add", "s3", "--dsn", shards.dsns[3], "--buckets", "10")
+            assert buckets(world)[2] == 10
             shards.execute("DROP SCHEMA foreshard CASCADE; DROP TABLE document, symbol, person, country, city", on=2)
         world.stop()
         assert not countries.errors, countries.errors[:3]
-        assert [line.split()[1] for line in proxy.run_command("shards", "list").splitlines()[1:]] == ["s0", "s1"]
-    world.shards = Shards(shards.shards[:2])
+        assert [line.split()[1] for line in proxy.run_command("shards", "list").splitlines()[1:]] == ["s0", "s1", "s3"]
+    world.shards = Shards((*shards.shards[:2], shards.shards[3]))
     world.check()
     assert_verified(proxy.configuration)
 

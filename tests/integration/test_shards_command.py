@@ -14,25 +14,18 @@ import psycopg
 import pytest
 import yaml
 
-from tests.support.moving import MOVED_BY_HAND, SCHEMA, TABLES, MovingWorld
+from tests.support.moving import GROWING, MOVED_BY_HAND, OLD, SCHEMA, MovingWorld
 from tests.support.postgres import Shards, TestInstances
 from tests.support.proxy import ROOT, Proxy, free_port
-from tests.support.two_proxies import two_proxies
+from tests.support.two_proxies import hurt, two_proxies
 from tests.support.verified import assert_verified
 from tests.support.waiting import wait_until
-
-MORE = """
-CREATE TABLE country (code text PRIMARY KEY, name text NOT NULL);
-INSERT INTO country SELECT 'c' || n, 'country ' || n FROM generate_series(1, 50) AS n;
-INSERT INTO document (owner, n) SELECT -1, n FROM generate_series(1, 100) AS n;
-"""
-GROWING = {**TABLES, "country": {"reference": True}}
 
 
 @pytest.fixture
 def shards(test_instances: TestInstances) -> Iterator[Shards]:
     made = test_instances.create(3)
-    made.execute(SCHEMA + MORE, on=0)
+    made.execute(SCHEMA + OLD, on=0)
     yield made
     test_instances.drop(made)
 
@@ -188,3 +181,22 @@ def test_an_embedded_shard_is_added(tmp_path: Path) -> None:
             and str(tmp_path / "data").encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]  # fmt: skip
         assert not left
+
+
+def test_a_control_database_of_its_own_says_what_the_shards_say(
+    shards: Shards, test_instances: TestInstances, tmp_path: Path
+) -> None:
+    apart = test_instances.create(1)
+    owners = "SELECT shard, count(*) FROM foreshard.bucket_map GROUP BY 1 ORDER BY 1"
+    with Proxy(shards.dsns[:1], tmp_path, tables=GROWING, control=apart.dsns[0], **MOVED_BY_HAND) as proxy:
+        for index in (1, 2):
+            proxy.run_command("shards", "add", f"s{index}", "--dsn", shards.dsns[index], "--buckets", "3")
+        proxy.run_command("shards", "drain", "s1")
+        proxy.run_command("shards", "remove", "s1")
+        right = apart.query(owners)
+        assert [shard for shard, _ in right] == [0, 1]
+        apart.execute("UPDATE foreshard.bucket_map SET shard = 1 - shard")
+        hurt(proxy, "balancer", signal.SIGKILL)
+        wait_until(lambda: apart.query(owners) == right)
+    assert_verified(proxy.configuration)
+    test_instances.drop(apart)

@@ -28,6 +28,13 @@ CREATE TABLE person (name text PRIMARY KEY, owner integer NOT NULL, n integer NO
 """
 TABLES = {"document": {"key": "id"}, "symbol": {"key": "id"}, "person": {"key": "name"}}
 MOVED_BY_HAND: dict[str, Any] = {"workers": {"per_shard": 0}, "rebalance": {"automatic": False}}
+# Of a database that grows: rows that are there before, and a reference table.
+OLD = """
+CREATE TABLE country (code text PRIMARY KEY, name text NOT NULL);
+INSERT INTO country SELECT 'c' || n, 'country ' || n FROM generate_series(1, 50) AS n;
+INSERT INTO document (owner, n) SELECT -1, n FROM generate_series(1, 100) AS n;
+"""
+GROWING = {**TABLES, "country": {"reference": True}}
 OPEN = "state IN ('planned', 'copying', 'flipping')"
 STATES = "SELECT id, bucket, source, target, state, coalesce(problem, ''), way, pause_s FROM foreshard.move ORDER BY id"
 COUNT_OPEN = f"SELECT count(*) FROM foreshard.move WHERE {OPEN}"
