@@ -32,6 +32,7 @@ from foreshard.proxy.control.query_node import query_node_dsn
 from foreshard.proxy.control.retry import LOST, connect
 from foreshard.proxy.errors import ForeshardError
 from foreshard.proxy.move.census import OWNS
+from foreshard.proxy.move.rows import SESSION
 from foreshard.proxy.move.transfer import Busy, End, Transfer
 from foreshard.proxy.triggers.points import control_point
 
@@ -41,7 +42,7 @@ PATIENCE_DOUBLED_MAX = 3  # times: a move that was put off as often freezes its 
 FLIPS_MAX = {"small": 8, "large": 60}  # a copy is not thrown away soon
 PAUSE_FIRST_S = 0.05  # after a flip that found somebody in the way; doubled each time
 PAUSE_MAX_S = 0.5
-SETTINGS = {"application_name": "foreshard mover"}
+SETTINGS = {"application_name": "foreshard mover", **SESSION}  # a transfer sets them, too: then they change nothing
 SILENT = "SELECT foreshard.silent_routers(make_interval(secs => $1))"
 
 

@@ -31,10 +31,11 @@ SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {UNWILLING}
 """
 
 
-async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
+async def quieten(source: Connection, bell: Connection, notice: Notice, begin: str) -> None:
     """Take MOVE_LOCK in the transaction that is open on the source, and see that nothing uses the bucket any more.
 
-    asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source.
+    asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source; it has a transaction
+    open afterwards, too, by `begin`.
     """
     wait_ms = TURN_MS + int(1000 * notice.patience_s)
     locking = asyncio.create_task(source.execute(LOCK.format(wait_ms=wait_ms, bucket=notice.bucket)))
@@ -51,7 +52,7 @@ async def quieten(source: Connection, bell: Connection, notice: Notice) -> None:
     if unwilling:
         raise asyncpg.LockNotAvailableError(f"{unwilling} routers have not given the bucket up")
     # Sessions first: what one of them prepares as it ends is listed behind that.
-    if _row_count(await bell.execute(f"{END_STRANGERS_NOW}; {PREPARED}")):
+    if _row_count(await bell.execute(f"{END_STRANGERS_NOW}; {begin}; {PREPARED}")):
         await _see_prepared_end(source)
 
 

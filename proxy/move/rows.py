@@ -14,11 +14,20 @@ from foreshard.proxy.control.lineage import bucket_of_child, looks_further, name
 from foreshard.proxy.triggers.capture import quote_name, quote_table, quote_text
 
 # What values print as must mean the same on the other shard; both ends have the same.
-SETTINGS = (
-    "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex'; "
-    "SET LOCAL extra_float_digits = 1; SET LOCAL TimeZone = 'UTC'; SET LOCAL xmloption = 'content'; "
-    "SET LOCAL row_security = off; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL jit = off; "
-    "SET LOCAL session_replication_role = replica"
+SESSION = {
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "TimeZone": "UTC",
+    "xmloption": "content",
+    "row_security": "off",
+    "search_path": "pg_catalog, pg_temp",
+    "jit": "off",
+}
+SETTINGS = "; ".join(
+    f"SET LOCAL {name} = {value if name == 'search_path' else quote_text(value)}"  # that one is a list
+    for name, value in {**SESSION, "session_replication_role": "replica"}.items()
 )
 
 

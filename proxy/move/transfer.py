@@ -161,9 +161,7 @@ class Transfer:
         """Copy the rows as they were when the transfer began, then what has changed since, until little is left;
         writers go on.
         """
-        for table in self._tables:
-            if self._here.rows[table.name]:
-                self.moved.rows += await self._pipe(self._rows_sql(table), table)
+        self.moved.rows = await self._pipe_all([table for table in self._tables if self._here.rows[table.name]])
         self._since = dict.fromkeys(self._here.rows, self._here.horizon)
         control_point("move-copied")
         await self.catch_up()
@@ -198,15 +196,14 @@ class Transfer:
         staged = set(self._staged)
         self._locked_s = time.monotonic()
         try:
-            await quieten(self._source, self._bell, Notice(self.bucket, self._target_index, patience_s))
+            await quieten(self._source, self._bell, Notice(self.bucket, self._target_index, patience_s), BEGIN)
             control_point("move-locked")
             if self._is_copied:
                 held = await self._take_changed(look_here, look_there)
             else:
                 held = await self._take_all(look_here, look_there)
-            await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            await self._source.execute("ROLLBACK")
+            await self._end(self._source, self._bell)
             await self._target.execute("ROLLBACK TO flip; RELEASE flip")
             self.moved.rows, self._staged = copied, staged
             raise Busy(str(error)) from error
@@ -222,10 +219,14 @@ class Transfer:
         target = (self._target_name, self._target)
         await commit_over(self._cluster, target, {self._source_name: self._source}, POINTS)
         self.moved.held_s = time.monotonic() - self._locked_s
+        await self._end(self._bell)
 
     async def abandon(self) -> None:
         """Nothing has happened."""
-        for connection in (self._source, self._target):
+        await self._end(self._source, self._target, self._bell)
+
+    async def _end(self, *connections: Connection) -> None:
+        for connection in connections:
             if not connection.is_closed() and connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
 
@@ -243,7 +244,8 @@ class Transfer:
             self._source.execute(f"ROLLBACK; {BEGIN}" if self._source.is_in_transaction() else BEGIN),
             self._target.execute("SAVEPOINT flip"),
         )
-        look_here, look_there = await together(self._source.prepare(here), self._target.prepare(there))
+        looking = self._source if self._is_copied else self._bell  # while the source copies
+        look_here, look_there = await together(looking.prepare(here), self._target.prepare(there))
         if await self._target.execute(TAKE_OVER, self.bucket) != "UPDATE 1":
             raise ForeshardError(f"bucket {self.bucket} is of shard {self._target_name} already")
         return look_here, look_there
@@ -252,7 +254,9 @@ class Transfer:
         """What has changed since the last round; what the source has, which is now what the target has."""
         held: Census
         held, come = await together(_ask(look_here), _ask(look_there))
-        await self._take_beside(held, come)
+        self._check_source(held)
+        await raise_behind(held.last, come.last, self._target)
+        await self._take_events(held)
         rows = dict(come.rows)
         for table in reversed(self._tables):
             if held.changed[table.name]:
@@ -262,24 +266,25 @@ class Transfer:
                 if held.rows[table.name] != rows[table.name]:
                     await self._drop_gone(table)
             self._compare(held, await _ask(look_there))
+        await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
         return held
 
     async def _take_all(self, look_here: PreparedStatement, look_there: PreparedStatement) -> Census:
         """All of a bucket that was not copied before; what the source had, and has no more."""
-        held = await _ask(look_here)
-        for table in reversed(self._tables):
-            if held.rows[table.name]:
-                await self._pipe(self._rows_sql(table), table)
-        come = await _ask(look_there)
-        await self._take_beside(held, come)
+        known = [table for table in reversed(self._tables) if self._here.rows[table.name]]
+        held: Census
+        come: Census
+        held, _ = await together(_ask(look_here), self._pipe_all(known))
+        self._check_source(held)
+        await self._pipe_all([table for table in self._tables if held.rows[table.name] and table not in known])
+        await self._take_events(held)
+        leave = give_up_sql(self._tables, held.rows, self.bucket)
+        come, _ = await together(_ask(look_there), self._source.execute(leave))
         self._compare(held, come)
+        await raise_behind(held.last, come.last, self._target)
         return held
 
-    async def _take_beside(self, held: Census, come: Census) -> None:
-        """Events, and how far sequences have counted."""
-        if not held.is_owner:
-            raise ForeshardError(f"bucket {self.bucket} is not of shard {self._source_name} any more")
-        await raise_behind(held.last, come.last, self._target)
+    async def _take_events(self, held: Census) -> None:
         tables = [table for table in moving_tables(self.catalog) if table.qualified in held.told]
         self.moved.events = await carry_events(self.catalog, tables, self.bucket, self._source, self._target)
 
@@ -326,6 +331,10 @@ class Transfer:
         place = into or (table.schema, table.table)
         columns, is_binary = self._columns[table.name], table.name in self._portable
         return await pipe(self._source, query, self._target, place, columns, is_binary=is_binary)
+
+    async def _pipe_all(self, tables: list[Movable]) -> int:
+        """All rows of these tables."""
+        return sum([await self._pipe(self._rows_sql(table), table) for table in tables])
 
     def _stage(self, table: Movable) -> str:
         return f"foreshard_changed_{self._tables.index(table)}"
@@ -396,9 +405,12 @@ class Transfer:
         )
         return int(dropped.split()[-1])
 
-    def _check_owners(self, here: Census, there: Census) -> None:
-        if not here.is_owner:
+    def _check_source(self, held: Census) -> None:
+        if not held.is_owner:
             raise ForeshardError(f"bucket {self.bucket} is not of shard {self._source_name} any more")
+
+    def _check_owners(self, here: Census, there: Census) -> None:
+        self._check_source(here)
         if there.is_owner:
             raise ForeshardError(f"bucket {self.bucket} is of shard {self._target_name} already")
 
