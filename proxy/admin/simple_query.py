@@ -18,6 +18,10 @@ TIMEOUT_S = 10.0
 HEADER_SIZE = 5
 
 
+class Unreachable(ForeshardError):
+    """Nobody answers there, or the connection was lost before the answer."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """Rows of one statement, as text, with the names of their columns."""
 
@@ -30,7 +34,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def ask(host: str, port: int, user: str, database: str, sql: str) -> Answer:
-    """Connect without a password, run the statement, disconnect. SqlError is what the server said."""
+    """Connect without a password, run the statement, disconnect.
+
+    SqlError is what the server said, Unreachable that there was none, or that it went away.
+    """
     try:
         with socket.create_connection((host, port), TIMEOUT_S) as connection:
             words = ["user", user, "database", database, "application_name", "foreshard"]
@@ -44,7 +51,7 @@ def ask(host: str, port: int, user: str, database: str, sql: str) -> Answer:
             connection.sendall(b"X\0\0\0\4")
             return answer
     except OSError as error:
-        raise ForeshardError(f"cannot talk to {host}:{port}: {error}; is `foreshard serve` running?") from error
+        raise Unreachable(f"cannot talk to {host}:{port}: {error}; is `foreshard serve` running?") from error
 
 
 def _read_messages(connection: socket.socket) -> Iterator[tuple[bytes, bytes]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from foreshard.proxy.admin.simple_query import ask
+from foreshard.proxy.admin.simple_query import Unreachable, ask
 from foreshard.proxy.config import Config
+from foreshard.proxy.demo.clients import RECONNECT_POLL_S, RECONNECT_S
 from foreshard.proxy.demo.report import Balance, FunctionFigures
 from foreshard.proxy.demo.verify import ask_all
+from foreshard.proxy.errors import SqlError
 from foreshard.proxy.placement import Spread, expected_by_hash, max_over_mean
 
 SETTLE_S = 20.0  # the controller takes measurements every 100 ms and stores profiles now and then
 SETTLE_POLL_S = 0.25
+COMING_OR_GOING = ("57P01", "57P03")  # what a proxy says that stops, or has just begun
 DIGITS = 6  # of a ratio, as the console prints it
 REVISIONS_SQL = "SELECT coalesce(sum(revision), 0)::bigint, (SELECT count(*) FROM foreshard.measurement) FROM document"
 WORKED_SQL = "SELECT worked_s FROM document"
@@ -21,10 +24,18 @@ Row = dict[str, str | None]
 
 
 async def read_console(config: Config, command: str) -> list[Row]:
-    """Rows of a console command."""
+    """Rows of a console command; like the demo's clients, it keeps trying while a proxy that died is started again."""
     host, port = config.listen_host, config.listen_port
-    answer = await asyncio.to_thread(ask, host, port, "foreshard", "foreshard", command)
-    return answer.dictionaries()
+    deadline_s = asyncio.get_running_loop().time() + RECONNECT_S
+    while True:
+        try:
+            answer = await asyncio.to_thread(ask, host, port, "foreshard", "foreshard", command)
+            return answer.dictionaries()
+        except (Unreachable, SqlError) as error:
+            is_away = isinstance(error, Unreachable) or error.sqlstate in COMING_OR_GOING
+            if not is_away or asyncio.get_running_loop().time() > deadline_s:
+                raise
+        await asyncio.sleep(RECONNECT_POLL_S)
 
 
 async def wait_settled(config: Config) -> None:

@@ -107,9 +107,10 @@ def test_a_worker_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> 
     assert "killed by SIGKILL" in (demo.data / "serve.log").read_text()
 
 
-def test_the_router_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo) -> None:
+@pytest.mark.parametrize("rows", [30, 59], ids=["rows are written", "figures are asked for"])
+def test_the_router_killed_in_the_middle_loses_and_repeats_nothing(demo: Demo, rows: int) -> None:
     process = demo.start(rows=120, updates=40)
-    wait_until(lambda: demo.acknowledged() > 30)
+    wait_until(lambda: demo.acknowledged() > rows)
     os.kill(router_of(demo), signal.SIGKILL)
     demo.finish(process)
     assert demo.check_figures()["rows"] >= 120
