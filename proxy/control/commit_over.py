@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import asyncpg
 
@@ -16,6 +17,61 @@ from foreshard.proxy.triggers.points import control_point
 DURABLE = "SELECT set_config('synchronous_commit', 'local', true) WHERE current_setting('synchronous_commit') = 'off'"
 
 
+class Commitment:
+    """One commit over several shards, in two steps: `prepare` (which `undo` takes back), then `decide`."""
+
+    def __init__(
+        self,
+        cluster: str,
+        decision: tuple[str, Connection],
+        others: Mapping[str, Connection],
+        points: tuple[str, str, str],
+    ) -> None:
+        """The shard that decides and the others, by name. `points` are the control points behind each PREPARE, the
+        decision and each COMMIT PREPARED.
+        """
+        self._id = new_id()
+        self._deciding = decision[1]
+        self._others = others
+        self._points = points
+        self._gids = {name: make_gid(cluster, decision[0], self._id, name) for name in others}
+        self._prepared: list[str] = []  # those that `undo` has to roll back
+        self._is_decided = False  # or it is not known whether
+
+    async def prepare(self, last_words: Mapping[str, str] = MappingProxyType({})) -> None:
+        """PREPARE everywhere but where it is decided; an error leaves nothing behind. `last_words` are statements of
+        some of the shards, each with its semicolon, in one message with their PREPARE.
+        """
+        try:
+            for name, gid in self._gids.items():
+                await self._others[name].execute(f"{last_words.get(name, '')}PREPARE TRANSACTION {quote_text(gid)}")
+                self._prepared.append(name)
+                control_point(self._points[0])
+        except (asyncpg.PostgresError, OSError):
+            await self.undo()
+            raise
+
+    async def undo(self) -> None:
+        """Roll back what is prepared, unless it may have been decided."""
+        while self._prepared and not self._is_decided:
+            name = self._prepared.pop()
+            await self._others[name].execute(f"ROLLBACK PREPARED {quote_text(self._gids[name])}")
+
+    async def decide(self, last_words: str = "") -> None:
+        """Commit everywhere. `last_words` are statements of the deciding shard.
+
+        An error of its COMMIT leaves it open what was decided (recovery knows); one behind it leaves a prepared
+        transaction, which recovery commits.
+        """
+        written = f"INSERT INTO foreshard.decision (id, outcome) VALUES ({quote_text(self._id)}, 'commit')"
+        self._is_decided = True
+        await self._deciding.execute(f"{DURABLE}; {written}; {last_words}COMMIT")
+        control_point(self._points[1])
+        for name, gid in self._gids.items():
+            await self._others[name].execute(f"COMMIT PREPARED {quote_text(gid)}")
+            control_point(self._points[2])
+
+
 async def commit_over(
     cluster: str,
     decision: tuple[str, Connection],
@@ -23,27 +79,7 @@ async def commit_over(
     points: tuple[str, str, str],
     last_words: str = "",
 ) -> None:
-    """Commit on the shard that decides and on the others, by name. `last_words` are statements of the deciding one.
-
-    An error before the decision leaves nothing behind; one of the decision's own COMMIT leaves it open which it was
-    (recovery knows); one behind it leaves a prepared transaction, which recovery commits. `points` are the
-    control points behind each PREPARE, the decision and each COMMIT PREPARED.
-    """
-    id = new_id()
-    gids = {name: make_gid(cluster, decision[0], id, name) for name in others}
-    prepared: list[str] = []
-    try:
-        for name, gid in gids.items():
-            await others[name].execute(f"PREPARE TRANSACTION {quote_text(gid)}")
-            prepared.append(name)
-            control_point(points[0])
-    except (asyncpg.PostgresError, OSError):
-        for name in prepared:
-            await others[name].execute(f"ROLLBACK PREPARED {quote_text(gids[name])}")
-        raise
-    written = f"INSERT INTO foreshard.decision (id, outcome) VALUES ({quote_text(id)}, 'commit')"
-    await decision[1].execute(f"{DURABLE}; {written}; {last_words}COMMIT")
-    control_point(points[1])
-    for name, gid in gids.items():
-        await others[name].execute(f"COMMIT PREPARED {quote_text(gid)}")
-        control_point(points[2])
+    """Both steps of a Commitment."""
+    commitment = Commitment(cluster, decision, others, points)
+    await commitment.prepare()
+    await commitment.decide(last_words)

@@ -39,8 +39,12 @@ DELETE FROM foreshard.enlisted WHERE ctid = ANY (ARRAY(
     WHERE present.pid = known.pid AND present.backend_start = known.started)
   FOR UPDATE SKIP LOCKED))
 """
-# Sessions that are being enlisted are there first, or are refused.
-END_STRANGERS_NOW = "BEGIN; LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE; SELECT foreshard.end_strangers(); COMMIT"
+# In a transaction that goes on for longer than sessions should wait that are being enlisted: they are there, or are
+# refused.
+END_STRANGERS_NOW = (
+    "SAVEPOINT strangers; LOCK TABLE foreshard.enlisted IN EXCLUSIVE MODE; SELECT foreshard.end_strangers(); "
+    "ROLLBACK TO strangers; RELEASE strangers"
+)
 UNWILLING = f"""
 SELECT held.pid FROM pg_locks AS held WHERE {_ROUTER_LOCK} AND held.granted AND NOT EXISTS (
   SELECT FROM pg_locks AS given WHERE given.pid = held.pid AND given.locktype = 'advisory' AND given.granted

@@ -22,12 +22,14 @@ from foreshard.proxy.control.placing import Notice
 TURN_MS = 70  # that routers may take to hear, beside what they give transactions to end
 PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
 POLL_S = 0.001  # between looks at locks and prepared transactions: PostgreSQL tells nobody of either
-PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+PREPARED = "SELECT gid::text FROM pg_prepared_xacts WHERE database = current_database()"
 LOCK_TIMEOUT_MS = 50  # of a flip, for rows and locks that others have: writers of the bucket wait meanwhile
-# When the lock is there: whatever waits behind it in one message costs writers no round trip of its own.
+# When the lock is there: whatever waits behind it in one message costs writers no round trip of its own. Sessions are
+# ended first: what one of them prepares as it ends is listed behind that.
 LOCK = f"""
 SET LOCAL lock_timeout = {{wait_ms}}; SELECT pg_advisory_xact_lock({MOVE_LOCK});
-SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {UNWILLING}
+SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {END_STRANGERS_NOW};
+SELECT FROM ({UNWILLING}) AS unwilling UNION ALL SELECT FROM ({PREPARED}) AS prepared
 """
 
 
@@ -47,12 +49,13 @@ async def quieten(source: Connection, bell: Connection, notice: Notice, begin: s
                 await bell.execute("SELECT pg_notify($1, $2)", FREEZE_CHANNEL, text)
                 break
             await asyncio.sleep(POLL_S)
+        await bell.execute(begin)
     finally:
-        unwilling = _row_count(await locking)
-    if unwilling:
-        raise asyncpg.LockNotAvailableError(f"{unwilling} routers have not given the bucket up")
-    # Sessions first: what one of them prepares as it ends is listed behind that.
-    if _row_count(await bell.execute(f"{END_STRANGERS_NOW}; {begin}; {PREPARED}")):
+        in_the_way = _row_count(await locking)
+    if in_the_way:
+        unwilling = await source.fetch(UNWILLING.format(bucket=notice.bucket))
+        if unwilling:
+            raise asyncpg.LockNotAvailableError(f"{len(unwilling)} routers have not given the bucket up")
         await _see_prepared_end(source)
 
 

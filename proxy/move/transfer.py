@@ -31,7 +31,7 @@ import msgspec
 from asyncpg.prepared_stmt import PreparedStatement
 
 from foreshard.proxy.catalog import Catalog
-from foreshard.proxy.control.commit_over import commit_over
+from foreshard.proxy.control.commit_over import Commitment
 from foreshard.proxy.control.introspect import Connection
 from foreshard.proxy.control.pipe import pipe
 from foreshard.proxy.control.placing import FREEZE_S, Notice
@@ -119,6 +119,7 @@ class Transfer:
         self._portable: set[str] = set()  # tables whose values are copied in binary form
         self._staged: set[str] = set()  # tables that have a stage on the target
         self._locked_s = 0.0
+        self._commitment: Commitment | None = None  # once the source has prepared
         self._is_copied = False  # and has been compared
         self._here = Census()  # as the source was when the transfer, or the last round, began
         self._since: dict[str, int] = {}  # by table: rows with older versions are on the target already
@@ -186,7 +187,7 @@ class Transfer:
         control_point("move-caught-up")
 
     async def flip(self, patience_s: float = FREEZE_S) -> None:
-        """Take what is left, and ownership; both transactions are open then.
+        """Take what is left, and ownership; the source's part is prepared then, the target's is open.
 
         Busy when somebody is in the way: the target's part is then as it was before, and may be caught up and flipped
         again. Routers give transactions that have the bucket open so long to end.
@@ -203,6 +204,7 @@ class Transfer:
             else:
                 held = await self._take_all(look_here, look_there)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            await self._let_go()
             await self._end(self._source, self._bell)
             await self._target.execute("ROLLBACK TO flip; RELEASE flip")
             self.moved.rows, self._staged = copied, staged
@@ -212,18 +214,31 @@ class Transfer:
                 raise ForeshardError(f"shard {self._source_name}: {error}; not done") from error
             raise
         self.moved.rows = held.total
+
+    async def _prepare(self, held: Census) -> None:
+        """Have the rows leave the source, which promises that they will have left."""
         control_point("move-taken")
+        target, others = (self._target_name, self._target), {self._source_name: self._source}
+        self._commitment = Commitment(self._cluster, target, others, POINTS)
+        leave = give_up_sql(self._tables, held.rows, self.bucket)
+        await self._commitment.prepare({self._source_name: f"{leave}; "})
 
     async def commit(self) -> None:
         """On both shards, or on none."""
-        target = (self._target_name, self._target)
-        await commit_over(self._cluster, target, {self._source_name: self._source}, POINTS)
+        assert self._commitment is not None
+        await self._commitment.decide()
         self.moved.held_s = time.monotonic() - self._locked_s
         await self._end(self._bell)
 
     async def abandon(self) -> None:
-        """Nothing has happened."""
+        """Nothing has happened, if `commit` was not called."""
+        await self._let_go()
         await self._end(self._source, self._target, self._bell)
+
+    async def _let_go(self) -> None:
+        """The source has promised nothing, unless it has been decided."""
+        if self._commitment is not None:
+            await self._commitment.undo()
 
     async def _end(self, *connections: Connection) -> None:
         for connection in connections:
@@ -266,7 +281,7 @@ class Transfer:
                 if held.rows[table.name] != rows[table.name]:
                     await self._drop_gone(table)
             self._compare(held, await _ask(look_there))
-        await self._source.execute(give_up_sql(self._tables, held.rows, self.bucket))
+        await self._prepare(held)
         return held
 
     async def _take_all(self, look_here: PreparedStatement, look_there: PreparedStatement) -> Census:
@@ -278,8 +293,7 @@ class Transfer:
         self._check_source(held)
         await self._pipe_all([table for table in self._tables if held.rows[table.name] and table not in known])
         await self._take_events(held)
-        leave = give_up_sql(self._tables, held.rows, self.bucket)
-        come, _ = await together(_ask(look_there), self._source.execute(leave))
+        come, _ = await together(_ask(look_there), self._prepare(held))  # which can be undone
         self._compare(held, come)
         await raise_behind(held.last, come.last, self._target)
         return held
