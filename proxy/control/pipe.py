@@ -81,6 +81,8 @@ async def pipe(
         (outcome,) = await asyncio.gather(reading, return_exceptions=True)
         if isinstance(error, _Broken) and isinstance(outcome, Exception):
             raise outcome from None
+        if isinstance(error, RuntimeError) and target.is_closed():  # uvloop's, where the driver writes CopyFail
+            raise ConnectionResetError("connection was closed in the middle of a COPY") from error
         raise
     if await reading != written:
         raise ForeshardError(f"{'.'.join(table)}: {await reading} was read, {written} written")
