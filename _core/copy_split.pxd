@@ -32,6 +32,7 @@ cdef class CopySplitter:
     cdef Py_ssize_t record_bytes_max
     cdef Template template
     cdef int* owners                # shard of each bucket
+    cdef int64_t* landed            # rows of each bucket, but for those that are placed
     cdef Values values              # of the keys of the record at hand
     cdef Buckets found
     cdef list scratch               # Buffer for each key whose escapes are undone

@@ -86,6 +86,9 @@ cdef class CopySplitter:
             raise MemoryError()
         for bucket in range(0 if owners is None else BUCKET_COUNT):
             self.owners[bucket] = owners[bucket]
+        self.landed = <int64_t*> calloc(BUCKET_COUNT, sizeof(int64_t))
+        if self.landed == NULL:
+            raise MemoryError()
         self.parts = [CopyPart() for _ in range(shard_count)]
         self.values = Values()
         for _ in range(plan.place_count):
@@ -100,6 +103,7 @@ cdef class CopySplitter:
 
     def __dealloc__(self):
         free(self.owners)
+        free(self.landed)
 
     # -- the stream ----------------------------------------------------------------------------------------------
 
@@ -362,6 +366,7 @@ cdef class CopySplitter:
                 raise SqlError(
                     "23514", "the key of the new row names another bucket than its parent's",
                     hint="Leave the key out, or give one that Foreshard does not generate.")
+        self.landed[bucket] += self.wanted is None
         return self.owners[bucket]
 
     cdef int follow(self, int home) except -2:

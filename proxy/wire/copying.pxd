@@ -1,3 +1,5 @@
+from libc.stdint cimport int64_t
+
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.template cimport Template
 from foreshard.proxy.wire.backend cimport Backend
@@ -44,3 +46,5 @@ cdef class Copying(Shadowing):
     cdef int end_own(self, bint commits) except -1
     cdef bytes sum_parts(self)
     cdef int charge_parts(self) except -1
+    cdef int count_rows(self) except -1
+    cdef int spread_charge(self, int shard, int64_t rows) except -1

@@ -12,9 +12,12 @@ the client has sent so far is looked through at once.
                                       +--error of a shard or of ours, CopyFail--> mute_parts ----------^
 """
 
+from libc.stdint cimport int64_t
+
 from foreshard._core.buckets cimport BUCKET_COUNT
 from foreshard._core.copy_split cimport CopyPart, CopySplitter
 from foreshard._core.replies cimport REPLY_QUERY
+from foreshard._core.shared cimport SharedState
 from foreshard._core.template cimport KEY_LIMIT_UNIT, ROUTE_COPY, Template, type_of
 from foreshard.proxy.wire.backend cimport FILTER_COPY, FILTER_MERGE, FILTER_MUTE, FILTER_NONE, Backend
 from foreshard.proxy.wire.commit cimport owe_claims
@@ -504,6 +507,7 @@ cdef class Copying(Shadowing):
         cdef double features[4]
         cdef CopyPart part
         cdef int shard
+        self.count_rows()
         if self.copied.profile_count == 0:
             return 0
         for shard in range(len(self.splitter.parts)):
@@ -515,6 +519,39 @@ cdef class Copying(Shadowing):
                 features[3] = <double> part.rows * part.rows
                 self.hub.placer.charge(
                     shard, features, self.copied.profile_indexes, self.copied.profile_count)
+                self.spread_charge(shard, part.rows)
+        return 0
+
+    cdef int count_rows(self) except -1:
+        """Count the rows in their buckets."""
+        cdef SharedState state = self.hub.state
+        cdef CopySplitter splitter = self.splitter
+        cdef CopyPart part
+        cdef int bucket
+        cdef int64_t found = 0
+        for bucket in range(BUCKET_COUNT):
+            if splitter.landed[bucket]:
+                state.count_statement(bucket, splitter.landed[bucket])
+                if splitter.owners[bucket] == splitter.placed:
+                    found += splitter.landed[bucket]
+        if splitter.placed >= 0:
+            part = splitter.parts[splitter.placed]
+            bucket = (<Backend> self.copy_parts[splitter.placed]).bucket if part.rows > found else -1
+            if bucket >= 0:
+                splitter.landed[bucket] += part.rows - found
+                state.count_statement(bucket, part.rows - found)
+        return 0
+
+    cdef int spread_charge(self, int shard, int64_t rows) except -1:
+        """What was charged for a shard's rows is that of their buckets."""
+        cdef CopySplitter splitter = self.splitter
+        cdef double shares[4]
+        cdef int bucket, index
+        for bucket in range(BUCKET_COUNT):
+            if splitter.landed[bucket] and splitter.owners[bucket] == shard:
+                for index in range(4):
+                    shares[index] = self.hub.placer.charged[index] * splitter.landed[bucket] / rows
+                self.hub.state.add_demand(bucket, shares)
         return 0
 
     cdef int push_ready(self) except -1:

@@ -102,6 +102,7 @@ cdef class Extended(Parsing):
         if shard == ROUTE_MANY:
             if not self.attach_all(self.shards, template.is_write):
                 return RETRY
+            self.count_work(template)
             if template.is_write:
                 for index, backend in enumerate(self.completed_parts(template)):
                     self.mark(backend, template)
@@ -121,6 +122,7 @@ cdef class Extended(Parsing):
         portal.parts = None
         self.ensure(backend, statement, parts.statement_size == 0, True)
         self.send_bind(backend, statement, &parts, True)
+        self.count_work(template)
         if template.is_write or template.pin is not None or template.cursor is not None:
             self.mark(backend, template)
             self.charge(backend, template, statement.literals, self.hub.params)

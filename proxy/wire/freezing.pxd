@@ -20,7 +20,7 @@ cdef class Freezing(Arbiter):
     cdef bint touch_found(self, Template template, int shard) except -1
     cdef int note_touched(self, int bucket, bint stays) noexcept
     cdef bint has_touched(self, int bucket) noexcept
-    cdef int count_work(self, Template template) noexcept
+    cdef int note_work(self) except -1
     cdef bint has_unbound_parts(self) noexcept
     cdef int keep_reading(self) noexcept
     cdef int forget_touched(self) noexcept

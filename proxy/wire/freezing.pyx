@@ -42,14 +42,16 @@ cdef class Freezing(Arbiter):
         if self.hub.shard_count == 1:
             return Arbiter.route(self, template, literals, params, only)
         self.work_bucket = BUCKET_NONE
+        self.work_buckets = None
+        self.hub.buckets.clear()
         if not self.links:
             self.forget_touched()
         if is_wide(template) or self.is_repeatable or (self.keeps_snapshot and self.explicit):
             if not self.touch(BUCKET_ANY, stays(template) or self.is_repeatable or self.keeps_snapshot):
                 return ROUTE_WAIT
             shard = Arbiter.route(self, template, literals, params, only)
-            if template.kind == ROUTE_KEYED and shard >= 0:
-                self.count_work(template)
+            if template.kind == ROUTE_KEYED and shard != ROUTE_WAIT:
+                self.note_work()
             return shard
         shard = Arbiter.route(self, template, literals, params, only)
         if template.kind == ROUTE_KEYED and shard != ROUTE_WAIT and not self.touch_found(template, shard):
@@ -68,15 +70,22 @@ cdef class Freezing(Arbiter):
                     return False
         for index in range(buckets.count):
             self.note_touched(buckets.items[index], stays(template))
-        self.count_work(template)
+        self.note_work()
         return True
 
-    cdef int count_work(self, Template template) noexcept:
-        """Note what is asked of the one bucket that route_keyed has found."""
+    cdef int note_work(self) except -1:
+        """Remember the buckets that route_keyed has found, to be counted when the statement is sent.
+
+        One that may work in any counts nowhere: all shards run it, and go on to, whatever moves.
+        """
         cdef Buckets buckets = self.hub.buckets
-        if buckets.count == 1 and not buckets.every:
+        cdef Py_ssize_t index
+        if self.work_buckets is not None or buckets.every:
+            return 0
+        if buckets.count == 1:
             self.work_bucket = buckets.items[0]
-            self.hub.state.count_statement(self.work_bucket, template.rows if template.is_write else 0)
+        elif buckets.count:
+            self.work_buckets = [buckets.items[index] for index in range(buckets.count)]
         return 0
 
     cdef bint touch(self, int bucket, bint stays) except -1:

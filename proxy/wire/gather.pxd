@@ -27,6 +27,7 @@ cdef class Gather(Asking):
     cdef int decided_rows               # of the placement at hand
     cdef double decided_cost
     cdef int work_bucket                # the one bucket that the statement at hand works in; -1: several, or not known
+    cdef list work_buckets              # of a statement in several; of a split INSERT one for each row; None: not known
 
     cdef int route(self, Template template, Values literals, Values params, int only) except -3
     cdef int route_keyed(self, Template template, Values literals, Values params) except -3
@@ -37,6 +38,8 @@ cdef class Gather(Asking):
     cdef int open_read(self, int shard, Template template) except -1
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept
+    cdef int count_work(self, Template template) noexcept
+    cdef int spread_demand(self, int shard) except -1
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
     cdef int route_rows(self, Template template, Values literals, Values params) except -3
     cdef list marks_of(self, Template template, Values literals, Values params, bint is_binary)

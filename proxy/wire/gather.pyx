@@ -7,6 +7,8 @@ asks one shard after the other instead, each for what is left. When a shard fail
 the others still say is dropped.
 """
 
+from libc.stdint cimport uint64_t
+
 from foreshard._core.template cimport (
     COMPLETE_NONE,
     COMPLETE_ROWS,
@@ -24,6 +26,7 @@ from foreshard._core.template cimport (
     Template,
 )
 from foreshard._core.row_split cimport unmark_rows
+from foreshard._core.shared cimport SharedState
 from foreshard._core.values cimport Values
 from foreshard.proxy.wire.backend cimport (
     BACKEND_READY,
@@ -181,6 +184,7 @@ cdef class Gather(Asking):
         cdef list found = [self.hub.state.shard_of_bucket(each) for each in buckets]
         self.shards = sorted(set(found))
         self.split = [[row for row, shard in enumerate(found) if shard == each] for each in self.shards]
+        self.work_buckets = buckets
         return ROUTE_MANY
 
     cdef list row_buckets(self, Template template, Values literals, Values params):
@@ -228,6 +232,38 @@ cdef class Gather(Asking):
             hub.placer.charge(backend.shard, features, template.profile_indexes, template.profile_count)
             if self.work_bucket >= 0:
                 hub.state.add_demand(self.work_bucket, hub.placer.charged)
+            elif self.work_buckets is not None:
+                self.spread_demand(backend.shard)
+        return 0
+
+    cdef int count_work(self, Template template) noexcept:
+        """Count what is asked of the buckets of the statement that was just sent; its rows in equal shares, where it
+        is not known which are whose. A read counts in each.
+        """
+        cdef SharedState state = self.hub.state
+        cdef uint64_t rows
+        cdef Py_ssize_t index, count
+        if template.kind != ROUTE_KEYED:
+            return 0
+        if self.work_bucket >= 0:
+            state.count_statement(self.work_bucket, template.rows if template.is_write else 0)
+        elif self.work_buckets is not None:
+            count = len(self.work_buckets)
+            rows = max(template.rows, count) if template.is_write else 0
+            for index in range(count):
+                state.count_statement(
+                    <int> self.work_buckets[index], rows * (index + 1) // count - rows * index // count)
+        return 0
+
+    cdef int spread_demand(self, int shard) except -1:
+        """What was charged for a shard's part is that of its buckets, in equal shares."""
+        cdef list found = [each for each in self.work_buckets if self.hub.state.shard_of_bucket(each) == shard]
+        cdef double shares[4]
+        cdef int index
+        for index in range(4):
+            shares[index] = self.hub.placer.charged[index] / max(len(found), 1)
+        for bucket in found:
+            self.hub.state.add_demand(bucket, shares)
         return 0
 
     cdef bint attach_all(self, list shards, bint is_write) except -1:

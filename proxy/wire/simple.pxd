@@ -19,7 +19,7 @@ cdef class Simple(Carrying):
     cdef int query_many(self, Template template, const char* message, Py_ssize_t total) except -1
     cdef int query_same(self, Template template, list parts, bytes message) except -1
     cdef int query_several(self, Template template, const char* message, Py_ssize_t total) except -1
-    cdef int shard_of_all(self, Template template) except -8
+    cdef int shard_of_all(self, Template template, list works) except -8
     cdef int run_several(self) except -1
     cdef int run_next(self, bytes text) except -1
     cdef int finish_several(self) except -1

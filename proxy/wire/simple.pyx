@@ -14,6 +14,7 @@ from foreshard._core.template cimport (
     ROUTE_COPY,
     ROUTE_EMPTY,
     ROUTE_EXPLAIN,
+    ROUTE_KEYED,
     ROUTE_MULTI,
     ROUTE_PLACE,
     ROUTE_QUERY,
@@ -118,7 +119,9 @@ cdef class Simple(Carrying):
         if self.snapshot and not self.explicit and shard == self.hub.query_shard and self.hub.shard_count > 1:
             self.own_begin = SNAPSHOT_BEGIN
             return self.run_in_transaction(message[5:total - 1])
-        return self.forward_query(template, shard, message, total)
+        if self.forward_query(template, shard, message, total) == RETRY:
+            return RETRY
+        return self.count_work(template)
 
     cdef int query_copy(self, Template template, bytes text) except -1:
         """COPY FROM STDIN whose rows are told apart."""
@@ -173,6 +176,7 @@ cdef class Simple(Carrying):
         if not self.attach_all(self.shards, template.is_write):
             return RETRY
         self.queries += 1
+        self.count_work(template)
         parts = self.completed_parts(template)
         self.completing = template if template.completion else None
         whole = None if self.split is None else RowText(message[5:total - 1])
@@ -241,7 +245,8 @@ cdef class Simple(Carrying):
         """A string of several statements: whole to one shard, or one after the other."""
         cdef Template part
         cdef Template writer = template
-        cdef int shard = self.shard_of_all(template)
+        cdef list works = []
+        cdef int shard = self.shard_of_all(template, works)
         if shard == ROUTE_WAIT:
             return RETRY
         if shard == ROUTE_APART or (template.owes_claims and self.hub.shard_count > 1):
@@ -255,10 +260,17 @@ cdef class Simple(Carrying):
         for part in template.parts:
             if part.is_write:
                 writer = part
-        return self.forward_query(writer, shard, message, total)
+        if self.forward_query(writer, shard, message, total) == RETRY:
+            return RETRY
+        for part, self.work_bucket, self.work_buckets in works:
+            self.count_work(part)
+        return 0
 
-    cdef int shard_of_all(self, Template template) except -8:
-        """The one shard that can run the whole string; ROUTE_APART when there is none. Raises a part's refusal."""
+    cdef int shard_of_all(self, Template template, list works) except -8:
+        """The one shard that can run the whole string; ROUTE_APART when there is none. Raises a part's refusal.
+
+        `works` gets those of its parts that have keys, with their buckets.
+        """
         cdef Template part
         cdef int shard = -1, found, only
         for part in template.parts:
@@ -288,6 +300,8 @@ cdef class Simple(Carrying):
             if found < 0 or found == self.hub.query_shard or (shard >= 0 and found != shard):
                 return ROUTE_APART
             shard = found
+            if part.kind == ROUTE_KEYED:
+                works.append((part, self.work_bucket, self.work_buckets))
         return shard if shard >= 0 else self.hub.default_shard
 
     cdef int run_several(self) except -1:
