@@ -55,15 +55,14 @@ async def pipe(
     async def read() -> str:
         nonlocal is_broken
         try:
-            status = str(await source.copy_from_query(query, output=take, format=form))
-            await chunks.put(None)
+            return str(await source.copy_from_query(query, output=take, format=form))
         except BaseException:
             is_broken = True
             while chunks.full():
                 chunks.get_nowait()
-            chunks.put_nowait(None)
             raise
-        return status
+        finally:
+            await chunks.put(None)
 
     async def given() -> AsyncIterator[bytes]:
         while (chunk := await chunks.get()) is not None:
@@ -82,7 +81,7 @@ async def pipe(
         if isinstance(error, _Broken) and isinstance(outcome, Exception):
             raise outcome from None
         if isinstance(error, RuntimeError) and target.is_closed():  # uvloop's, where the driver writes CopyFail
-            raise ConnectionResetError("connection was closed in the middle of a COPY") from error
+            raise ConnectionResetError("closed in the middle of a COPY") from error
         raise
     if await reading != written:
         raise ForeshardError(f"{'.'.join(table)}: {await reading} was read, {written} written")

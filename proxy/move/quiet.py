@@ -10,6 +10,7 @@ While MOVE_LOCK of the source is held by the mover's transaction, nothing uses t
 from __future__ import annotations
 
 import asyncio
+import time
 
 import asyncpg
 import msgspec
@@ -20,6 +21,7 @@ from foreshard.proxy.control.moves import MOVE_LOCK
 from foreshard.proxy.control.placing import Notice
 
 TURN_MS = 70  # that routers may take to hear, beside what they give transactions to end
+TRIPS = 3  # round trips to the shard that it takes until all have given way
 PREPARED_WAIT_S = 0.05  # for transactions over several shards that are just being committed
 POLL_S = 0.001  # between looks at locks and prepared transactions: PostgreSQL tells nobody of either
 PREPARED = "SELECT gid::text FROM pg_prepared_xacts WHERE database = current_database()"
@@ -39,7 +41,9 @@ async def quieten(source: Connection, bell: Connection, notice: Notice, begin: s
     asyncpg.LockNotAvailableError when somebody does. `bell` is another connection to the source; it has a transaction
     open afterwards, too, by `begin`.
     """
-    wait_ms = TURN_MS + int(1000 * notice.patience_s)
+    began_s = time.monotonic()
+    await bell.execute("SELECT")
+    wait_ms = TURN_MS + int(1000 * (notice.patience_s + TRIPS * (time.monotonic() - began_s)))
     locking = asyncio.create_task(source.execute(LOCK.format(wait_ms=wait_ms, bucket=notice.bucket)))
     try:
         while not locking.done():
