@@ -24,7 +24,10 @@ from tests.support.verified import assert_verified
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "tests" / "fault" / "MATRIX.md"
-FILES = ("tests/fault/test_moves_killed.py", "tests/fault/test_moves_cut.py", "tests/fault/test_move_killed.py")
+FILES = (
+    "tests/fault/test_moves_killed.py", "tests/fault/test_moves_cut.py", "tests/fault/test_moves_network.py",
+    "tests/fault/test_move_killed.py",
+)  # fmt: skip
 WRITING = "FORESHARD_FAULT_MATRIX"  # environment: the folder for fragments of a run that writes the document
 NOBODY = "no clients"
 NONE = "nothing"
