@@ -38,7 +38,9 @@ SCHEMA = "CREATE TABLE document (id bigserial PRIMARY KEY, n integer NOT NULL DE
 STATEMENTS = 400
 START_DEADLINE_S = 120.0
 # Functions that are there for moves and the rebalancer alone.
-FOR_MOVES = re.compile(r"Freezing_|can_take|has_bucket|SharedState_count_statement|SharedState_add_demand")
+FOR_MOVES = re.compile(
+    r"Freezing_|count_work|spread_demand|can_take|has_bucket|SharedState_count_statement|SharedState_add_demand"
+)
 LINE = re.compile(r"^\s*([\d,]+) \(.*?\)\s+\S*?:(\S+)")
 
 

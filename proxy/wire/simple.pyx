@@ -121,7 +121,7 @@ cdef class Simple(Carrying):
             return self.run_in_transaction(message[5:total - 1])
         if self.forward_query(template, shard, message, total) == RETRY:
             return RETRY
-        return self.count_work(template)
+        return self.count_work(template) if kind == ROUTE_KEYED else 0
 
     cdef int query_copy(self, Template template, bytes text) except -1:
         """COPY FROM STDIN whose rows are told apart."""
