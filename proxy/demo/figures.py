@@ -35,7 +35,7 @@ async def read_console(config: Config, command: str) -> list[Row]:
             is_away = isinstance(error, Unreachable) or error.sqlstate in COMING_OR_GOING
             if not is_away or asyncio.get_running_loop().time() > deadline_s:
                 raise
-        await asyncio.sleep(RECONNECT_POLL_S)
+        await asyncio.sleep(RECONNECT_POLL_S)  # nothing tells when the proxy is there again
 
 
 async def wait_settled(config: Config) -> None:

@@ -38,7 +38,7 @@ cdef class Gather(Asking):
     cdef int open_read(self, int shard, Template template) except -1
     cdef int written_shard(self) noexcept
     cdef int next_any(self) noexcept
-    cdef int count_work(self, Template template) noexcept
+    cdef int count_work(self, Template template) except -1
     cdef int spread_demand(self, int shard) except -1
     cdef int charge(self, Backend backend, Template template, Values literals, Values params, int rows=*) except -1
     cdef int route_rows(self, Template template, Values literals, Values params) except -3

@@ -236,7 +236,7 @@ cdef class Gather(Asking):
                 self.spread_demand(backend.shard)
         return 0
 
-    cdef int count_work(self, Template template) noexcept:
+    cdef int count_work(self, Template template) except -1:
         """Count what is asked of the buckets of the statement that was just sent; its rows in equal shares, where it
         is not known which are whose. A read counts in each.
         """

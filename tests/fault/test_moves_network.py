@@ -105,7 +105,7 @@ def reset_again_and_again(world: MovingWorld, relay: Relay) -> None:
     """While a move is planned or under way."""
     for _ in range(RESET_TIMES):
         relay.reset_soon(RESET_SHARE)
-        time.sleep(world.draw.uniform(0.05, 0.4))
+        time.sleep(world.draw.uniform(0.05, 0.4))  # somewhere else in the move each time
 
 
 @pytest.mark.parametrize("end", ENDS)

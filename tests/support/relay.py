@@ -116,7 +116,7 @@ class Relay:
         """Until there is no silence, and as long as bytes are delayed."""
         await self._is_open.wait()
         if self._delay_s:
-            await asyncio.sleep(self._delay_s)
+            await asyncio.sleep(self._delay_s)  # the fault itself
             await self._is_open.wait()
 
 
